@@ -1,0 +1,152 @@
+"""Tasks: named items, prompt formats and a scorer. Every item scores in [0, 1]; the chance level is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from catchment.errors import InputError, TaskError, did_you_mean
+
+SCORERS = (
+    "choice",
+    "choice_per_token",
+    "choice_per_byte",
+    "exact",
+    "regex",
+    "refusal",
+    "text",
+    "agreement",
+    "classify",
+    "callable",
+)
+CHOICE_SCORERS = ("choice", "choice_per_token", "choice_per_byte")
+GENERATED_SCORERS = ("exact", "regex", "refusal", "callable")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        prompt: The question or the text to continue; for ``text`` the passage itself.
+        choices: Possible answers, for the choice scorers.
+        gold: Index of the right choice; or the right answer(s) (``exact``); or a pattern (``regex``);
+            or ``"refuse"`` / ``"comply"`` (``refusal``); ``None`` for unlabelled prompts and text.
+        id: Content hash; computed when empty.
+        meta: Free information kept with the item (e.g. a category); never part of the prompt.
+    """
+
+    prompt: str
+    choices: tuple[str, ...] = ()
+    gold: int | str | tuple[str, ...] | None = None
+    id: str = ""
+    meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            content = json.dumps([self.prompt, self.choices, self.gold], ensure_ascii=False)
+            object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a question is put. ``template`` contains ``{prompt}`` once, and may contain ``{choices}`` (lettered
+    lines). ``separator`` stands between the filled template and the answer."""
+
+    name: str
+    template: str = "{prompt}"
+    separator: str = " "
+
+    def fill(self, item: Item) -> str:
+        text = self.template
+        if "{choices}" in text:
+            lines = "\n".join(f"{chr(65 + i)}. {c}" for i, c in enumerate(item.choices))
+            text = text.replace("{choices}", lines)
+        return text.replace("{prompt}", item.prompt)
+
+
+CONTINUE = (
+    Format("plain"),
+    Format("quoted", "Text: {prompt}"),
+    Format("instructed", "Continue the text.\n\n{prompt}"),
+)
+ASK = (
+    Format("question", "Question: {prompt}\nAnswer:"),
+    Format("bare", "{prompt}", "\n"),
+    Format("instructed", "Answer the following question briefly.\n{prompt}\nThe answer is"),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Items, formats and a scorer.
+
+    Attributes:
+        name: Shown in tables; unique within a comparison.
+        items: What is scored. Order is kept; a ``limit`` takes a seeded sample.
+        scorer: One of :data:`SCORERS`.
+        formats: At least one; the first is the default, the others measure prompt-format sensitivity.
+        style: ``"continue"``: the answer continues the text, a chat template is never applied.
+            ``"ask"``: the prompt is a request; with ``chat_template="auto"`` it is wrapped in the
+            tokenizer's own template when it has one.
+        shots: Solved examples put before every item, the same for all. Never among the scored items.
+        chance: Expected score of guessing. ``None``: derived (choice: mean of 1/len(choices); else 0).
+        max_new_tokens, stop: Limits of a greedy generation.
+        function: For scorer ``"callable"``: ``function(item, answer) -> float`` in [0, 1].
+        version: Raised when the items or their meaning change.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    scorer: str
+    formats: tuple[Format, ...] = ASK
+    style: Literal["ask", "continue"] = "ask"
+    shots: tuple[Item, ...] = ()
+    chance: float | None = None
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ("\n",)
+    function: Any = None
+    system: str | None = None
+    description: str = ""
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scorer not in SCORERS:
+            raise InputError(
+                f"task {self.name!r}: unknown scorer {self.scorer!r}; expected one of {', '.join(SCORERS)}."
+                + did_you_mean(self.scorer, SCORERS)
+            )
+        if not self.items:
+            raise TaskError(f"task {self.name!r} has no items; expected at least one. Is the file empty?")
+        ids = [item.id for item in self.items]
+        if len(set(ids)) != len(ids):
+            double = next(i for i in ids if ids.count(i) > 1)
+            raise TaskError(
+                f"task {self.name!r} holds item {double!r} more than once; expected distinct ids. Remove the copies."
+            )
+
+    @property
+    def chance_level(self) -> float:
+        if self.chance is not None:
+            return self.chance
+        if self.scorer in CHOICE_SCORERS:
+            return sum(1 / max(len(item.choices), 1) for item in self.items) / len(self.items)
+        return 0.0
+
+    def hash(self) -> str:
+        """SHA-256 over everything that decides a score: items, formats, shots, scorer, limits, version."""
+        content = [
+            [[i.id, i.prompt, i.choices, i.gold] for i in self.items],
+            [[f.name, f.template, f.separator] for f in self.formats],
+            [[i.prompt, i.choices, i.gold] for i in self.shots],
+            [self.scorer, self.style, self.max_new_tokens, self.stop, self.system, self.version],
+        ]
+        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+    def with_items(self, items: tuple[Item, ...]) -> Task:
+        """The same task on other items; the chance level is derived anew."""
+        return replace(self, items=items)

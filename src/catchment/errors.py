@@ -1,0 +1,47 @@
+"""One tree of errors. Every message names the value given, what was expected and the likely fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CatchmentError(Exception):
+    """Base of every error that a user can act on. The command line prints it in one line and exits with 2."""
+
+
+class InputError(CatchmentError, ValueError):
+    """A value that was given cannot be used: wrong name, empty file, setting out of range."""
+
+
+class ModelError(CatchmentError):
+    """A model cannot be found, read or used for what was asked."""
+
+
+class TaskError(CatchmentError):
+    """A task cannot be built or scored honestly: unlabelled, empty, prompts that do not fit."""
+
+
+class GateError(TaskError):
+    """A validity gate refused a measurement that would have looked like a result."""
+
+
+class StoreError(CatchmentError):
+    """The output folder cannot be used: read-only, full, locked, or holding another comparison."""
+
+
+class MissingExtraError(CatchmentError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package!r}, which is not installed: pip install 'catchment[{extra}]'")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    >>> did_you_mean("arithmetik", ["arithmetic", "recall"])
+    " Did you mean 'arithmetic'?"
+    """
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,228 @@
+"""Records: every result with its conditions, as plain data that is written to JSON and read back.
+
+Nothing here imports torch. Rows are facts; everything in :class:`TaskResult` is recomputed from rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["gained", "lost", "kept", "undecided", "not measurable"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scored item.
+
+    Attributes:
+        item: Content hash of the item.
+        score: In [0, 1].
+        prediction: Text of the chosen option, or the generated answer.
+        logprobs: Natural-log probability of each choice, summed over its tokens; empty for generations.
+        companion: The continuous companion of the score: probability of the right choice among the choices,
+            probability of the right answer (generation), or bits per byte (text). ``None`` where it has no meaning.
+        flags: What a reader must know about this row: ``tie``, ``truncated``, ``cut`` (the answer hit the
+            token limit), ``incoherent``.
+    """
+
+    item: str
+    score: float
+    prediction: str
+    logprobs: tuple[float, ...] = ()
+    companion: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A confidence interval. ``level`` is what this single interval claims (after the correction for
+    ``family`` simultaneous intervals); ``method`` names how it was computed."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    method: str
+    family: int = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Which model was measured, and how it stood in memory. Hashes are hex SHA-256."""
+
+    name: str
+    source: Literal["hub", "folder", "gguf", "package", "adapter", "increment", "memory"]
+    architecture: str
+    parameters: int
+    weights_hash: str
+    config_hash: str
+    tokenizer_hash: str
+    template_hash: str
+    dtype: str
+    device: str
+    attention: str
+    revision: str | None = None
+    quantization: str | None = None
+    base: str | None = None
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """Scores under one prompt format, on the items that all formats share."""
+
+    name: str
+    n: int
+    base: float
+    tuned: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Companion:
+    """The continuous companion of a 0/1 score: mean over items, base and tuned, and the paired interval."""
+
+    name: str
+    base: float
+    tuned: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What happened to one task. ``decide_n`` is the n that would decide an undecided verdict (80% power)."""
+
+    task: str
+    scorer: str
+    n: int
+    chance: float
+    base: float
+    tuned: float
+    difference: Interval
+    verdict: Verdict
+    reason: str
+    admitted: bool
+    flips_lost: int
+    flips_gained: int
+    decide_n: int | None = None
+    companion: Companion | None = None
+    formats: tuple[FormatResult, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """Bits per byte on reference text, base and tuned (lower is better), paired over passages."""
+
+    name: str
+    n: int
+    base: float
+    tuned: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One item that one model answers right and the other wrong. ``weight`` orders flips by how telling
+    they are: the change of the companion, in [0, 1]."""
+
+    task: str
+    item: str
+    direction: Literal["lost", "gained"]
+    prompt: str
+    expected: str
+    base_answer: str
+    tuned_answer: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class DriftRow:
+    """How far one tensor moved: ``distance`` = ||tuned - base||_2, ``relative`` = distance / ||base||_2."""
+
+    name: str
+    layer: int | None
+    kind: str
+    size: int
+    norm: float
+    distance: float
+    changed: int
+
+    @property
+    def relative(self) -> float:
+        return self.distance / self.norm if self.norm > 0 else float(self.distance > 0)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Drift in all and per tensor (tied tensors once). ``rms`` = distance / sqrt(size), the absolute scale alpha."""
+
+    size: int
+    norm: float
+    distance: float
+    rms: float
+    changed: int
+    tensors: tuple[DriftRow, ...]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """The recovered model of ``--recover``: how it was made, and what it scores on the judging half."""
+
+    path: str
+    recipe: str
+    strength: float
+    tasks: tuple[TaskResult, ...]
+    candidates: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The record of ``catchment compare``: written to ``OUT/comparison.json``."""
+
+    base: ModelCard
+    tuned: ModelCard
+    tasks: tuple[TaskResult, ...]
+    verdict: str
+    headline: Literal["clean", "loss", "gain", "trade", "open"]
+    margin: float
+    alpha: float
+    flips: tuple[Flip, ...] = ()
+    texts: tuple[TextResult, ...] = ()
+    drift: Drift | None = None
+    recovered: Recovered | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    created: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __getitem__(self, task: str) -> TaskResult:
+        for result in self.tasks:
+            if result.task == task:
+                return result
+        from catchment.errors import InputError, did_you_mean
+
+        names = [result.task for result in self.tasks]
+        raise InputError(f"no task {task!r} in this comparison; it has {names}.{did_you_mean(task, names)}")
+
+
+def to_json(record: Any) -> str:
+    """Serialise a record; NaN and infinities are refused, because JSON has none.
+
+    >>> to_json(Interval(0.1, 0.0, 0.2, 0.95, "score"))[:16]
+    '{"estimate": 0.1'
+    """
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """Read a record back, checked field by field. Raises ``pydantic.ValidationError`` on a foreign file."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind).validate_json(text)
