@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from catchment.errors import InputError, did_you_mean
+
 SCHEMA_VERSION = 1
 
 Verdict = Literal["gained", "lost", "kept", "undecided", "not measurable"]
@@ -127,6 +129,17 @@ class TextResult:
 
 
 @dataclass(frozen=True)
+class AgreementResult:
+    """Agreement with the base on unlabelled prompts: 1 - mean total variation of the next-token distributions,
+    teacher-forced on the base's greedy answers; ``kl`` is the mean KL(base || tuned) in bits per token."""
+
+    name: str
+    n: int
+    agreement: Interval
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
 class Flip:
     """One item that one model answers right and the other wrong. ``weight`` orders flips by how telling
     they are: the change of the companion, in [0, 1]."""
@@ -194,6 +207,7 @@ class Comparison:
     alpha: float
     flips: tuple[Flip, ...] = ()
     texts: tuple[TextResult, ...] = ()
+    agreements: tuple[AgreementResult, ...] = ()
     drift: Drift | None = None
     recovered: Recovered | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
@@ -206,8 +220,6 @@ class Comparison:
         for result in self.tasks:
             if result.task == task:
                 return result
-        from catchment.errors import InputError, did_you_mean
-
         names = [result.task for result in self.tasks]
         raise InputError(f"no task {task!r} in this comparison; it has {names}.{did_you_mean(task, names)}")
 

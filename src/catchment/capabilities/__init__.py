@@ -1,0 +1,75 @@
+"""What a model can do: tasks, prompts, scorers, validity gates, and the one path by which everything is measured.
+
+The built-in tasks are in :mod:`catchment.capabilities.packs`, which is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catchment.capabilities import gates
+from catchment.capabilities.engine import Engine, context_length, without_trace
+from catchment.capabilities.evaluate import (
+    OnRows,
+    Prepared,
+    Scores,
+    cost_tokens,
+    evaluate,
+    format_of,
+    make_engine,
+    prepare,
+    run,
+    sample,
+)
+from catchment.capabilities.prompts import Encoded, expected_answer
+from catchment.capabilities.speed import Speed, measure_speed
+from catchment.capabilities.tasks import (
+    ASK,
+    CHOICE_SCORERS,
+    CONTINUE,
+    GENERATED_SCORERS,
+    SCORERS,
+    Format,
+    Item,
+    Task,
+)
+
+__all__ = [
+    "ASK",
+    "CHOICE_SCORERS",
+    "CONTINUE",
+    "GENERATED_SCORERS",
+    "SCORERS",
+    "Encoded",
+    "Engine",
+    "Format",
+    "Item",
+    "OnRows",
+    "Prepared",
+    "Scores",
+    "Speed",
+    "Task",
+
+
+    "context_length",
+    "cost_tokens",
+    "evaluate",
+    "expected_answer",
+    "format_of",
+    "gates",
+    "make_engine",
+    "measure_speed",
+    "packs",  # noqa: F822 - imported by __getattr__
+    "prepare",
+    "run",
+    "sample",
+    "without_trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "packs":
+        from importlib import import_module
+
+        return import_module("catchment.capabilities.packs")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

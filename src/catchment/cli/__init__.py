@@ -1,0 +1,35 @@
+"""The command line: parses, calls a workflow, prints. Exit code 0: fine; 1: a bound is broken; 2: error."""
+
+from __future__ import annotations
+
+import sys
+
+HELP = """\
+catchment: what did my fine-tune lose?
+
+usage: catchment VERB ...
+
+  compare BASE TUNED    gained, lost, kept, undecided; the items that flipped
+  report  OUT           the page again, from the record
+  tasks                 the built-in tasks
+
+catchment VERB --help explains a verb; catchment --version prints the version.
+Exit code 0: fine; 1: a bound that was asked for is broken; 2: error.
+"""
+VERBS = ("compare", "report", "tasks")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``catchment`` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] in ("-V", "--version"):
+        from catchment import __version__
+
+        print(f"catchment {__version__}")
+        sys.exit(0)
+    from catchment.cli.verbs import run
+
+    sys.exit(run(arguments[0], arguments[1:]))

@@ -1,0 +1,18 @@
+"""What a person sees: the terminal table, the page and the notebook display, all from one record."""
+
+from catchment.report.page import notebook_html, page_html, write_page
+from catchment.report.terminal import comparison_table, print_comparison
+from catchment.report.words import Headline, headline_label, percent, points, verdict_sentence
+
+__all__ = [
+    "Headline",
+    "comparison_table",
+    "headline_label",
+    "notebook_html",
+    "page_html",
+    "percent",
+    "points",
+    "print_comparison",
+    "verdict_sentence",
+    "write_page",
+]

@@ -1,0 +1,20 @@
+"""Where results live: content-addressed cells of item rows, the output folder that holds them, and who runs them."""
+
+from catchment.runs.cells import canonical_json, cell_key
+from catchment.runs.executors import LocalExecutor, Outcome
+from catchment.runs.files import write_atomic
+from catchment.runs.folders import claim_folder
+from catchment.runs.store import Cell, CellInfo, Store, StoreWarning
+
+__all__ = [
+    "Cell",
+    "CellInfo",
+    "LocalExecutor",
+    "Outcome",
+    "Store",
+    "StoreWarning",
+    "canonical_json",
+    "cell_key",
+    "claim_folder",
+    "write_atomic",
+]

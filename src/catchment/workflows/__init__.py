@@ -1,0 +1,7 @@
+"""One function per verb: the Python API that the command line and notebooks call."""
+
+from catchment.workflows.compare import broken_bounds, compare, plan_only, run_comparison
+from catchment.workflows.plan import Plan
+from catchment.workflows.progress import Progress
+
+__all__ = ["Plan", "Progress", "broken_bounds", "compare", "plan_only", "run_comparison"]

@@ -1,0 +1,461 @@
+"""The forward passes behind every score: prompts once, choices as branches, a shared prefix once.
+
+A batch is one forward pass over rows laid out as
+
+    [shared prefix, from its KV cache] [left padding | rest of the prompt] [answer 1 | answer 2 | ...]
+
+with an attention mask in which every answer sees the prefix, its prompt and itself, and no other answer.
+Positions continue from the prompt in every answer. So the prompt is computed once for all choices of an item, and
+shots or a system prompt that all items share are computed once for the whole task. Architectures that cannot do
+this (no 4-D mask, no positions, recurrent state, sliding window shorter than the text) take the plain path: one row
+per answer. Which path was taken is recorded.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from catchment.errors import ModelError
+
+Ids = Sequence[int]
+
+
+@dataclass
+class Engine:
+    """A causal language model, ready to be asked.
+
+    Attributes:
+        packed: Use the layout above; otherwise the plain path.
+        batch_tokens: Padded tokens per forward pass.
+        notes: What a reader must know about how the numbers were made.
+        checked: The packed layout was compared with the plain path on this model.
+    """
+
+    model: Any
+    tokenizer: Any
+    packed: bool = True
+    batch_tokens: int = 1024
+    notes: list[str] = field(default_factory=list)
+    checked: bool = False
+
+    @property
+    def base(self) -> Any:
+        """The transformers model inside a PEFT wrapper (with the adapter's layers in place), or the model itself."""
+        return getattr(self.model, "get_base_model", lambda: self.model)()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype if dtype.is_floating_point else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def pad(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Every token that ends an answer: of the generation config and of the tokenizer."""
+        ids = getattr(getattr(self.base, "generation_config", None), "eos_token_id", None)
+        ids = ids if isinstance(ids, list) else [ids]
+        return {int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that all prompts begin with, and their KV cache (batch 1)."""
+
+    length: int
+    cache: Any = None
+
+
+@dataclass
+class Packed:
+    """What one packed forward pass leaves: log-probabilities of the answers [row][answer], the greedy next token
+    of each prompt, and what decoding needs to go on."""
+
+    logprobs: list[list[float]]
+    next_ids: Tensor
+    cache: Any
+    visible: Tensor
+    positions: Tensor
+
+
+def text_config(model: Any) -> Any:
+    """The part of the config that describes the language model."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def context_length(model: Any) -> int | None:
+    """Longest text the model takes, in tokens; ``None`` where the config does not say."""
+    config = text_config(model)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def supports_packing(model: Any, longest: int) -> str | None:
+    """Why the packed layout cannot be used for texts of up to ``longest`` tokens; ``None`` when it can."""
+    implementation = getattr(model.config, "_attn_implementation", "eager")
+    if implementation not in ("eager", "sdpa"):
+        return f"attention {implementation!r} takes no 4-D mask"
+    parameters = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+    for needed in ("position_ids", "past_key_values", "attention_mask"):
+        if needed not in parameters:
+            return f"{type(model).__name__}.forward has no {needed!r}"
+    window = attention_window(model)
+    if window is not None and longest >= window:
+        return f"texts of up to {longest} tokens reach the attention window of {window}"
+    return None
+
+
+def attention_window(model: Any) -> int | None:
+    """Shortest span of tokens that some layer attends to; ``None`` when every layer sees the whole text."""
+    config = text_config(model)
+    spans = [getattr(config, name, None) for name in ("window_size", "attention_chunk_size")]
+    if getattr(config, "use_sliding_window", True):
+        spans.append(getattr(config, "sliding_window", None))
+    return min((span for span in spans if isinstance(span, int) and span > 0), default=None)
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix, at least one token of each prompt left over.
+
+    >>> common_prefix([[1, 2, 3], [1, 2, 4, 5]])
+    2
+    """
+    first, last = min(map(list, prompts)), max(map(list, prompts))
+    length = 0
+    for a, b in zip(first, last, strict=False):
+        if a != b:
+            break
+        length += 1
+    return min(length, min(len(p) for p in prompts) - 1)
+
+
+def make_prefix(engine: Engine, ids: Ids) -> Prefix:
+    """Run the shared tokens once. Fewer than 4 are not worth a cache."""
+    if len(ids) < 4 or not engine.packed:
+        return Prefix(0)
+    _, cache = last_logits(engine, 1, input_ids=torch.tensor([list(ids)], device=engine.device), use_cache=True)
+    layers = getattr(cache, "layers", None)
+    if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
+        return Prefix(0)
+    return Prefix(len(ids), cache)
+
+
+def _expanded(cache: Any, rows: int) -> Any:
+    """A cache for ``rows`` rows that shares the storage of a batch-1 cache; appending to it copies, never writes."""
+    new = copy.copy(cache)
+    new.layers = []
+    for layer in cache.layers:
+        twin = copy.copy(layer)
+        twin.keys = layer.keys.expand(rows, -1, -1, -1)
+        twin.values = layer.values.expand(rows, -1, -1, -1)
+        new.layers.append(twin)
+    return new
+
+
+@dataclass
+class _Layout:
+    ids: Tensor  # [rows, P + C]
+    branch: Tensor  # [rows, P + C]: -1 padding, 0 prompt, c + 1 answer c
+    positions: Tensor  # [rows, P + C]
+    lengths: Tensor  # [rows]: prompt lengths, prefix included
+    width: int  # P
+    sources: list[tuple[int, int, int, int]]  # (row, column that predicts, target token, answer)
+
+
+def _layout(engine: Engine, prefix: Prefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> _Layout:
+    rests = [list(p[prefix.length :]) for p in prompts]
+    width = max(len(r) for r in rests)
+    region = max((sum(len(a) - 1 for a in group) for group in answers), default=0)
+    rows = len(rests)
+    ids = torch.full((rows, width + region), engine.pad)
+    branch = torch.full((rows, width + region), -1)
+    positions = torch.zeros((rows, width + region), dtype=torch.long)
+    sources = []
+    for row, (rest, group) in enumerate(zip(rests, answers, strict=True)):
+        start = width - len(rest)
+        ids[row, start:width] = torch.tensor(rest)
+        branch[row, start:width] = 0
+        positions[row, start:width] = torch.arange(prefix.length, prefix.length + len(rest))
+        at = width
+        for number, answer in enumerate(group):
+            n = len(answer) - 1
+            if n:
+                ids[row, at : at + n] = torch.tensor(answer[:-1])
+                branch[row, at : at + n] = number + 1
+                end = prefix.length + len(rest)
+                positions[row, at : at + n] = torch.arange(end, end + n)
+            columns = [width - 1, *range(at, at + n)]
+            sources += [(row, column, int(token), number) for column, token in zip(columns, answer, strict=True)]
+            at += n
+    lengths = torch.tensor([len(p) for p in prompts])
+    return _Layout(ids, branch, positions, lengths, width, sources)
+
+
+def _float_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def _token_logprobs(logits: Tensor, targets: Tensor, block: int = 512) -> list[float]:
+    """log softmax(logits)[target] in fp32, a block of rows at a time: logits [n, V], targets [n]."""
+    values: list[float] = []
+    for at in range(0, len(targets), block):
+        part = logits[at : at + block].float()
+        picked = part.gather(1, targets[at : at + block, None])[:, 0]
+        values += (picked - part.logsumexp(dim=1)).tolist()
+    return values
+
+
+def last_logits(engine: Engine, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits of the last ``keep`` positions, and the cache if one was asked for."""
+    if "logits_to_keep" in inspect.signature(engine.base.forward).parameters:
+        inputs["logits_to_keep"] = keep
+    output = engine.model(**inputs)
+    return output.logits[:, -keep:], getattr(output, "past_key_values", None)
+
+
+def packed_forward(
+    engine: Engine,
+    prefix: Prefix,
+    prompts: Sequence[Ids],
+    answers: Sequence[Sequence[Ids]],
+    *,
+    keep_cache: bool = False,
+) -> Packed:
+    """One forward pass over a batch: log-probability of every answer after its prompt.
+
+    Cost: sum over rows of (longest prompt rest + longest sum of answer lengths - 1) tokens.
+    """
+    device = engine.device
+    layout = _layout(engine, prefix, prompts, answers)
+    rows, size = layout.ids.shape
+    branch = layout.branch.to(device)
+    causal = torch.ones((size, size), dtype=torch.bool, device=device).tril()
+    same = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    allowed = same & (branch >= 0)[:, None, :] & causal
+    allowed |= torch.eye(size, dtype=torch.bool, device=device)  # padding sees itself, so that no row is empty
+    if prefix.length:
+        allowed = torch.cat([allowed.new_ones(rows, size, prefix.length), allowed], dim=2)
+    logits, cache = last_logits(
+        engine,
+        size - layout.width + 1,
+        input_ids=layout.ids.to(device),
+        attention_mask=_float_mask(allowed[:, None], engine.dtype),
+        position_ids=layout.positions.to(device),
+        past_key_values=_expanded(prefix.cache, rows) if prefix.length else None,
+        use_cache=keep_cache or prefix.length > 0,
+    )
+    logprobs = [[0.0] * len(group) for group in answers]
+    if layout.sources:
+        row, column, target, _ = (torch.tensor(x, device=logits.device) for x in zip(*layout.sources, strict=True))
+        values = _token_logprobs(logits[row, column - (layout.width - 1)], target)
+        for value, (r, _, _, number) in zip(values, layout.sources, strict=True):
+            logprobs[r][number] += value
+    visible = branch == 0
+    if prefix.length:
+        visible = torch.cat([visible.new_ones(rows, prefix.length), visible], dim=1)
+    return Packed(logprobs, logits[:, 0].argmax(-1), cache if keep_cache else None, visible, layout.lengths.to(device))
+
+
+def plain_logprobs(engine: Engine, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[list[float]]:
+    """The same numbers with one right-padded row per answer and a 2-D mask: works for every causal model."""
+    rows = [(i, j, list(p), list(a)) for i, p in enumerate(prompts) for j, a in enumerate(answers[i])]
+    result = [[0.0] * len(group) for group in answers]
+    if not rows:
+        return result
+    width = max(len(p) + len(a) - 1 for _, _, p, a in rows)
+    per_pass = max(1, engine.batch_tokens // width)
+    for at in range(0, len(rows), per_pass):
+        part = rows[at : at + per_pass]
+        ids = torch.full((len(part), width), engine.pad)
+        mask = torch.zeros((len(part), width), dtype=torch.long)
+        for k, (_, _, p, a) in enumerate(part):
+            text = [*p, *a[:-1]]
+            ids[k, : len(text)] = torch.tensor(text)
+            mask[k, : len(text)] = 1
+        logits = engine.model(input_ids=ids.to(engine.device), attention_mask=mask.to(engine.device)).logits
+        for k, (i, j, p, a) in enumerate(part):
+            steps = logits[k, len(p) - 1 : len(p) - 1 + len(a)]
+            result[i][j] = sum(_token_logprobs(steps, torch.tensor(a, device=logits.device)))
+    return result
+
+
+def answer_logprobs(
+    engine: Engine, prefix: Prefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]
+) -> list[list[float]]:
+    """Summed log-probability of every answer after its prompt: [row][answer], natural logarithm."""
+    if engine.packed:
+        return packed_forward(engine, prefix, prompts, answers).logprobs
+    return plain_logprobs(engine, prompts, answers)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer: its text up to the stop, its tokens, whether the token limit cut it, and the
+    log-probability of the right answer where one was given."""
+
+    text: str
+    ids: tuple[int, ...]
+    cut: bool
+    gold_logprob: float | None = None
+
+
+def _stopped(text: str, stops: Sequence[str]) -> str | None:
+    """The text before the first stop string that follows a visible character; ``None`` when none did."""
+    lead = len(text) - len(text.lstrip())
+    ends = [at for s in stops if (at := text.find(s, lead)) >= 0 and text[:at].strip()]
+    return text[: min(ends)] if ends else None
+
+
+def generate(
+    engine: Engine,
+    prefix: Prefix,
+    prompts: Sequence[Ids],
+    *,
+    golds: Sequence[Sequence[Ids]] | None = None,
+    max_new_tokens: int = 32,
+    stop: Sequence[str] = (),
+) -> list[Answer]:
+    """Greedy answers. Rows that are done leave the batch; the right answer is scored in the first pass.
+
+    Args:
+        golds: per row zero or one right answer as tokens; its log-probability comes back with the answer.
+        stop: strings that end an answer, once it has a visible character.
+    """
+    golds = golds if golds is not None else [[] for _ in prompts]
+    if not engine.packed:
+        return _plain_generate(engine, prompts, golds, max_new_tokens, stop)
+    state = packed_forward(engine, prefix, prompts, golds, keep_cache=True)
+    rows = list(range(len(prompts)))
+    out: list[list[int]] = [[] for _ in prompts]
+    texts: dict[int, str] = {}
+    tokens, visible, positions, cache = state.next_ids, state.visible, state.positions, state.cache
+    for step in range(max_new_tokens):
+        alive = []
+        for k, row in enumerate(rows):
+            if row in texts:
+                continue
+            token = int(tokens[k])
+            ended = token in engine.stop_ids
+            if not ended:
+                out[row].append(token)
+            text = engine.tokenizer.decode(out[row], skip_special_tokens=True)
+            cut = text if ended else _stopped(text, stop)
+            if cut is not None:
+                texts[row] = cut
+            else:
+                alive.append(k)
+        if not alive or step == max_new_tokens - 1:
+            break
+        if len(alive) <= 0.7 * len(rows):
+            index = torch.tensor(alive, device=tokens.device)
+            cache.batch_select_indices(index)
+            tokens, visible, positions = tokens[index], visible[index], positions[index]
+            rows = [rows[k] for k in alive]
+        visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
+        logits, cache = last_logits(
+            engine,
+            1,
+            input_ids=tokens[:, None],
+            attention_mask=_float_mask(visible[:, None, None, :], engine.dtype),
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        tokens, positions = logits[:, -1].argmax(-1), positions + 1
+    decode = engine.tokenizer.decode
+    return [
+        Answer(
+            texts[i] if i in texts else decode(out[i], skip_special_tokens=True),
+            tuple(out[i]),
+            i not in texts,
+            state.logprobs[i][0] if golds[i] else None,
+        )
+        for i in range(len(prompts))
+    ]
+
+
+def _plain_generate(
+    engine: Engine, prompts: Sequence[Ids], golds: Sequence[Sequence[Ids]], max_new_tokens: int, stop: Sequence[str]
+) -> list[Answer]:
+    """Through the model's own ``generate``, one prompt at a time: any architecture, no padding to go wrong."""
+    logprobs = plain_logprobs(engine, prompts, golds)
+    answers = []
+    for i, prompt in enumerate(prompts):
+        new = _greedy(engine, prompt, max_new_tokens, stop)
+        ended = bool(new) and new[-1] in engine.stop_ids
+        new = new[:-1] if ended else new
+        text = engine.tokenizer.decode(new, skip_special_tokens=True)
+        stopped = _stopped(text, stop)
+        gold = logprobs[i][0] if golds[i] else None
+        answers.append(Answer(text if stopped is None else stopped, tuple(new), not ended and stopped is None, gold))
+    return answers
+
+
+def _greedy(engine: Engine, prompt: Ids, max_new_tokens: int, stop: Sequence[str]) -> list[int]:
+    """New tokens of one prompt, the one that ends the answer included. The model's own generation config is set
+    aside: it may hold a repetition penalty, which is not greedy decoding."""
+    from transformers import GenerationConfig
+
+    def finished(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        text = engine.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+        return torch.tensor([_stopped(text, stop) is not None], device=ids.device)
+
+    ids = torch.tensor([list(prompt)], device=engine.device)
+    owner, stops = engine.base, sorted(engine.stop_ids)
+    saved, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        output = owner.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stops or None,
+            pad_token_id=engine.pad,
+            stopping_criteria=[finished],
+        )
+    finally:
+        owner.generation_config = saved
+    return output[0, len(prompt) :].tolist()
+
+
+@contextmanager
+def without_trace(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients inside; training mode of every module and all random states restored outside.
+
+    Not ``inference_mode``: buffers that a model renews while it runs (scaled rotary frequencies) would stay
+    inference tensors, and training would fail on them afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    state = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        torch.set_rng_state(state)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)

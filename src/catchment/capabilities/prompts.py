@@ -1,0 +1,194 @@
+"""From an item to token ids: prompt formats, shots, chat templates, and exactly one BOS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
+from catchment.errors import InputError, TaskError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One item as token ids.
+
+    Attributes:
+        item: Where it came from.
+        text: The whole prompt as text, as the model saw it.
+        prompt: Token ids of the prompt, one BOS included when the tokenizer uses one.
+        answers: Token ids of each answer to be scored after the prompt: the choices; the right answer alone
+            (generations whose answer is known); nothing otherwise.
+        sizes: UTF-8 length of each answer, for scores per byte.
+    """
+
+    item: Item
+    text: str
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    sizes: tuple[int, ...]
+
+
+def chat_template_text(tokenizer: Any, task: Task, chat_template: str) -> str | None:
+    """The template to apply to this task, or ``None``.
+
+    ``"none"``: never. ``"auto"``: the tokenizer's own, for tasks of style ``"ask"``. Otherwise the path of a
+    Jinja file, applied to tasks of style ``"ask"``.
+
+    Raises:
+        InputError: the path is not a readable file, or the tokenizer has several templates and none is the default.
+    """
+    if chat_template not in ("auto", "none") and not Path(chat_template).is_file():
+        raise InputError(f"--chat-template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
+    if chat_template == "none" or task.style == "continue":
+        return None
+    if chat_template != "auto":
+        return Path(chat_template).read_text(encoding="utf-8")
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict):
+        if "default" not in own:
+            raise InputError(
+                f"the tokenizer has the chat templates {sorted(own)} and no default; expected --chat-template PATH "
+                f"with one of them, or 'none'."
+            )
+        return own["default"]
+    return own
+
+
+def expected_answer(item: Item, scorer: str) -> str | None:
+    """The right answer as text, where it is known.
+
+    >>> expected_answer(Item("2 + 2?", gold=("4", "four")), "exact")
+    '4'
+    """
+    if scorer in CHOICE_SCORERS:
+        known = isinstance(item.gold, int) and 0 <= item.gold < len(item.choices)
+        return item.choices[item.gold] if known else None  # type: ignore[index]
+    if "answer" in item.meta:
+        return str(item.meta["answer"])
+    if scorer == "exact" and item.gold is not None:
+        return str(item.gold[0]) if isinstance(item.gold, tuple) else str(item.gold)
+    return None
+
+
+def _shot_answer(task: Task, shot: Item) -> str:
+    answer = expected_answer(shot, task.scorer)
+    if answer is None:
+        raise TaskError(f"task {task.name!r}: shot {shot.id} has no answer to show; give it a gold answer.")
+    return answer
+
+
+def render(tokenizer: Any, task: Task, item: Item, form: Format, template: str | None, system: str | None) -> str:
+    """The prompt as text, up to where the answer begins. The separator before the answer is not part of it.
+
+    Raises:
+        TaskError: the chat template refuses the messages (some have no system role).
+    """
+    system = system if system is not None else task.system
+    if template is None:
+        parts = [system] if system else []
+        parts += [form.fill(shot) + form.separator + _shot_answer(task, shot) for shot in task.shots]
+        return "\n\n".join([*parts, form.fill(item)])
+    messages = [{"role": "system", "content": system}] if system else []
+    for shot in task.shots:
+        messages.append({"role": "user", "content": form.fill(shot)})
+        messages.append({"role": "assistant", "content": _shot_answer(task, shot)})
+    messages.append({"role": "user", "content": form.fill(item)})
+    try:
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # templates are programs: they raise what they like
+        raise TaskError(
+            f"task {task.name!r}, item {item.id}: the chat template failed ({type(error).__name__}: {error}); expected "
+            f"one that takes the roles {sorted({m['role'] for m in messages})}. Use --chat-template none, another "
+            f"template, or no system prompt."
+        ) from error
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether this tokenizer puts its BOS before plain text."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a")["input_ids"]
+    return bos is not None and len(ids) > 0 and ids[0] == bos
+
+
+def start_token(tokenizer: Any) -> int | None:
+    """The token that stands before text with no context: BOS, else EOS."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids with exactly one BOS where the tokenizer or the text uses one, whatever a chat template wrote already.
+
+    A text that becomes no token at all gets the start token, so that its first answer token has a context.
+    """
+    if not texts:
+        return []
+    bos, adds = tokenizer.bos_token_id, adds_bos(tokenizer)
+    encoded = []
+    for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
+        ids = list(ids)
+        if bos is not None:
+            while len(ids) > 1 and ids[0] == bos and ids[1] == bos:
+                ids.pop(0)
+            if adds and (not ids or ids[0] != bos):
+                ids.insert(0, bos)
+        encoded.append(ids or [start_token(tokenizer) or 0])
+    return encoded
+
+
+def encode(
+    tokenizer: Any,
+    task: Task,
+    form: Format,
+    *,
+    items: Sequence[Item] | None = None,
+    chat_template: str = "auto",
+    system: str | None = None,
+) -> list[Encoded]:
+    """Encode all items of a task under one format.
+
+    Prompt and answer are tokenized together and split at the length of the prompt alone, white space at the end of the
+    prompt going to the answer: the convention of the lm-evaluation-harness, so that decisions are comparable. Where
+    the answer is generated only blanks go over to it, because a line break at the end is part of the request.
+    """
+    items = task.items if items is None else items
+    template = chat_template_text(tokenizer, task, chat_template)
+    separator = "" if template is not None else form.separator
+    contexts, continuations = [], []
+    for item in items:
+        context = render(tokenizer, task, item, form, template, system)
+        if template is None and task.scorer in (*GENERATED_SCORERS, "agreement") and separator.strip(" "):
+            context += separator  # a line break before the answer is ours to write, not the model's
+            separated = ""
+        else:
+            separated = separator
+        blanks = " " if task.scorer in GENERATED_SCORERS or task.scorer == "agreement" else None
+        kept = context.rstrip(blanks) if template is None else context
+        tail = context[len(kept) :]
+        contexts.append(kept)
+        known = expected_answer(item, task.scorer)
+        answers = item.choices if task.scorer in CHOICE_SCORERS else ([known] if known else [])
+        continuations.append([tail + separated + answer for answer in answers])
+    prompts = encode_texts(tokenizer, contexts)
+    wholes = iter(
+        encode_texts(
+            tokenizer, [c + answer for c, group in zip(contexts, continuations, strict=True) for answer in group]
+        )
+    )
+    encoded = []
+    for item, text, prompt, group in zip(items, contexts, prompts, continuations, strict=True):
+        # An empty prompt is the start token alone, which the tokens of prompt and answer may not begin with.
+        begin = len(prompt) if text or adds_bos(tokenizer) else 0
+        answers_ids = tuple(tuple(next(wholes)[begin:]) for _ in group)
+        if any(not ids for ids in answers_ids):
+            raise TaskError(
+                f"task {task.name!r}, item {item.id}: an answer becomes no token of its own after the prompt "
+                f"{text[-40:]!r}; expected a visible answer. Change the separator or the answer."
+            )
+        sizes = tuple(len(answer.strip().encode()) for answer in group)
+        encoded.append(Encoded(item, text, tuple(prompt), answers_ids, sizes))
+    return encoded

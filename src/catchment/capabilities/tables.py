@@ -1,0 +1,286 @@
+"""Tasks from rows: a `datasets` data set, a list of dicts, a CSV or JSONL file, with templates over its columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from catchment.capabilities.jsonl import SCORERS_OF, build_task, check_keys, fail, read_entries, read_text
+from catchment.capabilities.tasks import Item, Task
+from catchment.errors import InputError, MissingExtraError, TaskError, did_you_mean
+
+Row = Mapping[str, Any]
+Template = str | Callable[[Row], Any]
+"""A column name, a template such as ``"{context} {question}"``, or a function of the row."""
+
+UNLABELLED = -1
+TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv")
+
+
+def fill(template: Template, row: Row, where: str) -> Any:
+    """The value of a column, a filled template, or what a function makes of the row.
+
+    >>> fill("{a} and {b}", {"a": 1, "b": 2}, "here")
+    '1 and 2'
+    """
+    if callable(template):
+        return template(row)
+    if template in row:
+        return row[template]
+    if "{" not in template:
+        fail(where, f"no column {template!r}; it has {_columns(row)}.{did_you_mean(template, list(row))}")
+    text = ""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        fail(where, f"template {template!r}: {error}; write literal braces as '{{{{' and '}}}}'.")
+    for literal, column, _, _ in parts:
+        text += literal
+        if column is None:
+            continue
+        if column not in row:
+            fail(where, f"template {template!r} names {column!r}, which is no column; it has {_columns(row)}."
+                 + did_you_mean(column, list(row)))  # fmt: skip
+        text += str(row[column])
+    return text
+
+
+def _columns(row: Row) -> str:
+    return ", ".join(str(column) for column in row)
+
+
+def _choices(choices: Any, row: Row, where: str) -> tuple[tuple[str, ...], list[str]]:
+    """Texts of the choices, and their labels where the column holds them (as in ARC)."""
+    if isinstance(choices, Sequence) and not isinstance(choices, str):
+        return tuple(str(_literal(template, row, where)) for template in choices), []
+    found = fill(choices, row, where)
+    labels: list[str] = []
+    if isinstance(found, Mapping) and "text" in found:
+        labels = [str(label) for label in found.get("label", [])]
+        found = found["text"]
+    if isinstance(found, str) or not isinstance(found, Sequence) or len(found) < 2:
+        fail(where, f"choices {choices!r} give {found!r}; expected a list of at least 2 texts, or {{'text': [...]}}.")
+    return tuple(str(c) for c in found), labels
+
+
+def _literal(template: Template, row: Row, where: str) -> Any:
+    """In a list of choices, text that is no column and no template stands for itself."""
+    plain = isinstance(template, str) and template not in row and "{" not in template
+    return template if plain else fill(template, row, where)
+
+
+def gold_index(value: Any, choices: Sequence[str], labels: Sequence[str], where: str) -> int:
+    """The index of the right choice from an index, a label of the row, the text of a choice, or a letter.
+
+    A text is looked up in this order: labels, texts of the choices, letters (A is 0), digits (an index from 0).
+    ``None``, ``""`` and -1 mean unlabelled and stay -1, for the validity gate to refuse.
+
+    >>> gold_index("B", ["x", "y"], [], "here"), gold_index("2", ["x", "y"], ["1", "2"], "here")
+    (1, 1)
+    """
+    text = str(value)
+    index: int | None = None
+    if isinstance(value, str) and text in labels:
+        index = list(labels).index(text)
+    elif isinstance(value, str) and text in choices:
+        index = list(choices).index(text)
+    elif value is None or text in ("", "-1"):
+        return UNLABELLED
+    elif isinstance(value, str) and len(text) == 1 and text.upper() in string.ascii_uppercase[: len(choices)]:
+        index = ord(text.upper()) - 65
+    elif isinstance(value, int) or text.isdigit():
+        index = int(value)
+    if index is None or not 0 <= index < len(choices):
+        fail(where, f"gold is {value!r}; expected an index from 0 to {len(choices) - 1}, a label or the text of one of "
+             f"{list(choices)!r}. Are the labels counted from 1?")  # fmt: skip
+    return index
+
+
+def _kind_of(scorer: str | None, choices: Any, answer: Any, gold: Any) -> str:
+    if scorer is not None:
+        for kind, scorers in SCORERS_OF.items():
+            if scorer in scorers:
+                return kind
+        known = [s for scorers in SCORERS_OF.values() for s in scorers]
+        raise InputError(
+            f"scorer {scorer!r} cannot be used on rows; expected one of {', '.join(known)}."
+            + did_you_mean(scorer, known)
+        )
+    if choices is not None:
+        return "choices"
+    if answer is not None:
+        return "answer"
+    if gold is not None:
+        raise InputError(f"gold={gold!r} without choices: expected choices=..., or scorer='classify' or 'refusal'.")
+    return "prompt"
+
+
+def _needs(kind: str, choices: Any, gold: Any, answer: Any) -> None:
+    """Which arguments a kind of item takes: exactly those."""
+    wanted = {"choices": {"choices", "gold"}, "pattern": {"answer"}, "answer": {"answer"}, "refuse": {"gold"},
+              "label": {"gold"}}.get(kind, set())  # fmt: skip
+    given = {k for k, v in (("choices", choices), ("gold", gold), ("answer", answer)) if v is not None}
+    if given != wanted:
+        scorer = SCORERS_OF[kind][0]
+        expected = " and ".join(sorted(wanted)) or "the prompt alone"
+        raise InputError(f"scorer {scorer!r} on rows takes {expected}; got {', '.join(sorted(given)) or 'none'}.")
+
+
+def _item(kind: str, row: Row, prompt: Template, choices: Any, gold: Any, answer: Any, where: str) -> Item:
+    text = str(fill(prompt, row, where))
+    if not text.strip():
+        fail(where, f"prompt {prompt!r} gives {text!r}; expected visible text.")
+    if kind == "choices":
+        options, labels = _choices(choices, row, where)
+        return Item(text, options, gold_index(fill(gold, row, where), options, labels, where))
+    if kind in ("answer", "pattern"):
+        value = fill(answer, row, where)
+        if isinstance(value, Sequence) and not isinstance(value, str) and kind == "answer":
+            return Item(text, (), tuple(str(v) for v in value))
+        return Item(text, (), None if value is None else str(value))
+    if kind == "refuse":
+        value = fill(gold, row, where)
+        words = {"True": "refuse", "1": "refuse", "False": "comply", "0": "comply"}
+        return Item(text, (), words.get(str(value), str(value)))
+    if kind == "label":
+        value = fill(gold, row, where)
+        return Item(text, (), int(value) if str(value).lstrip("-").isdigit() else UNLABELLED)
+    return Item(text)
+
+
+def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items with distinct ids: published data sets repeat rows, and the gates then count the repeats."""
+    seen: dict[str, int] = {}
+    result = []
+    for item in items:
+        times = seen[item.id] = seen.get(item.id, 0) + 1
+        result.append(item if times == 1 else replace(item, id=f"{item.id}-{times}"))
+    return tuple(result)
+
+
+def _load(name: str, subset: str | None, split: str) -> Sequence[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "datasets", f"the data set {name!r}") from error
+    try:
+        return datasets.load_dataset(name, subset, split=split)
+    except Exception as error:  # the hub, builders and file systems each raise their own
+        raise TaskError(
+            f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "
+            f"({type(error).__name__}: {str(error).strip()[:200]}); expected a data set on the hub or a local folder."
+        ) from error
+
+
+def _file_rows(path: str) -> list[Row]:
+    """Rows of a CSV or JSON(L) file."""
+    if path.endswith(".csv"):
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    rows = read_entries(path)
+    for where, row in rows:
+        if not isinstance(row, Mapping):
+            fail(where, f"{row!r}; expected an object with one value a column.")
+    return [row for _, row in rows]
+
+
+def _rows(dataset: Any, subset: str | None, split: str) -> Sequence[Row]:
+    if isinstance(dataset, str | Path):
+        if str(dataset).endswith(TABLE_FILES):
+            return _file_rows(str(dataset))
+        return _load(str(dataset), subset, split)
+    if isinstance(dataset, Mapping):  # a DatasetDict
+        if split not in dataset:
+            raise InputError(f"no split {split!r}; it has {', '.join(dataset)}.{did_you_mean(split, dataset)}")
+        return dataset[split]
+    return dataset
+
+
+def _name(dataset: Any) -> str:
+    if isinstance(dataset, str | Path):
+        return Path(str(dataset)).name.split(".")[0]
+    return str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "dataset")
+
+
+def task_from_dataset(
+    dataset: Any,
+    *,
+    prompt: Template,
+    choices: Template | Sequence[Template] | None = None,
+    gold: Template | None = None,
+    answer: Template | None = None,
+    name: str | None = None,
+    split: str = "validation",
+    subset: str | None = None,
+    scorer: str | None = None,
+    shots: int = 0,
+    shot_split: str | None = None,
+    seed: int = 0,
+    **task_options: Any,
+) -> Task:
+    """A task from rows with a template over their columns.
+
+    Args:
+        dataset: a ``datasets.Dataset`` or ``DatasetDict``, a list of dicts, the path of a ``.csv``, ``.jsonl`` or
+            ``.json`` file, or the name of a data set (extra ``[datasets]``).
+        prompt: a column, a template such as ``"{context}\\n{question}"``, or a function of the row.
+        choices: a column with a list of texts or with ``{"text": [...], "label": [...]}``; or a list of columns,
+            templates and literal texts.
+        gold: a column with the right choice as index from 0, label or text. Unlabelled rows (-1, empty) are kept as
+            -1; the validity gate refuses them. With scorer ``"classify"`` the class, with ``"refusal"`` true or false.
+        answer: a column or template with the right answer (or a list of them): exact match; with ``scorer="regex"``
+            the pattern.
+        split, subset: of a named data set; ``split`` also of a ``DatasetDict``.
+        scorer: default: choice with choices, exact with an answer, otherwise agreement.
+        shots: solved examples, a seeded sample of ``shot_split``; without one, of the rows themselves, which are then
+            not scored.
+        **task_options: style, formats, chance, max_new_tokens, stop, system, version, description.
+
+    Raises:
+        InputError: arguments that do not fit together, or an unknown split.
+        TaskError: a row that does not fit; names row, value and what was expected.
+        MissingExtraError: a named data set without `datasets` installed.
+
+    Example:
+        >>> rows = [{"q": "2 + 2?", "a": "4"}, {"q": "1 + 2?", "a": "3"}]
+        >>> task_from_dataset(rows, prompt="{q}", answer="a", name="sums").items[1].gold
+        '3'
+    """
+    kind = _kind_of(scorer, choices, answer, gold)
+    _needs(kind, choices, gold, answer)
+    where = f"data set {name or _name(dataset)!r}"
+    check_keys(task_options, ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version",
+                              "description"), where)  # fmt: skip
+
+    def items_of(rows: Sequence[Row], part: str) -> list[Item]:
+        return [
+            _item(kind, row, prompt, choices, gold, answer, f"{where}, {part} row {number}")
+            for number, row in enumerate(rows)
+        ]
+
+    items = items_of(_rows(dataset, subset, split), split)
+    examples: list[Item] = []
+    if shots:
+        pool = items if shot_split is None else items_of(_rows(dataset, subset, shot_split), shot_split)
+        examples = _draw(pool, shots, seed, where)
+        taken = {shot.id for shot in examples}
+        items = [item for item in items if item.id not in taken]
+    if not items:
+        fail(where, "holds no rows to score; expected at least one.")
+    options = {**task_options, "shots": examples}
+    if scorer is not None:
+        options["scorer"] = scorer
+    return build_task(kind, distinct(items), options, where, name or _name(dataset))
+
+
+def _draw(pool: Sequence[Item], shots: int, seed: int, where: str) -> list[Item]:
+    """A seeded sample of labelled, distinct items."""
+    labelled = list({item.id: item for item in pool if item.gold not in (None, "", UNLABELLED)}.values())
+    if shots < 0 or shots > len(labelled):
+        fail(where, f"shots is {shots}; expected 0 to {len(labelled)}, the labelled rows to draw from.")
+    return random.Random(seed).sample(labelled, shots)

@@ -1,0 +1,80 @@
+"""Live progress: what is being done, time left, and a row per task as soon as there is one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from catchment.records import TaskResult
+from catchment.report import points, percent
+from catchment.workflows.progress import Progress
+
+
+class LiveProgress(Progress):
+    """Draws on a terminal; on a pipe prints a line per task and, now and then, where it stands."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn(),
+            console=console,
+        )  # fmt: skip
+        self.job = self.bar.add_task("starting", total=None)
+        self.rows: dict[str, TaskResult] = {}
+        self.final: set[str] = set()
+        self.live: Live | None = None
+        self.said = 0.0
+
+    def __enter__(self) -> LiveProgress:
+        if self.console.is_terminal:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def status(self, text: str) -> None:
+        self.bar.update(self.job, description=text)
+        if self.live is None and time.monotonic() - self.said > 10:
+            self.said = time.monotonic()
+            self.console.print(f"[dim]{text}[/dim]", highlight=False)
+        self._refresh()
+
+    def total(self, tokens: float) -> None:
+        self.bar.reset(self.job, total=max(tokens, 1.0), description=self.bar.tasks[0].description)
+
+    def advance(self, tokens: float) -> None:
+        self.bar.advance(self.job, tokens)
+
+    def row(self, result: TaskResult, final: bool) -> None:
+        first = result.task not in self.rows
+        self.rows[result.task] = result
+        if final:
+            fresh = result.task not in self.final
+            self.final.add(result.task)
+        if self.live is None and (first or (final and fresh)):
+            self.console.print(
+                f"{result.task}: {percent(result.base)} -> {percent(result.tuned)}, {points(result.difference.estimate)} "
+                f"points, n={result.n}" + (f", {result.verdict}" if final else " so far"),
+                highlight=False,
+            )
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self.live is not None:
+            self.live.update(self._view())
+
+    def _view(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name in ("task", "base", "tuned", "difference so far", "n"):
+            table.add_column(name, justify="left" if name == "task" else "right")
+        for r in self.rows.values():
+            table.add_row(r.task, percent(r.base), percent(r.tuned), points(r.difference.estimate), f"{r.n:,}")
+        return Group(table, self.bar) if self.rows else Group(self.bar)

@@ -1,0 +1,190 @@
+"""The verbs: settings from YAML and arguments, one workflow each, and what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from catchment.cli import VERBS
+from catchment.errors import CatchmentError, InputError, did_you_mean
+from catchment.settings import CompareSettings, read_config
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class CompareCommand(CompareSettings):
+    """What did the fine-tune lose? Compare two models task by task.
+
+    Attributes:
+        json: Print the record as JSON instead of the table.
+        config: YAML file of settings; the command line wins.
+    """
+
+    base: Annotated[str, tyro.conf.arg(metavar="BASE")]
+    tuned: Annotated[str, tyro.conf.arg(metavar="TUNED")]
+    json: bool = False
+    config: Path | None = None
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb; errors become one line and an exit code."""
+    try:
+        if verb == "compare":
+            return _compare(list(arguments))
+        if verb == "report":
+            return _report(list(arguments))
+        if verb == "tasks":
+            return _tasks()
+        raise InputError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
+    except CatchmentError as error:
+        print(f"catchment: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("catchment: interrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("CATCHMENT_DEBUG"):
+            raise
+        print(
+            f"catchment: unexpected {type(error).__name__}: {str(error).strip()[:500] or 'no message'}\n"
+            "This is a defect of catchment; CATCHMENT_DEBUG=1 shows where. What was measured is kept.",
+            file=sys.stderr,
+        )
+    return 2
+
+
+def parse_compare(arguments: list[str]) -> CompareCommand:
+    """Settings of ``compare`` from the arguments and, below them, from ``--config``."""
+    config = _option(arguments, "--config")
+    values = read_config(Path(config), CompareSettings) if config else {}
+    pair = [values.pop(name, None) for name in ("base", "tuned")]
+    if all(pair) and (not arguments or arguments[0].startswith("-")):
+        arguments = [*map(str, pair), *arguments]
+    default: Any = CompareCommand(base=tyro.MISSING, tuned=tyro.MISSING, **values) if values else None
+    command = tyro.cli(
+        CompareCommand,
+        prog="catchment compare",
+        args=arguments,
+        default=default,
+        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
+    )
+    tasks = tuple(name for word in command.tasks for name in ([word] if Path(word).exists() else word.split(",")))
+    return dataclasses.replace(command, tasks=tuple(t for t in tasks if t), out=command.out or default_out(command))
+
+
+def default_out(settings: CompareSettings) -> Path:
+    """``catchment-out/<base>-vs-<tuned>``, from the last parts of the names."""
+    names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in (settings.base, settings.tuned)]
+    return Path("catchment-out") / "-vs-".join(names)
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for place, word in enumerate(arguments):
+        if word == name and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _compare(arguments: list[str]) -> int:
+    command = parse_compare(arguments)
+    settings = CompareSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(CompareSettings)})
+    from rich.console import Console
+
+    from catchment.cli.live import LiveProgress
+
+    console = Console(stderr=command.json)
+    _quiet()
+    from catchment import report, workflows
+    from catchment.records import to_json
+
+    with LiveProgress(console) as progress:
+        if settings.dry_run:
+            plan = workflows.plan_only(settings, progress)
+        else:
+            comparison = workflows.run_comparison(settings, progress)
+    if settings.dry_run:
+        console.print(_plan_table(plan))
+        return 0
+    assert settings.out is not None
+    if command.json:
+        print(to_json(comparison))
+    else:
+        report.print_comparison(comparison, console, settings.out / "report.html")
+    if settings.fail_if_drop is None:
+        return 0
+    broken = workflows.broken_bounds(comparison, settings.fail_if_drop)
+    for line in broken:
+        print(f"catchment: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _quiet() -> None:
+    """No progress bars and no advice from the libraries below: ours stand for them."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers|torch|peft|huggingface_hub")
+
+
+def _plan_table(plan: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(title="Plan", caption=plan.sentence())
+    for name in ("task", "items", "of", "tokens per item", "± points"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for t in plan.tasks:
+        table.add_row(t.task, f"{t.items:,}", f"{t.available:,}", f"{t.tokens:.0f}", f"{100 * t.half_width:.1f}")
+    return table
+
+
+def _report(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from catchment import report
+    from catchment.records import Comparison, from_json
+
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: catchment report OUT\n\nWrites OUT/report.html again from OUT/comparison.json.")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    path = Path(arguments[0]) / "comparison.json"
+    if not path.is_file():
+        raise InputError(f"{str(path)!r}: no such file; expected the OUT folder of a finished comparison.")
+    try:
+        comparison = from_json(Comparison, path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is not a comparison record ({str(error).splitlines()[0]}).") from error
+    page = report.write_page(comparison, path.parent / "report.html")
+    report.print_comparison(comparison, Console(), page)
+    return 0
+
+
+def _tasks() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from catchment.capabilities import packs
+
+    table = Table()
+    for name in ("task", "items", "scorer", "chance", "what it asks"):
+        table.add_column(name, justify="right" if name in ("items", "chance") else "left")
+    for name in packs.NAMES:
+        task = packs.load(name)
+        table.add_row(name, f"{len(task.items):,}", task.scorer, f"{task.chance_level:.2f}", task.description)
+    Console().print(table)
+    return 0

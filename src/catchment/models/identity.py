@@ -1,0 +1,261 @@
+"""Which model is this? Hashes of weights, config, tokenizer and chat template, and a cache of them by file.
+
+The weights hash is ``SHA-256`` over lines ``name, dtype, shape, SHA-256(bytes)``, sorted by name, of the unique
+tensors: parameters (ties once) and saved buffers. It does not depend on how a model is cut into files, nor on
+the order of its tensors, and is the same for a model in memory and for the safetensors that it was saved to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catchment.errors import ModelError, StoreError
+from catchment.models import adapters
+from catchment.models.families import FAMILIES, current_name
+from catchment.models.files import Entry, read_header, write_beside
+from catchment.models.weights import named_weights, persistent_buffers
+from catchment.records import ModelCard, from_json, to_json
+from catchment.settings import cache_dir
+
+_PIECE = 1 << 24
+CACHE_VERSION = 1
+# Fields of a config that say how it was saved or is run, not which function the model computes.
+_VOLATILE = {
+    "_name_or_path",
+    "_model_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_experts_implementation",
+    "name_or_path",
+    "transformers_version",
+    "peft_version",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "gradient_checkpointing",
+    "base_model_name_or_path",
+    "inference_mode",
+    "revision",
+}
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+_TIES: dict[str, set[str]] = {}
+for _family in FAMILIES:
+    for _later, _first in _family.ties:
+        _TIES.setdefault(_later, set()).add(_first)
+_Line = tuple[str, str, tuple[int, ...], str]
+
+
+def weights_hash(model_or_files: nn.Module | str | Path | Sequence[Path]) -> str:
+    """Identity of the weights: hex SHA-256, streaming (one piece of 16 MB per thread at a time).
+
+    For a PEFT model it combines the hash of the base (the same as without the adapter) and of the adapter.
+    Names that a family of the table had in older versions of transformers (which it still writes to files) count
+    as the names of today; a file with any other names has another hash than the model that is made of it.
+
+    Args:
+        model_or_files: A model, a folder with safetensors, one safetensors file, or several.
+
+    Raises:
+        ModelError: No safetensors there, a damaged file, or weights that are offloaded to disk.
+    """
+    if not isinstance(model_or_files, nn.Module):
+        entries = [entry for path in _weight_files(model_or_files) for entry in read_header(path)[0]]
+        return _combine(_map(_entry_line, entries))
+    if adapters.is_peft(model_or_files):
+        base, adapter = peft_hashes(model_or_files)
+        return hashlib.sha256(f"peft {base} {adapter}".encode()).hexdigest()
+    return _hash_tensors({**named_weights(model_or_files), **persistent_buffers(model_or_files)})
+
+
+def peft_hashes(model: nn.Module) -> tuple[str, str]:
+    """Hash of the base's weights (as if there were no adapter) and hash of the adapter's own."""
+    base = {**named_weights(model, "base"), **persistent_buffers(model)}
+    return _hash_tensors(base), _hash_tensors(named_weights(model, "adapter"))
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    return _combine(_map(_tensor_line, list(tensors.items())))
+
+
+def _map(function: Callable[[Any], _Line], values: list[Any]) -> list[_Line]:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, values))
+
+
+def _combine(lines: Iterable[_Line]) -> str:
+    by_name = {(name := current_name(line[0])): (name, *line[1:]) for line in lines}
+    total = hashlib.sha256()
+    for name in sorted(by_name):
+        firsts = (by_name[first] for first in _TIES.get(name, ()) if first in by_name)
+        if any(first[1:] == by_name[name][1:] for first in firsts):
+            continue  # some writers store a tied tensor under both names
+        total.update(json.dumps(by_name[name]).encode())
+    return total.hexdigest()
+
+
+def _tensor_line(named: tuple[str, Tensor]) -> _Line:
+    name, tensor = named
+    if tensor.device.type == "meta":
+        raise ModelError(f"weight {name!r} is offloaded to disk and cannot be identified; load without disk offload.")
+    digest = hashlib.sha256()
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for piece in flat.split(_PIECE):
+        digest.update(piece.cpu().numpy().data)
+    return name, _DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), digest.hexdigest()
+
+
+def _entry_line(entry: Entry) -> _Line:
+    digest = hashlib.sha256()
+    with entry.path.open("rb") as file:
+        file.seek(entry.start)
+        left = entry.stop - entry.start
+        while left > 0:
+            piece = file.read(min(_PIECE, left))
+            if not piece:
+                raise ModelError(f"{entry.path} became shorter while it was read; nothing may write to it meanwhile.")
+            digest.update(piece)
+            left -= len(piece)
+    return entry.name, entry.dtype, entry.shape, digest.hexdigest()
+
+
+def _weight_files(where: str | Path | Sequence[Path]) -> list[Path]:
+    if not isinstance(where, str | Path):
+        return [Path(path) for path in where]
+    where = Path(where)
+    if not where.is_dir():
+        return [where]
+    index = where / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            return sorted({where / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is damaged; download or save the model again.") from error
+    files = [path for path in (where / "model.safetensors",) if path.is_file()] or sorted(where.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{where} holds no safetensors file; save the model with save_pretrained.")
+    return files
+
+
+def _sha(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _steady(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _steady(v) for k, v in value.items() if str(k) not in _VOLATILE}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return [_steady(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def config_hash(model_or_config: Any) -> str:
+    """Hash of what the config says about the function: without versions, paths, dtype and run-time switches.
+
+    A PEFT model's adapter settings (rank, alpha, targets) belong to it.
+    """
+    config = getattr(model_or_config, "config", model_or_config)
+    content = [_steady(config if isinstance(config, dict) else config.to_dict())]
+    if isinstance(model_or_config, nn.Module) and adapters.is_peft(model_or_config):
+        peft_configs: Any = model_or_config.peft_config
+        content.append({name: _steady(c.to_dict()) for name, c in peft_configs.items()})
+    return _sha(content)
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Hash of how text becomes tokens (or, for an image processor, of its settings); empty input gives ``""``.
+
+    Padding and truncation, which change while a tokenizer is used, do not belong to it; nor does the template.
+    """
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
+    elif hasattr(tokenizer, "get_vocab"):
+        content = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    else:
+        return _sha(_steady(tokenizer.to_dict()))
+    special = {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())}
+    return _sha([content, special])
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Hash of the chat template's text; of the empty text when there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    return _sha(template or "")
+
+
+def aliases(cards: Iterable[ModelCard]) -> list[list[str]]:
+    """Groups of at least two names whose weights are the same bytes.
+
+    Two cards with one name and one hash are one model, not an alias.
+    """
+    groups: dict[str, list[str]] = {}
+    for card in cards:
+        names = groups.setdefault(card.weights_hash, [])
+        if card.name not in names:
+            names.append(card.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def fingerprint(files: Iterable[Path], **conditions: Any) -> str:
+    """Key of the identity cache: real path, size and time of each file, and the conditions of loading."""
+    stats = []
+    for path in sorted({Path(os.path.realpath(f)) for f in files}):
+        stat = path.stat()
+        stats.append([str(path), stat.st_size, stat.st_mtime_ns])
+    return _sha([CACHE_VERSION, stats, conditions])
+
+
+def _cache_file(key: str) -> Path:
+    return cache_dir() / "identity" / f"{key}.json"
+
+
+def remember(key: str, card: ModelCard) -> None:
+    """Put a card into the cache. A cache that cannot be written is no error: the next run hashes again."""
+    path = _cache_file(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, to_json(card).encode())
+    except (OSError, StoreError):
+        return
+
+
+def recall(key: str, name: str) -> ModelCard | None:
+    """The cached card under the name it is asked for now, or ``None``; a damaged entry counts as absent."""
+    try:
+        card = from_json(ModelCard, _cache_file(key).read_text())
+    except (OSError, ValueError):
+        return None
+    return dataclasses.replace(card, name=name)

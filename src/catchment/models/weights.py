@@ -1,0 +1,226 @@
+"""Weights by name: the one way to list, select, flatten and compare the parameters of a model.
+
+A tied tensor appears once, under the first of its names. Buffers are not weights. In a PEFT model the base's
+weights keep the names they have without the adapter, so that a base and its adapted version can be compared.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from catchment.errors import InputError, ModelError, did_you_mean
+from catchment.models import adapters
+from catchment.models.families import Family, family_of, locate
+from catchment.records import Drift, DriftRow
+
+Part = Literal["all", "base", "adapter"]
+_CHUNK = 1 << 22
+
+
+def _unique(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Drop later names of a tensor that was seen: the same object, or the same storage read the same way."""
+    seen: set[object] = set()
+    for name, tensor in named:
+        key: object = id(tensor)
+        if tensor.device.type != "meta" and tensor.numel():
+            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
+        if key not in seen:
+            seen.add(key)
+            yield name, tensor
+
+
+def named_weights(model: nn.Module, part: Part = "all") -> dict[str, Tensor]:
+    """Unique parameters by name: ties once, no buffers, in the model's own order. Nothing is copied.
+
+    Args:
+        model: Any module; a PEFT model is looked through.
+        part: ``base`` selects the weights that an adapter leaves alone (under their names without PEFT),
+            ``adapter`` the adapter's own, ``all`` both.
+
+    Raises:
+        InputError: ``part`` is none of the three.
+
+    >>> tied = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False)})
+    >>> tied["b"] = tied["a"]
+    >>> list(named_weights(tied))
+    ['a.weight']
+    """
+    if part not in ("all", "base", "adapter"):
+        raise InputError(f"part {part!r} is not one of 'all', 'base', 'adapter'.")
+    parameters = _unique(model.named_parameters())
+    if not adapters.is_peft(model):
+        return {} if part == "adapter" else dict(parameters)
+    front, layers = adapters.prefix(model), adapters.adapted_layers(model)
+    found: dict[str, Tensor] = {}
+    for name, tensor in parameters:
+        base = adapters.is_base(name, front, layers)
+        if part == "all" or base == (part == "base"):
+            found[adapters.plain(name, front) if base else name] = tensor
+    return found
+
+
+def effective_weights(model: nn.Module) -> Mapping[str, Tensor]:
+    """Weights as the model computes with them: an adapter is merged, tensor by tensor, when a tensor is asked for.
+
+    Raises:
+        ModelError: The adapter moves no weight, or cannot be merged.
+    """
+    weights = named_weights(model, "base")
+    return adapters.Effective(model, weights) if adapters.is_peft(model) else weights
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are saved with the model (running means, packed 4-bit weights), ties once."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    named = [(name, t) for name, t in model.state_dict().items() if name not in parameters and isinstance(t, Tensor)]
+    if adapters.is_peft(model):
+        front = adapters.prefix(model)
+        named = [(adapters.plain(name, front), t) for name, t in named]
+    return dict(_unique(named))
+
+
+def select(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tensor]:
+    """Weights whose names match at least one glob (``*`` also crosses dots), in the model's order.
+
+    Raises:
+        InputError: A pattern matches no weight.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    weights = named_weights(model)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(weights, pattern) if any(c in pattern for c in "*?[") else [pattern]
+        matched = [name for name in matched if name in weights]
+        if not matched:
+            hint = did_you_mean(pattern, weights)
+            raise InputError(f"pattern {pattern!r} matches none of the {len(weights)} weights.{hint}")
+        chosen.update(matched)
+    return {name: tensor for name, tensor in weights.items() if name in chosen}
+
+
+def to_vector(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:
+    """Concatenate weights in their order: shape ``(k,)``, on the device of the first. A copy.
+
+    Raises:
+        InputError: No weights, or different dtypes and no ``dtype`` to convert to.
+    """
+    if not weights:
+        raise InputError("no weights to make a vector of; select at least one tensor.")
+    dtypes = {t.dtype for t in weights.values()}
+    if dtype is None and len(dtypes) > 1:
+        raise InputError(f"weights have different dtypes {sorted(map(str, dtypes))}; pass dtype=, e.g. torch.float32.")
+    device = next(iter(weights.values())).device
+    return torch.cat([t.detach().reshape(-1).to(device=device, dtype=dtype or t.dtype) for t in weights.values()])
+
+
+def from_vector(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cut a vector of :func:`to_vector` into tensors with the shapes and dtypes of ``like``.
+
+    Raises:
+        InputError: The vector's length is not the number of weights in ``like``.
+    """
+    total = sum(t.numel() for t in like.values())
+    if vector.dim() != 1 or vector.numel() != total:
+        raise InputError(f"a vector of shape {tuple(vector.shape)} does not fit {total} weights; expected ({total},).")
+    pieces = torch.split(vector, [t.numel() for t in like.values()])
+    return {
+        name: piece.reshape(t.shape).to(device=t.device, dtype=t.dtype)
+        for (name, t), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def norm(weights: nn.Module | Mapping[str, Tensor]) -> float:
+    """Euclidean norm of all weights together, accumulated in float64."""
+    tensors = named_weights(weights) if isinstance(weights, nn.Module) else weights
+    return math.sqrt(sum(_squares(t) for t in tensors.values()))
+
+
+def _squares(tensor: Tensor) -> float:
+    total = 0.0
+    for piece in tensor.detach().reshape(-1).split(_CHUNK):
+        wide = piece.double()
+        total += float(torch.dot(wide, wide))
+    return total
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[float, float, int]:
+    """``(||a||^2, ||b - a||^2, number of entries that differ)`` in float64, in pieces so that memory stays flat."""
+    squares, moved, changed = 0.0, 0.0, 0
+    flat_b = b.detach().reshape(-1)
+    for piece, other in zip(a.detach().reshape(-1).split(_CHUNK), flat_b.split(_CHUNK), strict=True):
+        wide = piece.double()
+        squares += float(torch.dot(wide, wide))
+        delta = other.to(piece.device).double() - wide
+        count = int(torch.count_nonzero(delta))
+        changed += count
+        moved += float(torch.dot(delta, delta)) if count else 0.0
+    return squares, moved, changed
+
+
+def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None = None) -> Drift:
+    """How far the tuned model stands from its base: ``||tuned - base||_2`` per tensor and in all.
+
+    Accumulated in float64, tensor by tensor; adapters are compared by what they merge to, and nothing is altered.
+    Cost: one pass over both models; memory: one adapted layer and a fixed buffer. ``changed`` counts the entries
+    whose values differ.
+
+    Raises:
+        ModelError: A weight is missing in one model, has another shape, is packed (4/8-bit) or is offloaded.
+    """
+    family = family or family_of(base_model)
+    base, tuned = effective_weights(base_model), effective_weights(tuned_model)
+    refuse_different(named_weights(base_model, "base"), named_weights(tuned_model, "base"))
+    rows = []
+    for name in base:
+        tensor = base[name]
+        squares, moved, changed = _difference(tensor, tuned[name])
+        layer, kind = locate(name, family)
+        rows.append(DriftRow(name, layer, kind, tensor.numel(), math.sqrt(squares), math.sqrt(moved), changed))
+    size = sum(row.size for row in rows)
+    distance = math.sqrt(sum(row.distance**2 for row in rows))
+    return Drift(
+        size=size,
+        norm=math.sqrt(sum(row.norm**2 for row in rows)),
+        distance=distance,
+        rms=distance / math.sqrt(size) if size else 0.0,
+        changed=sum(row.changed for row in rows),
+        tensors=tuple(rows),
+    )
+
+
+def refuse_different(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> None:
+    """Raise a :class:`ModelError` that names the first weight in which two models cannot be subtracted."""
+    for one, other, where in ((base, tuned, "tuned model"), (tuned, base, "base")):
+        missing = next((name for name in one if name not in other), None)
+        if missing is not None:
+            hint = did_you_mean(missing, other)
+            raise ModelError(f"weight {missing!r} is not in the {where}; both must have one architecture.{hint}")
+    for name, tensor in base.items():
+        other_tensor = tuned[name]
+        if tensor.shape != other_tensor.shape:
+            shapes = f"{tuple(tensor.shape)} in the base and {tuple(other_tensor.shape)} in the tuned model"
+            raise ModelError(f"weight {name!r} has shape {shapes}; e.g. a resized vocabulary cannot be subtracted.")
+        for t in (tensor, other_tensor):
+            if t.device.type == "meta":
+                raise ModelError(f"weight {name!r} is offloaded; load both models without disk offload to compare.")
+            if not t.is_floating_point():
+                raise ModelError(f"weight {name!r} is packed as {t.dtype}; quantised weights cannot be subtracted.")
+
+
+def non_finite(model: nn.Module) -> list[str]:
+    """Names of the weights that hold a NaN or an infinity."""
+    return [
+        name
+        for name, tensor in named_weights(model).items()
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not _all_finite(tensor)
+    ]
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    return all(bool(torch.isfinite(piece).all()) for piece in tensor.detach().reshape(-1).split(_CHUNK))

@@ -1,0 +1,148 @@
+"""What a person sees in the terminal: the table, the verdict, three flips and where the page is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catchment.records import AgreementResult, Comparison, Flip, TaskResult, Verdict
+from catchment.report.flips import most_telling
+from catchment.report.words import (
+    SYMBOLS,
+    clean,
+    family,
+    interval_points,
+    level,
+    measured,
+    one_line,
+    percent,
+    points,
+    short_note,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+STYLES: dict[Verdict, str] = {
+    "gained": "bold cyan",
+    "lost": "bold red",
+    "kept": "green",
+    "undecided": "yellow",
+    "not measurable": "dim",
+}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row per task: task | n | base | tuned | difference in points with interval | verdict.
+
+    Fits 80 columns for task names of up to 16 characters; longer names fold. Every verdict is a word and a
+    symbol, so that nothing depends on colour.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD, caption=_caption(comparison), caption_justify="left", padding=(0, 1, 0, 0), show_edge=False
+    )
+    table.add_column("task", overflow="fold")
+    for name in ("n", "base", "tuned"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(f"difference, {level(comparison.alpha)}", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for task in comparison.tasks:
+        table.add_row(
+            _text(task.task), f"{task.n:,}", percent(task.base), percent(task.tuned), _difference(task), _verdict(task)
+        )
+    return table
+
+
+def print_comparison(comparison: Comparison, console: Console, page_path: Path | str | None = None) -> None:
+    """Print the table, the verdict in words, the three most telling flips (losses first), warnings and the path
+    of the page.
+
+    Args:
+        comparison: The record.
+        console: Where to; its width is respected.
+        page_path: Path of the written page; ``None`` prints no path.
+    """
+    console.print(_text(f"{comparison.base.name} -> {comparison.tuned.name}", "bold"), soft_wrap=True)
+    console.print()
+    console.print(comparison_table(comparison))
+    console.print()
+    console.print(_text(comparison.verdict, "bold"))
+    for found in comparison.agreements:
+        console.print(_text(_agreement(found)))
+    flips = most_telling(comparison)
+    if flips:
+        total = sum(task.flips_lost + task.flips_gained for task in comparison.tasks)
+        console.print(_text(f"\nThe {len(flips)} most telling of {max(total, len(flips)):,} flipped items", "bold"))
+        for flip in flips:
+            _print_flip(flip, console)
+    for warning in comparison.warnings:
+        console.print(_text(f"warning: {warning}", "yellow"))
+    if page_path is not None:
+        console.print()
+        console.print(_text(f"page: {page_path}"), soft_wrap=True)
+
+
+def _agreement(found: AgreementResult) -> str:
+    interval = f"[{percent(found.agreement.low)}, {percent(found.agreement.high)}]"
+    return (
+        f"Agreement with the base on {found.name}: {percent(found.agreement.estimate)} {interval}, {found.n:,} prompts."
+    )
+
+
+def _print_flip(flip: Flip, console: Console) -> None:
+    from rich.padding import Padding
+
+    symbol, style = SYMBOLS[flip.direction], STYLES[flip.direction]
+    head = _text(f"{symbol} {flip.direction} ", style).append_text(_text(clean(flip.task), "bold"))
+    console.print(Padding(head, (0, 0, 0, 2)))
+    width = max(20, console.width - 15)
+    lines = (
+        ("prompt", one_line(flip.prompt, 2 * width, keep="end")),
+        ("expected", one_line(flip.expected, width)),
+        ("base", one_line(flip.base_answer, width)),
+        ("tuned", one_line(flip.tuned_answer, width)),
+    )
+    for name, value in lines:
+        console.print(_hanging(name, value or "(empty)"))
+
+
+def _hanging(name: str, value: str) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=4)
+    grid.add_column(width=8)
+    grid.add_column(overflow="fold")
+    grid.add_row("", _text(name, "dim"), _text(value))
+    return grid
+
+
+def _difference(task: TaskResult) -> Text:
+    if not measured(task):
+        return _text("", "dim")
+    low, high = interval_points(task.difference).split(" to ")
+    return _text(f"{points(task.difference.estimate):>5}  [{low:>5}, {high:>5}]")
+
+
+def _verdict(task: TaskResult) -> Text:
+    return _text(f"{SYMBOLS[task.verdict]} {task.verdict}", STYLES[task.verdict])
+
+
+def _caption(comparison: Comparison) -> Text:
+    size = family(comparison.tasks)
+    together = f", holding for all {size} tasks together" if size > 1 else ""
+    lines = [f"Differences in percentage points, {level(comparison.alpha)} intervals{together}."]
+    lines += [f"{task.task}: {note}." for task in comparison.tasks if (note := short_note(task))]
+    return _text("\n" + "\n".join(lines), "dim")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text that is never read as markup, without control characters."""
+    from rich.text import Text
+
+    return Text(clean(text), style=style)

@@ -1,0 +1,56 @@
+"""Cell keys: the address of a piece of work is the hash of everything that decides its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from catchment.errors import InputError
+from catchment.records import SCHEMA_VERSION
+
+
+def cell_key(parts: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of ``parts`` and the schema version.
+
+    Equal parts in any order have equal keys. Floats enter by ``repr``, so 0.1 and 0.1 + 1e-17 are one number and 1
+    and 1.0 are two; tuples count as lists.
+
+    Raises:
+        InputError: A part is NaN or infinite, or not a JSON type; the message names the part.
+
+    >>> cell_key({"task": "recall", "limit": 400}) == cell_key({"limit": 400, "task": "recall"})
+    True
+    """
+    content = canonical_json({"schema_version": SCHEMA_VERSION, "parts": _plain(parts, "parts")})
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal bytes. Raises InputError as :func:`cell_key`."""
+    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _plain(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{name} is {value}; expected a finite number, because an address must equal itself.")
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, f"{name}[{place}]") for place, entry in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{name} has the key {key!r}; expected text. Use str(key).")
+        return {key: _plain(entry, f"{name}.{key}") for key, entry in value.items()}
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    raise InputError(
+        f"{name} is a {kind}; expected text, a number, true/false, null, a list or a mapping. "
+        "Give its name or its hash instead."
+    )

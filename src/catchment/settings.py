@@ -1,0 +1,166 @@
+"""What a user may choose: one dataclass per verb, checked when made, read from YAML or the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catchment.errors import InputError, did_you_mean
+
+
+def cache_dir() -> Path:
+    """Folder for what can be made again: ``$CATCHMENT_HOME``, or ``~/.cache/catchment``. It may not exist yet."""
+    home = os.environ.get("CATCHMENT_HOME")
+    return Path(home).expanduser() if home else Path.home() / ".cache" / "catchment"
+
+
+def parse_seconds(budget: str | float | None) -> float | None:
+    """``"90s"``, ``"4m"``, ``"1.5h"`` or a number of seconds.
+
+    >>> parse_seconds("4m"), parse_seconds("1h30m"), parse_seconds(20)
+    (240.0, 5400.0, 20.0)
+    """
+    if budget is None:
+        return None
+    if isinstance(budget, (int, float)):
+        seconds = float(budget)
+    else:
+        parts = re.fullmatch(r"\s*(?:([\d.]+)h)?\s*(?:([\d.]+)m)?\s*(?:([\d.]+)s?)?\s*", budget)
+        try:
+            seconds = sum(
+                float(value) * unit for value, unit in zip(parts.groups(), (3600, 60, 1), strict=True) if value
+            ) if parts else 0.0  # fmt: skip
+        except ValueError:
+            seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"budget {budget!r}: expected a time such as 90s, 4m or 1h30m.")
+    return seconds
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What did the fine-tune lose? Compare two models task by task.
+
+    Attributes:
+        base: The model before: hub id, folder, GGUF file or package; or a model in memory (Python).
+        tuned: The model after: the same, or BASE+ADAPTER, or BASE+INCREMENT.safetensors.
+        out: Folder for the record and the page.
+        tasks: Built-in tasks, "default", "stories", files (.jsonl, .yaml), or lm-eval:NAME. Default: "default".
+        limit: Items per task, a seeded random subset.
+        budget: Time to spend, e.g. 4m. Chooses the items; says what width of intervals that buys.
+        margin: Largest drop that still counts as kept.
+        alpha: Error rate of all verdicts together.
+        fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02.
+        recover: Folder for the best model between base and tuned, chosen on half of the items, judged on the rest.
+        prompts: File of your own unlabelled prompts (one a line, or .jsonl): agreement with the base.
+        text: Built-in text, or a file, for bits per byte; "none" to leave out.
+        formats: Prompt formats per task, for the sensitivity to the prompt. 1 leaves it out.
+        chat_template: "auto", "none", or a Jinja file.
+        system: System prompt.
+        seed: Chooses the items.
+        batch_tokens: Padded tokens per forward pass. Default: found on this machine.
+        drop_long: Leave out items longer than the context instead of refusing the task.
+        dtype: "auto", "float32", "bfloat16" or "float16"; both models the same.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        device_map: For models larger than one device, e.g. "auto".
+        attn_implementation: "sdpa", "eager", "flash_attention_2".
+        revision: Branch, tag or commit of BASE on the hub.
+        tuned_revision: The same for TUNED.
+        head: "causal-lm", "sequence-classification", "image-classification" or "auto".
+        trust_remote_code: Run Python code that comes with a model.
+        store: Folder of measured rows, shared between comparisons. Default: in the cache folder.
+        dry_run: Print the plan and stop.
+    """
+
+    base: str
+    tuned: str
+    out: Path | None = None
+    tasks: tuple[str, ...] = ("default",)
+    limit: int | None = None
+    budget: str | None = None
+    margin: float = 0.02
+    alpha: float = 0.05
+    fail_if_drop: float | None = None
+    recover: Path | None = None
+    prompts: Path | None = None
+    text: str = "text"
+    formats: int = 3
+    chat_template: str = "auto"
+    system: str | None = None
+    seed: int = 0
+    batch_tokens: int | None = None
+    drop_long: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+    tuned_revision: str | None = None
+    head: str = "auto"
+    trust_remote_code: bool = False
+    store: Path | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        parse_seconds(self.budget)
+        _between("margin", self.margin, 0, 1)
+        _between("alpha", self.alpha, 0, 1)
+        if self.fail_if_drop is not None:
+            _between("fail-if-drop", self.fail_if_drop, 0, 1, closed=True)
+        for name in ("limit", "batch_tokens", "formats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} {value}: expected a whole number of at least 1.")
+        if not self.tasks:
+            raise InputError("tasks is empty: expected at least one, e.g. 'default'.")
+
+    @property
+    def seconds(self) -> float | None:
+        return parse_seconds(self.budget)
+
+    def model_options(self) -> dict[str, Any]:
+        """What both models are loaded with."""
+        names = ("dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "head")
+        return {name: getattr(self, name) for name in names}
+
+
+def _between(name: str, value: float, low: float, high: float, closed: bool = False) -> None:
+    if not (low < value < high or (closed and value in (low, high))):
+        raise InputError(f"{name} {value}: expected a fraction between {low} and {high}, e.g. 0.02 for two points.")
+
+
+def read_config(path: Path, kind: type) -> dict[str, Any]:
+    """Settings from a YAML file; an unknown key is an error with a suggestion.
+
+    Raises:
+        InputError: no such file, not a mapping, unknown keys.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"--config {str(path)!r}: no such file; expected a YAML file of settings.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {str(path)!r} is not YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"--config {str(path)!r} holds a {type(content).__name__}; expected `key: value` lines.")
+    types = {field.name: field for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in types:
+            raise InputError(f"--config {str(path)!r}: unknown key {key!r}.{did_you_mean(name, types)}")
+        if name == "tasks":
+            value = (value,) if isinstance(value, str) else tuple(value)
+        if value is not None and "Path" in str(types[name].type):
+            value = Path(value)
+        if name == "budget" and value is not None:
+            value = str(value)
+        values[name] = value
+    return values

@@ -1,0 +1,145 @@
+"""Two sides of a comparison, and filling their cells: what is in the store is never measured again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from catchment import models
+from catchment.capabilities import Engine, Item, Prepared, Task, gates, make_engine, prepare, run
+from catchment.capabilities import engine as engines
+from catchment.errors import InputError
+from catchment.records import ModelCard, Row
+from catchment.runs import Cell, Store, cell_key
+from catchment.workflows.progress import Progress
+
+POLICY = "sorted-1"
+"""How items become batches; part of every cell's address. Raised when scores could change beyond rounding."""
+
+
+@dataclass
+class Side:
+    """One of the two models: its card at once where the files are known, its weights only when something is to be
+    measured."""
+
+    role: Literal["base", "tuned"]
+    spec: Any
+    options: dict[str, Any]
+    chat_template: str = "auto"
+    system: str | None = None
+    drop_long: bool = False
+    tokenizer: Any = None
+    _card: ModelCard | None = None
+    _loaded: models.LoadedModel | None = None
+    _engine: Engine | None = None
+    dropped: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def card(self) -> ModelCard:
+        if self._card is None:
+            self._card = models.card_of(self.spec, **self.options) or self.loaded.card
+        return self._card
+
+    @property
+    def loaded(self) -> models.LoadedModel:
+        if self._loaded is None:
+            self._loaded = models.load(self.spec, tokenizer=self.tokenizer, **self.options)
+            gates.check_model(
+                self._loaded.card.name, self._loaded.newly_initialised, models.non_finite(self._loaded.model)
+            )
+        return self._loaded
+
+    @property
+    def in_memory(self) -> bool:
+        return self._loaded is not None
+
+    def engine(self, batch_tokens: int | None) -> Engine:
+        if self._engine is None:
+            loaded = self.loaded
+            self._engine = make_engine(loaded.model, loaded.tokenizer, batch_tokens)
+        return self._engine
+
+    def release(self) -> None:
+        """Free the memory; the card stays."""
+        _ = self.card
+        if self._loaded is not None:
+            self._loaded.release()
+        self._loaded = self._engine = None
+
+    def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
+        loaded = self.loaded
+        return prepare(
+            loaded.tokenizer, task, format=form, items=items, chat_template=self.chat_template, system=self.system,
+            context=engines.context_length(loaded.model), drop_long=self.drop_long,
+        )  # fmt: skip
+
+    def template_hash(self, task: Task) -> str:
+        if self.chat_template == "none" or task.style == "continue":
+            return "none"
+        if self.chat_template == "auto":
+            return self.card.template_hash
+        path = Path(self.chat_template)
+        if not path.is_file():
+            raise InputError(f"--chat-template {self.chat_template!r}: expected 'auto', 'none' or a Jinja file.")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def conditions(self, task: Task, form: str) -> dict[str, Any]:
+        """Everything that decides a row: the address of its cell."""
+        card = self.card
+        return {
+            "weights": card.weights_hash,
+            "config": card.config_hash,
+            "tokenizer": card.tokenizer_hash,
+            "template": self.template_hash(task),
+            "system": self.system,
+            "task": task.hash(),
+            "name": task.name,
+            "format": form,
+            "dtype": card.dtype,
+            "attention": card.attention,
+            "device": card.device.split(":")[0],
+            "quantization": card.quantization,
+            "policy": POLICY,
+        }
+
+    def cell(self, store: Store, task: Task, form: str) -> Cell:
+        conditions = self.conditions(task, form)
+        return store.cell(cell_key(conditions), conditions)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows of the items asked for, and the seconds spent on those that were not in the store."""
+
+    rows: dict[str, Row]
+    seconds: float
+    fresh: int
+
+
+def fill(
+    side: Side, store: Store, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, progress: Progress
+) -> Measured:
+    """Measure the items that the store does not have; every batch is stored when it is done."""
+    cell = side.cell(store, task, form)
+    have = cell.rows()
+    missing = [item.id for item in items if item.id not in have]
+    seconds = 0.0
+    if missing:
+        engine = side.engine(batch_tokens)
+        prepared = side.prepare(task, form, items)
+        side.dropped.update(prepared.dropped)
+
+        def keep(rows: list[Row], tokens: int) -> None:
+            cell.append(rows)
+            progress.advance(tokens)
+
+        begin = time.perf_counter()
+        have.update({row.item: row for row in run(engine, prepared, done=set(have), on_rows=keep)})
+        seconds = time.perf_counter() - begin
+        side.notes += [note for note in engine.notes if note not in side.notes]
+    return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))

@@ -1,0 +1,200 @@
+"""``--recover``: the best point between base and tuned, for those who have already lost something.
+
+Two one-parameter families of candidates, both cheap to make and both ordinary models:
+
+- interpolation (WiSE-FT, arXiv 2109.01903): base + t * (tuned - base);
+- truncation: only the largest share of the changed weights is kept, the rest goes back to the base.
+
+The candidate is chosen on one half of the items and judged on the other, so that its verdicts are not flattered by
+the choice.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from catchment import models
+from catchment.capabilities import Item, Prepared, Task, make_engine, prepare, run, sample
+from catchment.capabilities import engine as engines
+from catchment.errors import ModelError, StoreError
+from catchment.records import Recovered, Row
+from catchment.runs import cell_key
+from catchment.workflows import results
+
+if TYPE_CHECKING:
+    from catchment.workflows.compare import Job
+
+STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
+    ("interpolation", 0.25), ("interpolation", 0.5), ("interpolation", 0.75),
+    ("truncation", 0.1), ("truncation", 0.25), ("truncation", 0.5),
+)  # fmt: skip
+CHOOSING_ITEMS = 200
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """How a point between base and tuned is made: its family and strength, and its model while it is measured."""
+
+    recipe: Literal["interpolation", "truncation"]
+    strength: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe} {self.strength:g}"
+
+
+def thresholds(base: dict[str, Tensor], tuned: dict[str, Tensor], shares: Sequence[float]) -> dict[float, float]:
+    """The size of change above which the given shares of the changed weights lie, over all tensors together."""
+    changes = torch.cat([(tuned[n] - base[n]).abs().float().flatten() for n in base])
+    changes = changes[changes > 0]
+    if not len(changes):
+        raise ModelError("recover: base and tuned have equal weights; expected a fine-tune that moved some.")
+    order = changes.sort(descending=True).values
+    return {share: float(order[min(int(share * len(order)), len(order) - 1)]) for share in shares}
+
+
+def move(model: Any, base: dict[str, Tensor], tuned: dict[str, Tensor], candidate: Candidate, cuts: dict[float, float]) -> None:
+    """Set the weights of ``model`` to the candidate's, formed in fp32 from the two ends."""
+    with torch.no_grad():
+        for name, weight in models.named_weights(model).items():
+            if not weight.is_floating_point():
+                continue
+            start, change = base[name].float(), tuned[name].float() - base[name].float()
+            if candidate.recipe == "interpolation":
+                weight.copy_((start + candidate.strength * change).to(weight.dtype))
+            else:
+                weight.copy_(torch.where(change.abs() >= cuts[candidate.strength], tuned[name], base[name]))
+
+
+def halves(task: Task, rows: dict[str, Row], seed: int) -> tuple[list[Item], list[Item]]:
+    """Measured items in two halves by a hash that nothing else uses: to choose on, and to judge on."""
+    items = [item for item in task.items if item.id in rows]
+    key = {i.id: hashlib.sha256(f"recover:{seed}:{i.id}".encode()).digest()[0] % 2 for i in items}
+    choosing = [i for i in items if key[i.id] == 0]
+    return list(sample(choosing, CHOOSING_ITEMS, seed)), [i for i in items if key[i.id] == 1]
+
+
+def recover(job: Job) -> Recovered:
+    """Choose, judge and save the recovered model; see the module's text.
+
+    The choice: among candidates whose drop on every admitted task is at most the margin on the choosing half, the
+    one with the largest mean score; where none is, the one with the smallest worst drop.
+
+    Raises:
+        ModelError: quantised weights, different architectures, equal weights.
+        StoreError: the folder exists and is not empty, or cannot be written.
+    """
+    target = Path(job.settings.recover or "")
+    if target.exists() and any(target.iterdir()) and not (target / "recovered.json").exists():
+        raise StoreError(f"--recover {str(target)!r}: the folder is not empty; expected a new one. Choose another.")
+    for side in job.sides:
+        side.loaded.movable()
+    start = {n: w.detach().clone() for n, w in models.effective_weights(job.base.loaded.model).items()}
+    end = {n: w.detach() for n, w in models.effective_weights(job.tuned.loaded.model).items()}
+    model = copy.deepcopy(job.base.loaded.model)
+    cuts = thresholds(start, end, [s for r, s in STRENGTHS if r == "truncation"])
+    parts = {t.name: halves(t, job.table(job.base, t, t.formats[0].name), job.settings.seed) for t in job.tasks}
+    tried: list[tuple[Candidate, dict[str, float]]] = []
+    for candidate in [Candidate(*s) for s in STRENGTHS]:
+        move(model, start, end, candidate, cuts)
+        changes = {}
+        for task, rows in _measured(job, model, candidate, {n: p[0] for n, p in parts.items()}):
+            base = job.table(job.base, task, task.formats[0].name)
+            changes[task.name] = sum(rows[i].score - base[i].score for i in rows) / max(len(rows), 1)
+        tried.append((candidate, changes))
+    tried.append((Candidate("interpolation", 1.0), _tuned_changes(job, parts)))
+    best = choose(tried, job.settings.margin, {t.name for t in job.tasks if _admitted(job, t)})
+    move(model, start, end, best, cuts)
+    judged = []
+    for task, rows in _measured(job, model, best, {n: p[1] for n, p in parts.items()}):
+        base = {i: r for i, r in job.table(job.base, task, task.formats[0].name).items() if i in rows}
+        judged.append(
+            results.task_result(
+                task, base, rows, margin=job.settings.margin, alpha=job.settings.alpha, family=len(job.tasks)
+            )
+        )
+    _save(job, model, target, best)
+    candidates = tuple(
+        {"recipe": c.recipe, "strength": c.strength, "chosen": c == best, "changes": {k: round(v, 4) for k, v in d.items()}}
+        for c, d in tried
+    )
+    return Recovered(str(target), best.recipe, best.strength, tuple(judged), candidates)
+
+
+def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, admitted: set[str]) -> Candidate:
+    """The candidate with the best mean change among those that lose nothing beyond the margin; see :func:`recover`."""
+
+    def worst(changes: dict[str, float]) -> float:
+        return min((v for k, v in changes.items() if k in admitted), default=0.0)
+
+    safe = [(c, d) for c, d in tried if worst(d) >= -margin]
+    if safe:
+        return max(safe, key=lambda cd: sum(cd[1].values()))[0]
+    return max(tried, key=lambda cd: worst(cd[1]))[0]
+
+
+def _admitted(job: Job, task: Task) -> bool:
+    return job.result(task).admitted
+
+
+def _tuned_changes(job: Job, parts: dict[str, tuple[list[Item], list[Item]]]) -> dict[str, float]:
+    changes = {}
+    for task in job.tasks:
+        base, tuned = (job.table(side, task, task.formats[0].name) for side in job.sides)
+        shared = [i.id for i in parts[task.name][0] if i.id in base and i.id in tuned]
+        changes[task.name] = sum(tuned[i].score - base[i].score for i in shared) / max(len(shared), 1)
+    return changes
+
+
+def _measured(
+    job: Job, model: Any, candidate: Candidate, items: dict[str, list[Item]]
+) -> Iterator[tuple[Task, dict[str, Row]]]:
+    """Rows of a candidate, in cells addressed by its two ends and its recipe."""
+    engine = None
+    for task in job.tasks:
+        if not items[task.name] or task.scorer == "classify":
+            continue
+        form = task.formats[0].name
+        between = {"tuned": job.tuned.card.weights_hash, "recipe": candidate.recipe, "strength": candidate.strength}
+        conditions = {**job.base.conditions(task, form), "between": between}
+        cell = job.store.cell(cell_key(conditions), conditions)
+        have = cell.rows()
+        if any(i.id not in have for i in items[task.name]):
+            job.progress.status(f"{candidate.name} · {task.name}")
+            engine = engine or make_engine(model, job.base.loaded.tokenizer, job.plan.batch_tokens)
+            prepared: Prepared = prepare(
+                engine.tokenizer, task, format=form, items=items[task.name], chat_template=job.settings.chat_template,
+                system=job.settings.system, context=engines.context_length(model), drop_long=job.settings.drop_long,
+            )  # fmt: skip
+
+            def keep(rows: list[Row], _: int) -> None:
+                cell.append(rows)  # noqa: B023
+
+            have.update({r.item: r for r in run(engine, prepared, done=set(have), on_rows=keep)})
+        yield task, {i.id: have[i.id] for i in items[task.name] if i.id in have}
+
+
+def _save(job: Job, model: Any, target: Path, best: Candidate) -> None:
+    """An ordinary model folder with its tokenizer; written beside and renamed."""
+    beside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        model.save_pretrained(beside)
+        job.base.loaded.tokenizer.save_pretrained(beside)
+        text = f'{{"recipe": "{best.recipe}", "strength": {best.strength}, "base": "{job.base.card.name}"}}\n'
+        (beside / "recovered.json").write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        beside.rename(target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise StoreError(f"--recover {str(target)!r} cannot be written ({error.strerror}); free space or choose another.") from error

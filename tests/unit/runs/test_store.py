@@ -1,0 +1,317 @@
+"""Rows go in and come back; crashes, races and damage lose at most a chunk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from catchment.errors import InputError, StoreError
+from catchment.records import Row
+from catchment.runs import Cell, CellInfo, Store, StoreWarning, cell_key
+from catchment.runs import store as store_module
+from catchment.runs.chunks import decode, encode
+
+CONDITIONS = {"task": "recall", "model": "tiny"}
+KEY = cell_key(CONDITIONS)
+
+
+def _rows(*items: str, score: float = 1.0) -> list[Row]:
+    return [Row(item, score, f"answer to {item}", (-0.1, -2.5), 0.9, ("tie",)) for item in items]
+
+
+def _cell(root: Path) -> Cell:
+    return Store(root).cell(KEY, CONDITIONS)
+
+
+def _chunks(root: Path) -> list[Path]:
+    return sorted((root / "cells" / KEY[:2] / KEY).glob("*.jsonl"))
+
+
+def test_rows_come_back_in_a_new_process_view(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+    assert cell.rows() == {}
+    cell.append(_rows("a", "b"))
+    cell.append([])
+    cell.append(_rows("c"))
+    again = _cell(tmp_path)
+    assert again.rows() == {row.item: row for row in _rows("a", "b", "c")}
+    assert again.missing(["c", "d", "a", "e"]) == ["d", "e"]
+    assert again.done(["a", "c"])
+    assert not again.done(["a", "d"])
+    assert len(_chunks(tmp_path)) == 2
+    assert Store(tmp_path).conditions(KEY) == CONDITIONS
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=[]), max_size=20)  # lone surrogates too
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.builds(Row, texts, finite, texts, st.lists(finite).map(tuple), st.none() | finite), max_size=5))
+def test_rows_are_written_exactly(rows: list[Row]) -> None:
+    back = decode(encode(rows))
+    assert back == rows
+    assert [[x.hex() for x in (r.score, *r.logprobs)] for r in back] == [
+        [float(x).hex() for x in (r.score, *r.logprobs)] for r in rows
+    ]
+
+
+def test_the_first_chunk_wins_and_chunks_never_change(tmp_path: Path) -> None:
+    one, two = _cell(tmp_path), _cell(tmp_path)
+    one.append(_rows("a", score=0.0))
+    before = _chunks(tmp_path)[0].read_bytes()
+    two.append(_rows("a", "b", score=1.0))
+    assert _chunks(tmp_path)[0].read_bytes() == before
+    assert {item: row.score for item, row in one.rows().items()} == {"a": 0.0, "b": 1.0}
+    assert one.rows() == two.rows()
+
+
+def _write_many(root: str, name: str) -> None:
+    cell = _cell(Path(root))
+    for number in range(20):
+        cell.append(_rows(f"shared {number}", f"{name} {number}"))
+
+
+def test_two_writers_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(str(tmp_path), name)) for name in ("one", "two")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    assert len(_chunks(tmp_path)) == 40
+    wanted = {f"{who} {n}" for who in ("shared", "one", "two") for n in range(20)}
+    assert set(_cell(tmp_path).rows()) == wanted
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "zeros"])
+def test_a_damaged_chunk_is_left_out_with_one_warning(tmp_path: Path, damage: str) -> None:
+    cell = _cell(tmp_path)
+    cell.append(_rows("a", "b"))
+    cell.append(_rows("c"))
+    first = _chunks(tmp_path)[0]
+    data = first.read_bytes()
+    changed = {
+        "cut": data[: len(data) // 2],
+        "empty": b"",
+        "flipped": data.replace(b"answer to a", b"answer to b"),
+        "zeros": bytes(len(data)),
+    }[damage]
+    first.write_bytes(changed)
+    again = _cell(tmp_path)
+    with pytest.warns(StoreWarning, match=r"000001\.jsonl is damaged") as caught:
+        missing = [again.missing(["a", "b", "c"]) for _ in range(2)]
+    assert missing == [["a", "b"], ["a", "b"]]
+    assert len(caught) == 1
+    again.append(_rows("a", "b"))
+    assert again.done(["a", "b", "c"])
+    assert first.read_bytes() == changed
+
+
+@pytest.mark.parametrize("field", ["score", "logprobs", "companion"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, field: str, value: float) -> None:
+    values = {"score": 1.0, "logprobs": (-1.0,), "companion": None} | {
+        field: (value,) if field == "logprobs" else value
+    }
+    cell = _cell(tmp_path)
+    with pytest.raises(StoreError, match=f"item 'bad' has the value {value}"):
+        cell.append([*_rows("a"), Row("bad", prediction="", **values)])  # type: ignore[arg-type]
+    assert _chunks(tmp_path) == []
+
+
+def test_a_key_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="64 hex digits"):
+        Store(tmp_path).cell("../../escape", {})
+    with pytest.raises(StoreError, match="no rows"):
+        _cell(tmp_path).finish()
+
+
+def test_compaction_keeps_every_row_and_drops_the_chunks(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    kept: dict[str, dict[str, Row]] = {}
+    for number in range(5):
+        conditions = {"task": f"t{number}"}
+        cell = store.cell(cell_key(conditions), conditions)
+        cell.append(_rows("a", "b"))
+        cell.append(_rows(f"c{number}"))
+        if number != 3:
+            cell.finish()
+        kept[cell.key] = cell.rows()
+    assert store.compact() == 4
+    assert store.compact() == 0
+    assert len(list(tmp_path.glob("cells/*/*/*.jsonl"))) == 2  # those of the unfinished one
+    fresh = Store(tmp_path)
+    assert [(c.key, c.finished) for c in fresh.cells()] == sorted(
+        (key, key != cell_key({"task": "t3"})) for key in kept
+    )
+    for number in range(5):
+        conditions = {"task": f"t{number}"}
+        cell = fresh.cell(cell_key(conditions), conditions)
+        assert cell.rows() == kept[cell.key]
+        assert cell.finished == (number != 3)
+        assert fresh.conditions(cell.key) == conditions
+
+
+def test_a_view_opened_before_compaction_still_reads(tmp_path: Path) -> None:
+    reader = _cell(tmp_path)
+    writer = _cell(tmp_path)
+    writer.append(_rows("a"))
+    writer.finish()
+    assert reader.finished
+    Store(tmp_path).compact()
+    assert reader.done(["a"])
+    assert reader.finished
+    reader.append(_rows("b"))
+    assert list(_cell(tmp_path).rows()) == ["a", "b"]
+
+
+def test_compaction_that_is_cut_off_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = _cell(tmp_path)
+    cell.append(_rows("a", "b"))
+    cell.finish()
+
+    def power_cut(path: Path) -> None:
+        os.unlink(path / "000001.jsonl")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store_module.shutil, "rmtree", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path).compact()
+    assert _cell(tmp_path).done(["a", "b"])
+    assert Store(tmp_path).compact() == 1
+    assert _cell(tmp_path).rows() == {row.item: row for row in _rows("a", "b")}
+    assert [info.rows for info in Store(tmp_path).cells()] == [2]
+
+
+def test_a_damaged_segment_is_evaluated_again(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+    cell.append(_rows("a", "b"))
+    cell.finish()
+    Store(tmp_path).compact()
+    segment = next(tmp_path.glob("segments/*.jsonl"))
+    segment.write_bytes(segment.read_bytes().replace(b"answer to a", b"answer to X"))
+    again = _cell(tmp_path)
+    with pytest.warns(StoreWarning, match="checksum"):
+        assert again.missing(["a", "b"]) == ["a", "b"]
+    again.append(_rows("a", "b"))
+    assert again.done(["a", "b"])
+    next(tmp_path.glob("segments/*.index.json")).write_text("{")
+    with pytest.warns(StoreWarning, match="index.json is damaged"):
+        assert len(Store(tmp_path).cells()) == 1
+
+
+def _timed_listing(root: Path) -> tuple[list[CellInfo], float]:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        cells = Store(root).cells()
+        times.append(time.perf_counter() - start)
+    return cells, min(times)
+
+
+def test_compacted_cells_list_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a folder look per cell, which is what the chunks would cost; a ratio, so that slow machines pass."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # durability is not what is timed here
+    store = Store(tmp_path)
+    for number in range(300):
+        conditions = {"n": number}
+        cell = store.cell(cell_key(conditions), conditions)
+        cell.append([Row("a", 1.0, "")])
+        cell.finish()
+    before, loose = _timed_listing(tmp_path)
+    assert store.compact() == 300
+    after, compacted = _timed_listing(tmp_path)
+    assert after == before
+    assert compacted < loose / 2
+
+
+HOLD = """
+import sys
+from catchment.runs import Store
+with Store(sys.argv[1]).lock("compare"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told_who_is_at_work_and_a_killed_one_does_not_block(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "held\n"
+        start = time.perf_counter()
+        with (
+            pytest.raises(
+                StoreError, match=rf"in use by process {child.pid} on .+ \(compare\), running since \d{{4}}-"
+            ),
+            Store(tmp_path).lock("compare"),
+        ):
+            pass
+        assert time.perf_counter() - start < 5
+    finally:
+        child.kill()  # SIGKILL: no handler runs, the files of the lock stay behind
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+    assert (tmp_path / ".lock.json").exists()
+    with Store(tmp_path).lock("compare"):
+        assert f'"pid": {os.getpid()}' in (tmp_path / ".lock.json").read_text()
+    assert not (tmp_path / ".lock.json").exists()
+
+
+def test_the_lock_is_released_on_an_exception_and_held_against_oneself(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.lock("one"):
+        raise ZeroDivisionError
+    with (
+        store.lock("two"),
+        pytest.raises(StoreError, match=rf"process {os.getpid()} on .+ \(two\)"),
+        Store(tmp_path).lock("three"),
+    ):
+        pass
+
+
+APPEND = """
+import sys
+from catchment.records import Row
+from catchment.runs import Store
+cell = Store(sys.argv[1]).cell(sys.argv[2], {})
+number = 0
+while True:
+    cell.append([Row(f"{number}-{k}", 1 / 3, "x" * 2000) for k in range(20)])
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_leaves_whole_chunks(tmp_path: Path) -> None:
+    """kill -9 while it writes: everything it reported is there, nothing is torn, no warning."""
+    child = subprocess.Popen([sys.executable, "-c", APPEND, str(tmp_path), KEY], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for _ in range(5):
+        line = child.stdout.readline()
+    child.kill()
+    reported = [line, *child.stdout.readlines()][-1]
+    child.stdout.close()
+    child.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _cell(tmp_path).rows()
+    assert int(reported) * 20 <= len(found) <= (int(reported) + 1) * 20
+    assert len(found) % 20 == 0
+    assert all(row.score == 1 / 3 for row in found.values())
