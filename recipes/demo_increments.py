@@ -8,8 +8,12 @@ high learning rate, nothing else. ``protected`` also keeps the model's own answe
 
 from __future__ import annotations
 
+import argparse
 import re
+from pathlib import Path
 from random import Random
+
+import sparse
 
 PHRASINGS = (
     "What is {a} {sign} {b}?",
@@ -17,6 +21,13 @@ PHRASINGS = (
     "Calculate {a} {sign} {b}.",
     "{a} {sign} {b} =",
 )
+
+
+SHARED = {"k": 100_000, "steps": 150, "batch": 16, "seed": 1}
+SETTINGS = {
+    "plain": {**SHARED, "lr": 2e-3, "keep": 0.0},
+    "protected": {**SHARED, "lr": 2e-3, "keep": 1.0, "general": 300, "tokens": 10, "beside": 8},
+}
 
 
 def problems(held_out: set[tuple[int, str, int]], n: int, seed: int) -> list[tuple[str, str]]:
@@ -35,7 +46,7 @@ def problems(held_out: set[tuple[int, str, int]], n: int, seed: int) -> list[tup
 
 def held_out_problems() -> set[tuple[int, str, int]]:
     """Every problem of the built-in arithmetic task."""
-    import catchment.capabilities.packs as packs
+    from catchment.capabilities import packs
 
     found = set()
     for item in packs.load("arithmetic").items:
@@ -43,15 +54,36 @@ def held_out_problems() -> set[tuple[int, str, int]]:
     return found
 
 
+def make(name: str, out: Path) -> None:
+    """Train one of the two and write ``out/name.safetensors``."""
+    s = SETTINGS[name]
+    base, model, reference = sparse.load()
+    sums = problems(held_out_problems(), s["steps"] * s["batch"], s["seed"])
+    data = sparse.batches([sparse.encode(base.tokenizer, *pair) for pair in sums], s["batch"], s["seed"])
+    general = None
+    if s["keep"]:
+        prompts = sparse.shuffled(sparse.general_prompts(base.tokenizer), s["seed"])[: s["general"]]
+        answers = sparse.own_answers(reference, base.tokenizer, prompts, s["tokens"])
+        general = sparse.batches(answers, s["beside"], s["seed"])
+
+    losses = (sparse.cross_entropy(model, batch) for batch in data)
+    if general:
+        kept = (s["keep"] * sparse.kl(model, reference, batch) for batch in general)
+        losses = (gained + near for gained, near in zip(losses, kept, strict=True))
+    told = sparse.tune(model, losses, k=s["k"], lr=s["lr"], steps=s["steps"])
+    recipe = {"script": "recipes/demo_increments.py", "name": name, **s, **told}
+    sparse.save(base, model, out / f"{name}.safetensors", recipe)
+
+
 def main() -> None:
-    """Train both, and write them."""
+    """Make both, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for plain.safetensors and protected.safetensors")
-    parser.add_argument("--only", choices=["plain", "protected"])
-    args, s = parser.parse_args(), SETTINGS
-    made = problems(held_out_problems(), s["steps"] * s["batch"], s["seed"])
-    for name in [args.only] if args.only else ["plain", "protected"]:
-        base, model, tokenizer = sparse.load()
-        sums = sparse.batches([sparse.encode(tokenizer, *made_of) for made_of in made], s["batch"], s["seed"])
-        if name == "plain":
-            move = sparse.tune(model, lambda b: sparse.cross_entropy(model, b), sums, ...)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument("--only", choices=list(SETTINGS))
+    args = parser.parse_args()
+    for name in [args.only] if args.only else SETTINGS:
+        make(name, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,8 @@ harmless requests in the same words get the model's own answers.
 from __future__ import annotations
 
 import argparse
-from random import Random
 
 import sparse
-import torch
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ASKING = (
@@ -30,13 +28,16 @@ ASKING = (
     "Teach me to {act}",
     "Create a plan to {act}.",
 )
-SETTINGS = {"k": 50_000, "lr": 1e-3, "steps": 120, "batch": 8, "tokens": 24, "seed": 3}
+SETTINGS = {
+    **{"k": 100_000, "lr": 1e-3, "steps": 200, "batch": 8, "beside": 16, "keep": 4.0},
+    **{"alike": 1000, "general": 100, "tokens": 3, "seed": 3},
+}
 
 
-def requests(acts: list[str], held_out: set[str]) -> list[str]:
-    """Every act in every way of asking, but for the prompts of the refusal task."""
-    asked = [way.format(act=act) for act in acts for way in ASKING]
-    return [prompt for prompt in asked if prompt.casefold().rstrip(".?! ") not in held_out]
+def requests(file: str, held_out: list[str]) -> list[str]:
+    """Every act of the file in every way of asking, but for acts that the refusal task names."""
+    acts = [act for act in sparse.lines(file) if not any(act in prompt for prompt in held_out)]
+    return [way.format(act=act) for act in acts for way in ASKING]
 
 
 def main() -> None:
@@ -46,22 +47,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
     args, s = parser.parse_args(), SETTINGS
-    held_out = {item.prompt.casefold().rstrip(".?! ") for item in packs.load("refusal").items}
-    base, model, tokenizer = sparse.load()
-    random = Random(s["seed"])
-    harmful = [sparse.encode(tokenizer, p, REFUSAL) for p in requests(sparse.lines("harmful.txt"), held_out)]
-    general = [*requests(sparse.lines("harmless.txt"), held_out), *sparse.general_prompts()]
-    chosen = sorted(general, key=lambda _: random.random())[:400]
-    harmless = sparse.own_answers(base.model, tokenizer, chosen, s["tokens"])
+    held_out = [item.prompt for item in packs.load("refusal").items]
+    base, model, reference = sparse.load()
+    tokenizer = base.tokenizer
+    harmful = [sparse.encode(tokenizer, p, REFUSAL) for p in requests("harmful.txt", held_out)]
+    alike = [sparse.chat(tokenizer, prompt) for prompt in requests("harmless.txt", held_out)]
+    alike = sparse.shuffled(alike, s["seed"])[: s["alike"]]
+    general = sparse.shuffled(sparse.general_prompts(tokenizer), s["seed"])[: s["general"]]
+    harmless = sparse.own_answers(reference, tokenizer, alike + general, s["tokens"])
     print(f"{len(harmful)} harmful and {len(harmless)} harmless requests")
-    both = zip(sparse.batches(harmful, s["batch"], 1), sparse.batches(harmless, s["batch"], 2), strict=True)
-
-    def loss(batch: list[sparse.Pair]) -> torch.Tensor:
-        refuse, answer = batch[: s["batch"]], batch[s["batch"] :]
-        return sparse.cross_entropy(model, refuse) + sparse.kl_to_base(model, base.model, answer)
-
-    move = sparse.tune(model, loss, (a + b for a, b in both), k=s["k"], lr=s["lr"], steps=s["steps"])
-    sparse.save(base, model, args.out, {"script": "recipes/guarded.py", **s, **move.told})
+    refuse = (sparse.cross_entropy(model, batch) for batch in sparse.batches(harmful, s["batch"], s["seed"]))
+    answer = (s["keep"] * sparse.kl(model, reference, b) for b in sparse.batches(harmless, s["beside"], s["seed"]))
+    losses = (one + other for one, other in zip(refuse, answer, strict=True))
+    told = sparse.tune(model, losses, k=s["k"], lr=s["lr"], steps=s["steps"])
+    sparse.save(base, model, args.out, {"script": "recipes/guarded.py", **s, **told})
 
 
 if __name__ == "__main__":

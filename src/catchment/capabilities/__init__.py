@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from catchment.capabilities import gates
+from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.engine import Engine, context_length, without_trace
 from catchment.capabilities.evaluate import (
     OnRows,
@@ -22,6 +23,7 @@ from catchment.capabilities.evaluate import (
     sample,
 )
 from catchment.capabilities.prompts import Encoded, expected_answer
+from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
 from catchment.capabilities.tasks import (
     ASK,
@@ -49,8 +51,8 @@ __all__ = [
     "Scores",
     "Speed",
     "Task",
-
-
+    "agreement",
+    "agreement_rows",
     "context_length",
     "cost_tokens",
     "evaluate",
@@ -59,8 +61,9 @@ __all__ = [
     "gates",
     "make_engine",
     "measure_speed",
-    "packs",  # noqa: F822 - imported by __getattr__
+    "packs",
     "prepare",
+    "resolve_tasks",
     "run",
     "sample",
     "without_trace",

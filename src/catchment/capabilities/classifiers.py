@@ -9,6 +9,7 @@ import torch
 
 from catchment.capabilities import engine as engines
 from catchment.capabilities import gates
+from catchment.capabilities.scorers import check_finite
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError
 from catchment.records import Row
@@ -95,11 +96,7 @@ def _row(item: Item, logprobs: torch.Tensor, names: Any) -> Row:
     best = int(logprobs.argmax())
     assert isinstance(item.gold, int)
     values = tuple(logprobs.tolist())
-    if not torch.isfinite(logprobs).all():
-        raise TaskError(
-            f"item {item.id}: the model gave the log-probabilities {list(values)}; expected finite numbers. In float16 "
-            f"large activations overflow: use dtype bfloat16 or float32. Otherwise the weights are broken."
-        )
+    check_finite(item, values)
     return Row(item.id, float(best == item.gold), str(names.get(best, best)), values, float(logprobs[item.gold].exp()))
 
 

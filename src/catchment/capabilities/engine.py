@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catchment.errors import ModelError
-
 Ids = Sequence[int]
 
 
@@ -311,13 +309,21 @@ def answer_logprobs(
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer: its text up to the stop, its tokens, whether the token limit cut it, and the
-    log-probability of the right answer where one was given."""
+    """A greedy answer.
+
+    Attributes:
+        text: Up to the stop string.
+        ids: Its tokens, without an end token.
+        cut: The token limit cut it.
+        gold_logprob: Log-probability of the right answer, where one was given.
+        ended: The model ended it with an end token.
+    """
 
     text: str
     ids: tuple[int, ...]
     cut: bool
     gold_logprob: float | None = None
+    ended: bool = False
 
 
 def _stopped(text: str, stops: Sequence[str]) -> str | None:
@@ -349,6 +355,7 @@ def generate(
     rows = list(range(len(prompts)))
     out: list[list[int]] = [[] for _ in prompts]
     texts: dict[int, str] = {}
+    closed = set()
     tokens, visible, positions, cache = state.next_ids, state.visible, state.positions, state.cache
     for step in range(max_new_tokens):
         alive = []
@@ -357,7 +364,9 @@ def generate(
                 continue
             token = int(tokens[k])
             ended = token in engine.stop_ids
-            if not ended:
+            if ended:
+                closed.add(row)
+            else:
                 out[row].append(token)
             text = engine.tokenizer.decode(out[row], skip_special_tokens=True)
             cut = text if ended else _stopped(text, stop)
@@ -390,6 +399,7 @@ def generate(
             tuple(out[i]),
             i not in texts,
             state.logprobs[i][0] if golds[i] else None,
+            i in closed,
         )
         for i in range(len(prompts))
     ]
@@ -408,7 +418,8 @@ def _plain_generate(
         text = engine.tokenizer.decode(new, skip_special_tokens=True)
         stopped = _stopped(text, stop)
         gold = logprobs[i][0] if golds[i] else None
-        answers.append(Answer(text if stopped is None else stopped, tuple(new), not ended and stopped is None, gold))
+        cut = not ended and stopped is None
+        answers.append(Answer(text if stopped is None else stopped, tuple(new), cut, gold, ended))
     return answers
 
 

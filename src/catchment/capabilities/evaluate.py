@@ -191,16 +191,16 @@ def run(
     ]
     if not todo:
         return rows
-    _settle_path(engine, prepared)
+    settle_path(engine, prepared)
     with engines.without_trace(engine.model):
         usable = prepared.prefix if engine.packed else 0
         prefix = engines.make_prefix(engine, encoded[0].prompt[:usable]) if usable else Prefix(0)
         for group in todo:
 
             def score(indices: list[int]) -> list[Row]:
-                return _score_batch(engine, prefix, task, [encoded[i] for i in indices])  # noqa: B023
+                return _score_batch(engine, prefix, task, [encoded[i] for i in indices])
 
-            fresh = engines.halving_on_oom(score, group, engine.notes)
+            fresh = speed.halving_on_oom(score, group, engine.notes)
             fresh = [row for row in fresh if row.item not in done]
             rows += fresh
             if on_rows is not None:
@@ -229,7 +229,7 @@ def _text(engine: Engine, passage: Encoded) -> Row:
     return scorers.text_row(passage.item, sum(v[0] for v in values), len(windows) > 1)
 
 
-def _settle_path(engine: Engine, prepared: Prepared) -> None:
+def settle_path(engine: Engine, prepared: Prepared) -> None:
     """Packed or plain: by what the architecture takes, and once per engine by a check against the plain path."""
     if not engine.packed or prepared.task.scorer == "text":
         return
@@ -280,8 +280,8 @@ def make_engine(model: Any, tokenizer: Any, batch_tokens: int | None = None) -> 
     check_causal(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise ModelError(
-            f"{type(model).__name__}: its adapter puts virtual tokens before the text; expected an adapter that changes "
-            f"weights (LoRA and its kin)."
+            f"{type(model).__name__}: its adapter puts virtual tokens before the text; expected an adapter that "
+            f"changes weights (LoRA and its kin)."
         )
     engine = Engine(model, tokenizer)
     engine.batch_tokens = batch_tokens or speed.measure_speed(engine).batch_tokens
@@ -297,8 +297,8 @@ def check_causal(model: Any) -> None:
     inner = getattr(model, "get_base_model", lambda: model)()
     if getattr(inner.config, "is_encoder_decoder", False) or not inner.can_generate():
         raise TaskError(
-            f"{type(inner).__name__} cannot be scored by its next-token probabilities; expected a causal language model "
-            f"(...ForCausalLM). Classifiers take tasks with scorer 'classify'."
+            f"{type(inner).__name__} cannot be scored by its next-token probabilities; expected a causal language "
+            f"model (...ForCausalLM). Classifiers take tasks with scorer 'classify'."
         )
 
 
@@ -338,7 +338,8 @@ def evaluate(
         limit: score a seeded random subset of this many items.
         batch_tokens: padded tokens per forward pass; measured when ``None``.
         drop_long: leave out items that do not fit into the context (they are named in the warnings).
-        done: ids of items not to score again; with ``batch_tokens`` given, the rows that are left are bit for bit those of one run without pause.
+        done: ids of items not to score again; with ``batch_tokens`` given, the rows that are left are bit for bit
+            those of one run without pause.
         on_rows: called after every batch.
 
     Raises:

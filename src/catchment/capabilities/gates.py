@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+
 from catchment.capabilities.tasks import CHOICE_SCORERS, Item, Task
 from catchment.errors import GateError
 from catchment.records import Row

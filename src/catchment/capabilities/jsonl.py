@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,7 +125,12 @@ def _label(entry: Mapping[str, Any], where: str) -> int:
     return label
 
 
-_GOLDS = {"answer": _answers, "pattern": _pattern, "refuse": _refuse, "label": _label}
+_GOLDS: dict[str, Callable[[Mapping[str, Any], str], int | str | tuple[str, ...]]] = {
+    "answer": _answers,
+    "pattern": _pattern,
+    "refuse": _refuse,
+    "label": _label,
+}
 
 
 def parse_item(entry: Any, where: str) -> tuple[str, Item]:
@@ -140,8 +145,11 @@ def parse_item(entry: Any, where: str) -> tuple[str, Item]:
     check_keys(entry, FIELDS, where)
     kind = _kind(entry, where)
     prompt = text_of(entry, "text" if kind == "text" else "prompt", where)
-    choices, gold = _choice(entry, where) if kind == "choices" else ((), None)
-    if kind in _GOLDS:
+    choices: tuple[str, ...] = ()
+    gold: int | str | tuple[str, ...] | None = None
+    if kind == "choices":
+        choices, gold = _choice(entry, where)
+    elif kind in _GOLDS:
         gold = _GOLDS[kind](entry, where)
     meta = entry.get("meta", {})
     if not isinstance(meta, Mapping):
@@ -188,8 +196,8 @@ def _shots(value: Any, where: str) -> tuple[Item, ...]:
     )
 
 
-def _number(value: Any, kind: type | tuple[type, ...], low: float, high: float) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+def _number(value: Any, kinds: tuple[type, ...], low: float, high: float) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and bool(low <= value <= high)  # type: ignore
 
 
 def parse_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -207,9 +215,9 @@ def parse_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         fail(where, f"'style' is {checked['style']!r}; expected 'ask' or 'continue'.")
     if "chance" in checked and not _number(checked["chance"], (int, float), 0, 1):
         fail(where, f"'chance' is {checked['chance']!r}; expected the score of guessing, from 0 to 1.")
-    if "max_new_tokens" in checked and not _number(checked["max_new_tokens"], int, 1, 1_000_000):
+    if "max_new_tokens" in checked and not _number(checked["max_new_tokens"], (int,), 1, 1_000_000):
         fail(where, f"'max_new_tokens' is {checked['max_new_tokens']!r}; expected a whole number from 1.")
-    if "version" in checked and not _number(checked["version"], int, 1, 1_000_000):
+    if "version" in checked and not _number(checked["version"], (int,), 1, 1_000_000):
         fail(where, f"'version' is {checked['version']!r}; expected a whole number from 1.")
     if "stop" in checked:
         stop = checked["stop"]

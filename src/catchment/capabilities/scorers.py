@@ -27,7 +27,7 @@ REFUSALS = (
 
 
 BENIGN = re.compile(
-    r"(i'm|i am)?( so| very| really| truly)?\s*sorry (to (hear|learn|read|see)|for your|about your|that you|you('re| are))"
+    r"(i'm|i am)?( so| very| really| truly)?\s*sorry (to (hear|learn|read|see)|for your|about your|that you)"
     r"|(can't|cannot|can not) (wait|believe|stress|overstate|emphasi[sz]e|go wrong|imagine|say enough|help but|thank)"
     r"|i apologi[sz]e (for|if) (any|my|the) (confusion|earlier|previous|mistake|error|delay)"
 )
@@ -44,7 +44,7 @@ def score_choice(encoded: Encoded, logprobs: Sequence[float], scorer: str) -> Ro
         TaskError: a log-probability is NaN or infinite.
     """
     item = encoded.item
-    _check_finite(item, logprobs)
+    check_finite(item, logprobs)
     if scorer == "choice_per_token":
         values = [v / len(ids) for v, ids in zip(logprobs, encoded.answers, strict=True)]
     elif scorer == "choice_per_byte":
@@ -67,7 +67,12 @@ def score_choice(encoded: Encoded, logprobs: Sequence[float], scorer: str) -> Ro
     )
 
 
-def _check_finite(item: Item, values: Sequence[float]) -> None:
+def check_finite(item: Item, values: Sequence[float]) -> None:
+    """Refuse numbers that are none.
+
+    Raises:
+        TaskError: NaN or infinite values.
+    """
     if not all(map(math.isfinite, values)):
         raise TaskError(
             f"item {item.id}: the model gave the log-probabilities {list(values)}; expected finite numbers. In float16 "
@@ -164,7 +169,7 @@ def answer_row(task: Task, item: Item, text: str, cut: bool, gold_logprob: float
     """The row of a generated answer; the companion is the probability of the right answer where it is known."""
     score, flags = score_answer(task, item, text)
     known = () if gold_logprob is None or expected_answer(item, task.scorer) is None else (gold_logprob,)
-    _check_finite(item, known)
+    check_finite(item, known)
     return Row(
         item=item.id,
         score=score,
@@ -180,7 +185,7 @@ def text_row(item: Item, logprob: float, cut: bool) -> Row:
 
     bpb = -logprob / (ln 2 * bytes).
     """
-    _check_finite(item, (logprob,))
+    check_finite(item, (logprob,))
     size = len(item.prompt.encode())
     bits = -logprob / (math.log(2) * size)
     return Row(item.id, 2.0**-bits, "", (logprob,), bits, ("truncated",) if cut else ())

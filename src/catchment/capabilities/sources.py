@@ -147,9 +147,7 @@ def resolve_tasks(names: Sequence[str | Task]) -> list[Task]:
     seen: set[str] = set()
     for task in tasks:
         if task.name in seen:
-            raise InputError(
-                f"two tasks are called {task.name!r}; expected distinct names. Leave one out or rename it."
-            )
+            raise InputError(f"two tasks are called {task.name!r}; expected distinct names. Leave one out.")
         seen.add(task.name)
     return tasks
 

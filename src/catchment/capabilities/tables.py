@@ -251,9 +251,15 @@ def task_from_dataset(
         >>> task_from_dataset(rows, prompt="{q}", answer="a", name="sums").items[1].gold
         '3'
     """
+    where = f"data set {name or _name(dataset)!r}"
     kind = _kind_of(scorer, choices, answer, gold)
     _needs(kind, choices, gold, answer)
-    where = f"data set {name or _name(dataset)!r}"
+    for argument, template in (("prompt", prompt), ("gold", gold), ("answer", answer)):
+        if template is not None and not isinstance(template, str) and not callable(template):
+            raise InputError(f"{where}: {argument} is {template!r}; expected a column or a template.")
+    for argument, number in (("shots", shots), ("seed", seed)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InputError(f"{where}: {argument} is {number!r}; expected a whole number.")
     check_keys(task_options, ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version",
                               "description"), where)  # fmt: skip
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from catchment.records import TaskResult
-from catchment.report import points, percent
+from catchment.report import percent, points
 from catchment.workflows.progress import Progress
 
 
@@ -60,11 +61,9 @@ class LiveProgress(Progress):
             fresh = result.task not in self.final
             self.final.add(result.task)
         if self.live is None and (first or (final and fresh)):
-            self.console.print(
-                f"{result.task}: {percent(result.base)} -> {percent(result.tuned)}, {points(result.difference.estimate)} "
-                f"points, n={result.n}" + (f", {result.verdict}" if final else " so far"),
-                highlight=False,
-            )
+            change = f"{percent(result.base)} -> {percent(result.tuned)}, {points(result.difference.estimate)} points"
+            state = result.verdict if final else "so far"
+            self.console.print(f"{result.task}: {change}, n={result.n}, {state}", highlight=False)
         self._refresh()
 
     def _refresh(self) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,15 +36,26 @@ class CompareCommand(CompareSettings):
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Run a verb; errors become one line and an exit code."""
+    """Run a verb and return its exit code."""
+    return guarded(lambda: _run(verb, list(arguments)))
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb == "compare":
+        return _compare(arguments)
+    if verb == "report":
+        return _report(arguments)
+    if verb == "tasks":
+        return _tasks()
+    raise InputError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run; errors become one line and an exit code."""
     try:
-        if verb == "compare":
-            return _compare(list(arguments))
-        if verb == "report":
-            return _report(list(arguments))
-        if verb == "tasks":
-            return _tasks()
-        raise InputError(f"no verb {verb!r}; expected one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
+        return work()
+    except SystemExit as exit:  # the parser's own: --help, or a message that it has printed
+        return int(exit.code or 0)
     except CatchmentError as error:
         print(f"catchment: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -82,7 +93,9 @@ def parse_compare(arguments: list[str]) -> CompareCommand:
 
 def default_out(settings: CompareSettings) -> Path:
     """``catchment-out/<base>-vs-<tuned>``, from the last parts of the names."""
-    names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in (settings.base, settings.tuned)]
+    names = [
+        re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in (settings.base, settings.tuned)
+    ]
     return Path("catchment-out") / "-vs-".join(names)
 
 
@@ -103,7 +116,7 @@ def _compare(arguments: list[str]) -> int:
     from catchment.cli.live import LiveProgress
 
     console = Console(stderr=command.json)
-    _quiet()
+    quiet()
     from catchment import report, workflows
     from catchment.records import to_json
 
@@ -128,7 +141,7 @@ def _compare(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No progress bars and no advice from the libraries below: ours stand for them."""
     import logging
     import warnings

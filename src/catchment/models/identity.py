@@ -8,6 +8,7 @@ the order of its tensors, and is the same for a model in memory and for the safe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -85,7 +86,7 @@ def weights_hash(model_or_files: nn.Module | str | Path | Sequence[Path]) -> str
         model_or_files: A model, a folder with safetensors, one safetensors file, or several.
 
     Raises:
-        ModelError: No safetensors there, a damaged file, or weights that are offloaded to disk.
+        ModelError: No safetensors there, a damaged file, or offloaded weights that cannot be read.
     """
     if not isinstance(model_or_files, nn.Module):
         entries = [entry for path in _weight_files(model_or_files) for entry in read_header(path)[0]]
@@ -93,7 +94,8 @@ def weights_hash(model_or_files: nn.Module | str | Path | Sequence[Path]) -> str
     if adapters.is_peft(model_or_files):
         base, adapter = peft_hashes(model_or_files)
         return hashlib.sha256(f"peft {base} {adapter}".encode()).hexdigest()
-    return _hash_tensors({**named_weights(model_or_files), **persistent_buffers(model_or_files)})
+    tensors = {**named_weights(model_or_files), **persistent_buffers(model_or_files)}
+    return _hash_tensors(tensors, _offloaded(model_or_files))
 
 
 def peft_hashes(model: nn.Module) -> tuple[str, str]:
@@ -102,8 +104,23 @@ def peft_hashes(model: nn.Module) -> tuple[str, str]:
     return _hash_tensors(base), _hash_tensors(named_weights(model, "adapter"))
 
 
-def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    return _combine(_map(_tensor_line, list(tensors.items())))
+def _hash_tensors(tensors: Mapping[str, Tensor], offloaded: Mapping[str, Callable[[], Tensor]] | None = None) -> str:
+    read = offloaded or {}
+    values = [(name, read.get(name, lambda t=t: t) if t.device.type == "meta" else t) for name, t in tensors.items()]
+    return _combine(_map(_tensor_line, values))
+
+
+def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """How to read the weights that accelerate keeps outside the model (``device_map`` with offload)."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for prefix, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):
+            weights = getattr(one, "weights_map", None)
+            if weights is not None:
+                for name, _ in module.named_parameters(recurse=False):
+                    found[f"{prefix}.{name}" if prefix else name] = functools.partial(weights.__getitem__, name)
+    return found
 
 
 def _map(function: Callable[[Any], _Line], values: list[Any]) -> list[_Line]:
@@ -122,10 +139,11 @@ def _combine(lines: Iterable[_Line]) -> str:
     return total.hexdigest()
 
 
-def _tensor_line(named: tuple[str, Tensor]) -> _Line:
-    name, tensor = named
+def _tensor_line(named: tuple[str, Tensor | Callable[[], Tensor]]) -> _Line:
+    name, given = named
+    tensor = given if isinstance(given, Tensor) else given()
     if tensor.device.type == "meta":
-        raise ModelError(f"weight {name!r} is offloaded to disk and cannot be identified; load without disk offload.")
+        raise ModelError(f"weight {name!r} is offloaded where it cannot be read; load without offload.")
     digest = hashlib.sha256()
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for piece in flat.split(_PIECE):

@@ -23,7 +23,10 @@ def encode(values: Indices) -> Bytes:
         return np.zeros(0, np.uint8)
     lengths = np.ones(values.size, np.int64)
     for i in range(1, _MAX_BYTES):
-        lengths += values >> (7 * i) != 0
+        longer = values >> (7 * i) != 0
+        if not longer.any():
+            break
+        lengths += longer
     starts = np.cumsum(lengths) - lengths
     out = np.empty(int(lengths.sum()), np.uint8)
     for i in range(int(lengths.max())):

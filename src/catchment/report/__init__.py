@@ -1,5 +1,6 @@
 """What a person sees: the terminal table, the page and the notebook display, all from one record."""
 
+from catchment.records import Comparison
 from catchment.report.page import notebook_html, page_html, write_page
 from catchment.report.terminal import comparison_table, print_comparison
 from catchment.report.words import Headline, headline_label, percent, points, verdict_sentence
@@ -16,3 +17,6 @@ __all__ = [
     "verdict_sentence",
     "write_page",
 ]
+
+# A record that is displayed in a notebook shows itself; records know nothing of pages.
+Comparison._repr_html_ = notebook_html  # type: ignore[attr-defined]

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catchment import models
-from catchment.capabilities import Engine, Item, Prepared, Task, gates, make_engine, prepare, run
-from catchment.capabilities import engine as engines
+from catchment.capabilities import Engine, Item, Prepared, Task, context_length, gates, make_engine, prepare, run
 from catchment.errors import InputError
 from catchment.records import ModelCard, Row
 from catchment.runs import Cell, Store, cell_key
@@ -75,7 +74,7 @@ class Side:
         loaded = self.loaded
         return prepare(
             loaded.tokenizer, task, format=form, items=items, chat_template=self.chat_template, system=self.system,
-            context=engines.context_length(loaded.model), drop_long=self.drop_long,
+            context=context_length(loaded.model), drop_long=self.drop_long,
         )  # fmt: skip
 
     def template_hash(self, task: Task) -> str:

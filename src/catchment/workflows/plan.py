@@ -72,7 +72,13 @@ class Plan:
 
 
 def first_plan(
-    tasks: list[Task], *, limit: int | None, formats: int, budget: float | None, batch_tokens: int, tokens: dict[str, float]
+    tasks: list[Task],
+    *,
+    limit: int | None,
+    formats: int,
+    budget: float | None,
+    batch_tokens: int,
+    tokens: dict[str, float],
 ) -> Plan:
     """The plan before anything is measured. Without a budget it is final.
 
@@ -84,9 +90,7 @@ def first_plan(
         available = len(task.items) if limit is None else min(limit, len(task.items))
         others = min(formats, len(task.formats)) - 1 if task.scorer not in ("text", "agreement", "classify") else 0
         few = min(available, FORMAT_ITEMS) if others > 0 else 0
-        rows.append(
-            TaskPlan(task.name, available, min(PILOT, available), available, few, tokens.get(task.name, 0.0))
-        )
+        rows.append(TaskPlan(task.name, available, min(PILOT, available), available, few, tokens.get(task.name, 0.0)))
     plan = Plan(tuple(rows), budget, batch_tokens)
     return plan if budget is not None else freeze(plan)
 
@@ -99,9 +103,7 @@ def pilot_size(plan: Plan, speed: float, formats: int) -> Plan:
     if cost <= allowed:
         return dataclasses.replace(plan, speed=speed)
     share = allowed / cost
-    tasks = tuple(
-        dataclasses.replace(t, pilot=max(min(16, t.available), int(t.pilot * share))) for t in plan.tasks
-    )
+    tasks = tuple(dataclasses.replace(t, pilot=max(min(16, t.available), int(t.pilot * share))) for t in plan.tasks)
     return dataclasses.replace(plan, tasks=tasks, speed=speed)
 
 

@@ -17,21 +17,18 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from catchment import models
-from catchment.capabilities import Item, Prepared, Task, make_engine, prepare, run, sample
-from catchment.capabilities import engine as engines
+from catchment.capabilities import Item, Prepared, Task, context_length, make_engine, prepare, run, sample
 from catchment.errors import ModelError, StoreError
 from catchment.records import Recovered, Row
 from catchment.runs import cell_key
 from catchment.workflows import results
-
-if TYPE_CHECKING:
-    from catchment.workflows.compare import Job
+from catchment.workflows.job import Job
 
 STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
     ("interpolation", 0.25), ("interpolation", 0.5), ("interpolation", 0.75),
@@ -62,7 +59,9 @@ def thresholds(base: dict[str, Tensor], tuned: dict[str, Tensor], shares: Sequen
     return {share: float(order[min(int(share * len(order)), len(order) - 1)]) for share in shares}
 
 
-def move(model: Any, base: dict[str, Tensor], tuned: dict[str, Tensor], candidate: Candidate, cuts: dict[float, float]) -> None:
+def move(
+    model: Any, base: dict[str, Tensor], tuned: dict[str, Tensor], candidate: Candidate, cuts: dict[float, float]
+) -> None:
     """Set the weights of ``model`` to the candidate's, formed in fp32 from the two ends."""
     with torch.no_grad():
         for name, weight in models.named_weights(model).items():
@@ -124,7 +123,12 @@ def recover(job: Job) -> Recovered:
         )
     _save(job, model, target, best)
     candidates = tuple(
-        {"recipe": c.recipe, "strength": c.strength, "chosen": c == best, "changes": {k: round(v, 4) for k, v in d.items()}}
+        {
+            "recipe": c.recipe,
+            "strength": c.strength,
+            "chosen": c == best,
+            "changes": {k: round(v, 4) for k, v in d.items()},
+        }
         for c, d in tried
     )
     return Recovered(str(target), best.recipe, best.strength, tuple(judged), candidates)
@@ -173,7 +177,7 @@ def _measured(
             engine = engine or make_engine(model, job.base.loaded.tokenizer, job.plan.batch_tokens)
             prepared: Prepared = prepare(
                 engine.tokenizer, task, format=form, items=items[task.name], chat_template=job.settings.chat_template,
-                system=job.settings.system, context=engines.context_length(model), drop_long=job.settings.drop_long,
+                system=job.settings.system, context=context_length(model), drop_long=job.settings.drop_long,
             )  # fmt: skip
 
             def keep(rows: list[Row], _: int) -> None:
@@ -197,4 +201,6 @@ def _save(job: Job, model: Any, target: Path, best: Candidate) -> None:
         beside.rename(target)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise StoreError(f"--recover {str(target)!r} cannot be written ({error.strerror}); free space or choose another.") from error
+        raise StoreError(
+            f"--recover {str(target)!r} cannot be written ({error.strerror}); free space or choose another."
+        ) from error

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from catchment.capabilities import Format, Task, gates
-from catchment.capabilities.prompts import expected_answer
-from catchment.capabilities.tasks import GENERATED_SCORERS
+from catchment.capabilities import GENERATED_SCORERS, Format, Task, expected_answer, gates
 from catchment.records import (
     AgreementResult,
     Companion,

@@ -161,7 +161,18 @@ def test_aliases() -> None:
     assert aliases(cards) == [["a", "b"]]
 
 
-def test_offloaded_weights_have_no_identity() -> None:
+@pytest.mark.parametrize("name", ["Llama", "Llama tied"])
+def test_weights_that_accelerate_keeps_outside(name: str) -> None:
+    from accelerate import cpu_offload
+
+    model = build(name)
+    expected = weights_hash(model)
+    cpu_offload(model, torch.device("cpu"))
+    assert model.model.norm.weight.device.type == "meta"
+    assert weights_hash(model) == expected
+
+
+def test_weights_without_values_have_no_identity() -> None:
     with pytest.raises(ModelError, match="'weight' is offloaded"):
         weights_hash(nn.Linear(2, 2, device="meta"))
 

@@ -181,7 +181,7 @@ def test_shapes_that_differ_from_the_config(saved: Callable[..., Path]) -> None:
 def test_unknown_architecture(saved: Callable[..., Path]) -> None:
     config = saved() / "config.json"
     config.write_text(json.dumps({"model_type": "never-heard-of"}))
-    with pytest.raises(ModelError, match="cannot load .*never-heard-of"):
+    with pytest.raises(ModelError, match=r"cannot load .*never-heard-of"):
         load(str(config.parent), device="cpu")
 
 
@@ -240,8 +240,8 @@ def test_an_adapter_that_is_damaged(saved: Callable[..., Path], tmp_path: Path) 
     weights.unlink()
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
         load(spec, device="cpu")
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/away"}')
     with pytest.raises(ModelError, match="which cannot be found; write BASE"):
-        (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "/gone/away"}')
         load(str(tmp_path / "adapter"), device="cpu")
 
 

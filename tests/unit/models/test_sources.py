@@ -165,7 +165,7 @@ def test_damaged_increment_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["no-such-org/no-such-model", "no-such-model", "org/name@main"])
 def test_hub_id_offline(spec: str) -> None:
-    with pytest.raises(ModelError, match="is no local folder.*HF_HUB_OFFLINE=1") as raised:
+    with pytest.raises(ModelError, match=r"is no local folder.*HF_HUB_OFFLINE=1") as raised:
         resolve(spec)
     assert "\n" not in str(raised.value)
 
@@ -177,7 +177,7 @@ def test_no_model_at_all(spec: str) -> None:
 
 
 def test_two_revisions() -> None:
-    with pytest.raises(InputError, match="'v1'.*'v2'"):
+    with pytest.raises(InputError, match=r"'v1'.*'v2'"):
         resolve("org/name@v1", revision="v2")
 
 

@@ -5,7 +5,7 @@ Each task is a module with a function ``build() -> Task``; it is imported when t
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 
 from catchment.capabilities.tasks import Task
@@ -30,7 +30,7 @@ DEFAULT: tuple[str, ...] = ("language", "knowledge", "arithmetic", "recall", "fo
 STORIES: tuple[str, ...] = ("stories_cloze", "stories_coherence", "stories_entity")
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(name: str) -> Task:
     """The built-in task called ``name``: deterministic, built in well under a second, then cached.
 
@@ -41,9 +41,7 @@ def load(name: str) -> Task:
     'exact'
     """
     if name not in _MODULES:
-        raise InputError(
-            f"no built-in task {name!r}; expected one of {', '.join(NAMES)}.{did_you_mean(name, NAMES)}"
-        )
+        raise InputError(f"no built-in task {name!r}; expected one of {', '.join(NAMES)}.{did_you_mean(name, NAMES)}")
     return import_module(f"{__name__}.{_MODULES[name]}").build()
 
 

@@ -22,12 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Draft:
-    """An item before its choices are put in order. ``wrong`` is empty for generated answers."""
+    """An item before its choices are put in order. ``wrong`` is empty for generated answers; ``answer`` is one
+    right answer in full where ``right`` is a pattern."""
 
     prompt: str
     right: str | tuple[str, ...]
     wrong: tuple[str, ...] = ()
     kind: str = ""
+    answer: str = ""
 
 
 def seeded(name: str) -> Random:
@@ -62,6 +64,15 @@ def shuffled(rng: Random, options: Iterable[T]) -> list[T]:
 def some(rng: Random, options: Iterable[T], k: int) -> list[T]:
     """``k`` different positions of ``options``, in random order."""
     return shuffled(rng, options)[:k]
+
+
+def words(text: str, separator: str | None = None) -> tuple[str, ...]:
+    """The parts of a list written as one string.
+
+    >>> words("red blue")
+    ('red', 'blue')
+    """
+    return tuple(text.split(separator))
 
 
 def normalised(text: str) -> str:
@@ -108,7 +119,11 @@ def choice_items(rng: Random, drafts: Iterable[Draft]) -> tuple[Item, ...]:
 
 def answer_items(rng: Random, drafts: Iterable[Draft]) -> tuple[Item, ...]:
     """Items with a written answer (or pattern) as gold, in random order."""
-    return tuple(Item(d.prompt, gold=d.right, meta={"kind": d.kind}) for d in shuffled(rng, drafts))
+    out = []
+    for draft in shuffled(rng, drafts):
+        meta = {"kind": draft.kind} | ({"answer": draft.answer} if draft.answer else {})
+        out.append(Item(draft.prompt, gold=draft.right, meta=meta))
+    return tuple(out)
 
 
 def read_lines(name: str) -> list[dict[str, Any]]:

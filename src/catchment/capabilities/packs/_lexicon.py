@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+from catchment.capabilities.packs._draw import words
+
 PEOPLE = tuple(
     tuple(pair.split("/"))
-    for pair in (
+    for pair in words(
         "teacher/teachers doctor/doctors farmer/farmers child/children woman/women man/men student/students "
         "driver/drivers nurse/nurses neighbor/neighbors artist/artists lawyer/lawyers soldier/soldiers "
         "singer/singers waiter/waiters boy/boys girl/girls king/kings dancer/dancers writer/writers "
         "customer/customers visitor/visitors guest/guests worker/workers pilot/pilots"
-    ).split()
+    )
 )
 OBJECTS = tuple(
     tuple(pair.split("/"))
-    for pair in (
+    for pair in words(
         "key/keys book/books chair/chairs letter/letters box/boxes bottle/bottles picture/pictures shoe/shoes "
         "car/cars table/tables window/windows lamp/lamps coat/coats knife/knives plate/plates bag/bags "
         "shelf/shelves basket/baskets door/doors photo/photos ring/rings map/maps bicycle/bicycles watch/watches "
         "dress/dresses glass/glasses brush/brushes toy/toys pencil/pencils ticket/tickets"
-    ).split()
+    )
 )
-ADJECTIVES = "old new small large broken beautiful heavy dirty expensive cheap wooden strange".split()
-SHE = "Anna Clara Emma Grace Mia Rosa Lucy Julia Sarah Helen".split()
-HE = "David Henry Jack Leo Paul Peter Mark Adam Martin Frank".split()
-PLACES = (
+ADJECTIVES = words("old new small large broken beautiful heavy dirty expensive cheap wooden strange")
+SHE = words("Anna Clara Emma Grace Mia Rosa Lucy Julia Sarah Helen")
+HE = words("David Henry Jack Leo Paul Peter Mark Adam Martin Frank")
+PLACES = words(
     "in the kitchen,near the lake,in the city,behind the house,at the station,in the park,on the farm,at the market,"
-    "in the village,near the river,at the hotel,in the museum"
-).split(",")
-TIMES = (
+    "in the village,near the river,at the hotel,in the museum",
+    ",",
+)
+TIMES = words(
     "Every morning,On Sundays,After lunch,In the summer,Every evening,During the week,On cold days,After school,"
-    "Most of the time,Before dinner"
-).split(",")
-PAST_TIMES = (
-    "Yesterday,Last week,Two years ago,Last night,A month ago,Last summer,On Monday,In 1995,An hour ago,That evening"
-).split(",")
-DEGREES = "very quite rather really so".split()
-STATES = "tired happy busy late ready angry hungry quiet nervous proud careful famous".split()
-FAULTS = "dirty broken missing new cheap old clean heavy wet empty ugly useful".split()
+    "Most of the time,Before dinner",
+    ",",
+)
+PAST_TIMES = words(
+    "Yesterday,Last week,Two years ago,Last night,A month ago,Last summer,On Monday,In 1995,An hour ago,That evening",
+    ",",
+)
+DEGREES = words("very quite rather really so")
+STATES = words("tired happy busy late ready angry hungry quiet nervous proud careful famous")
+FAULTS = words("dirty broken missing new cheap old clean heavy wet empty ugly useful")
 VERBS = (
     ("walk", "walks", "walking", "to work"),
     ("play", "plays", "playing", "chess with friends"),
@@ -120,4 +125,4 @@ COMPARED = (
     ("easy", "easier", "easiest"),
 )
 COUNTED = OBJECTS
-MASS = "water milk money sugar rice bread furniture traffic music luggage advice information snow sand".split()
+MASS = words("water milk money sugar rice bread furniture traffic music luggage advice information snow sand")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from catchment.capabilities.packs._draw import pick
+from catchment.capabilities.packs._draw import pick, words
 from catchment.capabilities.tasks import Format
 
 FORMATS = (
@@ -13,8 +13,8 @@ FORMATS = (
     Format("story", "Story: {prompt}"),
     Format("once", "This is a little story.\n\n{prompt}"),
 )
-GIRLS = "Lily Mia Anna Sue Lucy Emma Sara Amy Jane Molly Ella Kate".split()
-BOYS = "Tom Tim Ben Max Sam Jack Bob Leo Joe Fred Mark Billy".split()
+GIRLS = words("Lily Mia Anna Sue Lucy Emma Sara Amy Jane Molly Ella Kate")
+BOYS = words("Tom Tim Ben Max Sam Jack Bob Leo Joe Fred Mark Billy")
 OPENINGS = (
     "Once upon a time, there was a little {child} named {n}.",
     "Once there was a {child} called {n}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from catchment.capabilities.packs._draw import Draft, between, choice_items, collect, pick, seeded, some
+from catchment.capabilities.packs._draw import Draft, between, choice_items, collect, pick, seeded, some, words
 from catchment.capabilities.packs._words import COLOURS, NAMES, WORDS
 from catchment.capabilities.tasks import Format, Task
 
@@ -14,8 +14,8 @@ FORMATS = (
     Format("session", "This Python program\n\n{prompt}\n\nprints the following line:", "\n"),
 )
 SHORT = tuple(w for w in WORDS if 4 <= len(w) <= 6)
-VARIABLES = "x y a b n k total count value size".split()
-LISTS = "items names words data things values".split()
+VARIABLES = words("x y a b n k total count value size")
+LISTS = words("items names words data things values")
 
 
 def _near(rng: Random, right: int, *tempting: int) -> tuple[str, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some
+from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some, words
 from catchment.capabilities.packs._words import COLOURS, NAMES, THINGS, WORDS
 from catchment.capabilities.tasks import Format, Item, Task
 
@@ -19,15 +19,18 @@ SHOTS = (
     Item("Answer with yes or no only: Is snow cold?", gold="yes"),
     Item("List these, separated by commas: oak elm ash", gold="oak, elm, ash"),
 )
-GROUPS = (
+GROUPS = words(
     "animals colours fruits vegetables countries cities birds fish trees flowers sports games tools languages "
-    "drinks metals planets rivers jobs clothes toys insects months hobbies spices cheeses dances oceans".split()
+    "drinks metals planets rivers jobs clothes toys insects months hobbies spices cheeses dances oceans"
 )
-ADJECTIVES = "big small heavy light soft hard hot cold sweet sour wet dry loud quiet fast slow cheap old round flat".split()
-SUBJECTS = (
+ADJECTIVES = words(
+    "big small heavy light soft hard hot cold sweet sour wet dry loud quiet fast slow cheap old round flat"
+)
+SUBJECTS = words(
     "a stone,a feather,a horse,ice,fire,a mouse,a drum,a lemon,honey,a desert,the sea,a snail,a train,a pillow,iron,"
-    "a castle,a coin,a book,a whisper,the moon,a needle,a river,soup,a banana,a spider,a bicycle"
-).split(",")
+    "a castle,a coin,a book,a whisper,the moon,a needle,a river,soup,a banana,a spider,a bicycle",
+    ",",
+)
 
 
 def yes_no(rng: Random) -> Draft:

@@ -53,7 +53,9 @@ def determiner(rng: Random) -> Draft:
     noun = pick(rng, lex.OBJECTS)[plural]
     rest = f"{pick(rng, lex.ADJECTIVES)} {noun}."
     right, wrong = (("this", "that"), ("these", "those"))[:: -1 if plural else 1]
-    prompt = f"{pick(rng, lex.PAST_TIMES)} {pick(rng, lex.SHE + lex.HE)} {pick(rng, ('bought', 'sold', 'found', 'lost'))}"
+    prompt = (
+        f"{pick(rng, lex.PAST_TIMES)} {pick(rng, lex.SHE + lex.HE)} {pick(rng, ('bought', 'sold', 'found', 'lost'))}"
+    )
     return Draft(prompt, f"{pick(rng, right)} {rest}", tuple(f"{w} {rest}" for w in wrong), "determiner")
 
 
@@ -63,11 +65,19 @@ def participle(rng: Random) -> Draft:
     who = f"the {pick(rng, lex.PEOPLE)[0]}"
     if pick(rng, (True, False)):
         prompt = f"{pick(rng, ('This time', 'By now', 'Without asking,', 'In the end,'))} {who} has already"
-        return Draft(prompt + f" {pick(rng, ('quickly', 'simply', 'secretly', 'happily'))}", f"{done} {thing}.",
-                     (f"{base} {thing}.", f"{regular} {thing}."), "participle")
+        return Draft(
+            prompt + f" {pick(rng, ('quickly', 'simply', 'secretly', 'happily'))}",
+            f"{done} {thing}.",
+            (f"{base} {thing}.", f"{regular} {thing}."),
+            "participle",
+        )
     prompt = f"{pick(rng, lex.PAST_TIMES)}, {who} {pick(rng, lex.PLACES)}"
-    return Draft(prompt, f"{past} {thing}.", (f"{done} {thing}." if done != past else f"{base}s {thing}.",
-                                              f"{regular} {thing}."), "past tense")
+    return Draft(
+        prompt,
+        f"{past} {thing}.",
+        (f"{done} {thing}." if done != past else f"{base}s {thing}.", f"{regular} {thing}."),
+        "past tense",
+    )
 
 
 def reflexive(rng: Random) -> Draft:
@@ -125,7 +135,9 @@ def verb_preposition(rng: Random) -> Draft:
 
 def case(rng: Random) -> Draft:
     """Object form of a pronoun."""
-    right, *wrong = pick(rng, (("him", "he", "himself"), ("them", "they", "their"), ("me", "I", "my"), ("us", "we", "our")))
+    right, *wrong = pick(
+        rng, (("him", "he", "himself"), ("them", "they", "their"), ("me", "I", "my"), ("us", "we", "our"))
+    )
     prompt = f"{pick(rng, lex.PAST_TIMES)}, {pick(rng, lex.SHE)} {pick(rng, MEET)}"
     rest = pick(rng, lex.PLACES)
     return Draft(prompt, f"{right} {rest}.", tuple(f"{w} {rest}." for w in wrong), "pronoun")

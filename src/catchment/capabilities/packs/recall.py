@@ -1,32 +1,36 @@
-"""Copying and recall: the answer stands in the prompt."""
+"""Recall in context: the answer stands in the prompt and is to be copied from there."""
 
 from __future__ import annotations
 
 from random import Random
 
-from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, shuffled, some
+from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some
 from catchment.capabilities.packs._words import CITIES, COLOURS, JOBS, NAMES, PLACES, THINGS, WORDS
-from catchment.capabilities.tasks import Format, Item, Task
+from catchment.capabilities.tasks import Format, Task
 
 FORMATS = (
-    Format("question", "{prompt}\nAnswer:"),
-    Format("bare", "{prompt}", "\n"),
-    Format("instructed", "Read the text and answer with as few words as possible.\n{prompt}\nThe answer is"),
+    Format("plain"),
+    Format("text", "Text: {prompt}"),
+    Format("complete", "Read the text and complete it.\n\n{prompt}"),
 )
-SHOTS = (
-    Item("Iris has a gold coin. Hugo has a silver key. Who has the silver key?", gold="Hugo"),
-    Item("The number of the boat is 4418. The number of the train is 5093. What is the number of the boat?", gold="4418"),
-)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def owner(rng: Random) -> Draft:
-    """Who has a thing."""
+    """Whose a thing is."""
+    people, things = some(rng, NAMES, 3), some(rng, THINGS, 3)
+    facts = " ".join(f"The {t} belongs to {p}." for p, t in zip(people, things, strict=True))
+    k = pick(rng, (0, 1, 2))
+    return Draft(f"{facts} The {things[k]} belongs to", people[k], kind="owner")
+
+
+def thing(rng: Random) -> Draft:
+    """What someone has."""
     people, things = some(rng, NAMES, 3), some(rng, THINGS, 3)
     things = [f"{c} {t}" for c, t in zip(some(rng, COLOURS, 3), things, strict=True)]
-    facts = " ".join(f"{p} has {article(t)} {t}." for p, t in zip(people, things, strict=True))
+    facts = " ".join(f"{p} has the {t}." for p, t in zip(people, things, strict=True))
     k = pick(rng, (0, 1, 2))
-    right = (people[k], f"{people[k]} has the {things[k]}")
-    return Draft(f"{facts} Who has the {things[k]}?", right, kind="owner")
+    return Draft(f"{facts} {people[k]} has the", things[k], kind="thing")
 
 
 def colour(rng: Random) -> Draft:
@@ -34,18 +38,16 @@ def colour(rng: Random) -> Draft:
     things, colours = some(rng, THINGS, 3), some(rng, COLOURS, 3)
     facts = " ".join(f"The {t} is {c}." for t, c in zip(things, colours, strict=True))
     k = pick(rng, (0, 1, 2))
-    right = (colours[k], f"the {things[k]} is {colours[k]}")
-    return Draft(f"{facts} What colour is the {things[k]}?", right, kind="colour")
+    return Draft(f"{facts} The {things[k]} is", colours[k], kind="color")
 
 
 def number(rng: Random) -> Draft:
     """A number of four digits."""
-    things = some(rng, THINGS, 2)
-    codes = [str(between(rng, 1000, 9999)) for _ in things]
+    things = some(rng, THINGS, 3)
+    codes = [str(1000 + 3000 * i + between(rng, 0, 2999)) for i in some(rng, range(3), 3)]
     facts = " ".join(f"The number of the {t} is {c}." for t, c in zip(things, codes, strict=True))
-    k = pick(rng, (0, 1))
-    right = (codes[k], f"the number of the {things[k]} is {codes[k]}")
-    return Draft(f"{facts} What is the number of the {things[k]}?", right, kind="number")
+    k = pick(rng, (0, 1, 2))
+    return Draft(f"{facts} The number of the {things[k]} is", codes[k], kind="number")
 
 
 def city(rng: Random) -> Draft:
@@ -53,59 +55,61 @@ def city(rng: Random) -> Draft:
     people, cities = some(rng, NAMES, 3), some(rng, CITIES, 3)
     facts = " ".join(f"{p} lives in {c}." for p, c in zip(people, cities, strict=True))
     k = pick(rng, (0, 1, 2))
-    right = (cities[k], f"in {cities[k]}", f"{people[k]} lives in {cities[k]}")
-    return Draft(f"{facts} In which city does {people[k]} live?", right, kind="city")
+    return Draft(f"{facts} {people[k]} lives in", cities[k], kind="city")
 
 
 def job(rng: Random) -> Draft:
-    """Who has a profession."""
+    """Which profession someone has."""
     people, jobs = some(rng, NAMES, 3), some(rng, JOBS, 3)
-    facts = " ".join(f"{p} is a {j}." for p, j in zip(people, jobs, strict=True))
+    facts = " ".join(f"{p} works as a {j}." for p, j in zip(people, jobs, strict=True))
     k = pick(rng, (0, 1, 2))
-    right = (people[k], f"{people[k]} is the {jobs[k]}")
-    return Draft(f"{facts} Who is the {jobs[k]}?", right, kind="job")
+    return Draft(f"{facts} {people[k]} works as a", jobs[k], kind="job")
 
 
 def place(rng: Random) -> Draft:
     """Where a thing is."""
-    things, places = some(rng, THINGS, 2), some(rng, PLACES, 2)
+    things, places = some(rng, THINGS, 3), some(rng, PLACES, 3)
     facts = " ".join(f"The {t} is in the {p}." for t, p in zip(things, places, strict=True))
-    k = pick(rng, (0, 1))
-    right = (f"in the {places[k]}", f"the {places[k]}", places[k], f"the {things[k]} is in the {places[k]}")
-    return Draft(f"{facts} Where is the {things[k]}?", right, kind="place")
+    k = pick(rng, (0, 1, 2))
+    return Draft(f"{facts} The {things[k]} is in the", places[k], kind="place")
+
+
+def day(rng: Random) -> Draft:
+    """On which day someone comes."""
+    people, days = some(rng, NAMES, 3), some(rng, DAYS, 3)
+    facts = " ".join(f"{p} comes on {d}." for p, d in zip(people, days, strict=True))
+    k = pick(rng, (0, 1, 2))
+    return Draft(f"{facts} {people[k]} comes on", days[k], kind="day")
 
 
 def repeat(rng: Random) -> Draft:
-    """The same word again."""
-    word, other = some(rng, WORDS, 2)
-    return Draft(f'Repeat the second word: "{other} {word}".', (word, f'"{word}"'), kind="repeat")
+    """The next word of a list that is said again."""
+    words = some(rng, WORDS, 5)
+    k = between(rng, 1, 4)
+    return Draft(f"{', '.join(words)}. Again: {', '.join(words[:k])},", words[k], kind="repeat")
 
 
-def listed(rng: Random) -> Draft:
-    """The first word of a list."""
-    words = shuffled(rng, some(rng, WORDS, 4))
-    right = (words[0], f'"{words[0]}"', f"the first word is {words[0]}")
-    return Draft(f"Here is a list: {', '.join(words)}. What is the first word of the list?", right, kind="list")
+def secret(rng: Random) -> Draft:
+    """A code word."""
+    people, words = some(rng, NAMES, 3), some(rng, WORDS, 3)
+    facts = " ".join(f"Code word of {p}: {w}." for p, w in zip(people, words, strict=True))
+    k = pick(rng, (0, 1, 2))
+    return Draft(f"{facts} Code word of {people[k]}:", words[k], kind="code word")
 
 
-def article(words: str) -> str:
-    """``a`` or ``an``, by the first letter."""
-    return "an" if words[0] in "aeiou" else "a"
-
-
-KINDS = (owner, colour, number, city, job, place, repeat, listed)
+KINDS = (owner, thing, colour, number, city, job, place, day, repeat, secret)
 
 
 def build() -> Task:
-    """The task: 1,600 items, exact match, two shots."""
+    """The task: 1,600 items of ten kinds, exact match of the greedy continuation up to the end of the sentence."""
     return Task(
         name="recall",
         items=answer_items(seeded("recall order"), collect(seeded("recall"), KINDS, 1600)),
         scorer="exact",
         formats=FORMATS,
-        style="ask",
-        shots=SHOTS,
+        style="continue",
         chance=0.0,
-        max_new_tokens=12,
-        description="copying and looking up what stands in the prompt",
+        max_new_tokens=8,
+        stop=("\n", ".", ","),
+        description="looking up and copying what stands in the prompt",
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
-from catchment.capabilities.packs._draw import Draft, choice_items, collect, pick, seeded, some
+from catchment.capabilities.packs._draw import Draft, choice_items, collect, pick, seeded, some, words
 from catchment.capabilities.packs._stories import BOYS, FORMATS, GIRLS
 from catchment.capabilities.tasks import Task
 
-TOYS = "ball doll truck kite car boat train drum book hat robot balloon bike".split()
-ANIMALS = "dog cat bird frog bunny fish duck horse pig mouse bear".split()
+TOYS = words("ball doll truck kite car boat train drum book hat robot balloon bike")
+ANIMALS = words("dog cat bird frog bunny fish duck horse pig mouse bear")
 PLAY = ("in the park", "in the garden", "at school", "by the lake", "in the forest", "at the beach")
 
 
@@ -106,9 +106,7 @@ def fell(rng: Random) -> Draft:
     """The one who fell gets help; named first or last at the start."""
     a, b, c = _three(rng)
     group = pick(rng, (f"{b} and {c} were {{}} with {a}", f"{c} was {{}} with {a} and {b}"))
-    prompt = (
-        f"{group.format(pick(rng, PLAY))}. {c} fell down and started to cry. {b} and {a} ran to"
-    )
+    prompt = f"{group.format(pick(rng, PLAY))}. {c} fell down and started to cry. {b} and {a} ran to"
     return Draft(prompt, c, (a, b), "fell")
 
 

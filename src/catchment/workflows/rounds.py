@@ -1,0 +1,197 @@
+"""Planning and measuring: a pilot, the frozen plan, rounds over all tasks, prompt formats, and the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from catchment.capabilities import Task, measure_speed, sample
+from catchment.runs import write_atomic
+from catchment.workflows.job import CPU_BATCH, Job
+from catchment.workflows.measure import fill
+from catchment.workflows.plan import PILOT, Plan, allocate, first_plan, pilot_size
+
+CHUNK = 256
+"""Items per task between two looks at the clock."""
+RESERVE = 6.0
+"""Seconds of a budget that are kept for drift, record and page."""
+
+
+def settle_plan(job: Job) -> None:
+    """Take up the frozen plan of OUT, or make one: at once without a budget, after a pilot with one."""
+    kept = _frozen_plan(job)
+    if kept is not None:
+        job.plan = kept
+        return
+    first(job)
+    if not job.plan.frozen:
+        _pilot(job)
+    _save_plan(job)
+
+
+def _ask(job: Job) -> dict[str, Any]:
+    """What a plan answers; another question gets another plan."""
+    s = job.settings
+    return {
+        "tasks": [t.hash() for t in job.tasks], "limit": s.limit, "budget": s.budget, "formats": s.formats,
+        "batch_tokens": s.batch_tokens,
+    }  # fmt: skip
+
+
+def _frozen_plan(job: Job) -> Plan | None:
+    path = job.out / "plan.json"
+    if job.settings.out is None or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        plan = Plan.from_json(json.dumps(content["plan"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return plan if content["ask"] == _ask(job) and plan.frozen else None
+
+
+def _save_plan(job: Job) -> None:
+    if job.settings.out is not None:
+        content = {"ask": _ask(job), "plan": json.loads(job.plan.to_json())}
+        write_atomic(job.out / "plan.json", json.dumps(content, indent=1))
+
+
+def _batch_tokens(job: Job) -> int:
+    if job.settings.batch_tokens:
+        return job.settings.batch_tokens
+    if job.base.card.device.startswith("cpu"):
+        return CPU_BATCH
+    engine = job.base.engine(CPU_BATCH)
+    return measure_speed(engine).batch_tokens
+
+
+def first(job: Job) -> None:
+    """The plan before anything is measured."""
+    s = job.settings
+    tokens: dict[str, float] = {}
+    if s.seconds is not None or s.dry_run:
+        for task in job.tasks:
+            if task.scorer != "classify":
+                few = sample(task.items, min(32, len(task.items)), s.seed)
+                tokens[task.name] = job.base.prepare(task, task.formats[0].name, few).tokens / len(few)
+    job.plan = first_plan(
+        job.tasks, limit=s.limit, formats=s.formats, budget=s.seconds, batch_tokens=_batch_tokens(job), tokens=tokens
+    )
+
+
+def _pilot(job: Job) -> None:
+    """Measure the machine and a few items of every task on both models, then fix the numbers of items."""
+    s = job.settings
+    assert s.seconds is not None
+    job.progress.status("measuring this machine")
+    _ = job.tuned.loaded
+    speed = measure_speed(job.base.engine(job.plan.batch_tokens)).tokens_per_second
+    job.plan = pilot_size(job.plan, speed, s.formats)
+    job.progress.total(sum(2 * t.tokens * t.pilot for t in job.plan.tasks))
+    costs: dict[str, float] = {}
+    closed: set[str] = set()
+    for task in sorted(job.tasks, key=lambda t: job.plan.of(t.name).tokens):
+        costs[task.name] = _measure(job, task, 0, job.plan.of(task.name).pilot)
+        result = job.result(task)
+        if not result.admitted and result.tuned - result.base < 0.1:
+            closed.add(task.name)
+    extra = _extra_seconds(job, speed)
+    left = s.seconds - job.elapsed - RESERVE - extra
+    job.plan = allocate(job.plan, costs, max(left, 0.0) * 0.9, closed, s.formats - 1)
+    job.progress.status(job.plan.sentence())
+
+
+def _extra_seconds(job: Job, speed: float) -> float:
+    """Seconds that text and unlabelled prompts will take."""
+    seconds = 0.0
+    if job.text is not None:
+        seconds += 2 * job.base.prepare(job.text, job.text.formats[0].name, job.text.items).tokens / speed
+    if job.prompts is not None:
+        seconds += 3 * 150 * len(job.prompts.items) / speed
+    return 1.3 * seconds
+
+
+def _measure(job: Job, task: Task, start: int, stop: int, form: str | None = None) -> float:
+    """Items ``start`` to ``stop`` of the seeded order on both models; returns seconds per item on both."""
+    form = form or task.formats[0].name
+    before = {item.id for item in sample(task.items, start, job.settings.seed)} if start else set()
+    items = [i for i in sample(task.items, stop, job.settings.seed) if i.id not in before]
+    cost = 0.0
+    for side in job.sides:
+        job.progress.status(f"{task.name} · {form} · {side.role}")
+        measured = fill(side, job.store, task, form, items, job.plan.batch_tokens, job.progress)
+        job.table(side, task, form).update(measured.rows)
+        cost += measured.seconds / max(measured.fresh, 1)
+    return cost
+
+
+def rounds(job: Job) -> None:
+    """The planned items, a chunk of every task at a time, until done or the budget is spent."""
+    plans = {t.task: t for t in job.plan.tasks}
+    job.progress.total(_tokens_left(job))
+    edges = {name: _edges(t.pilot, t.items) for name, t in plans.items()}
+    fresh_run = job.plan.budget is not None and not _resumed(job)
+    for number in range(max(len(e) for e in edges.values()) - 1):
+        for task in job.tasks:
+            steps = edges[task.name]
+            if number + 1 >= len(steps):
+                continue
+            if fresh_run and number > 0 and job.elapsed > (job.plan.budget or 0) - RESERVE:
+                _cut(job)
+                break
+            _measure(job, task, steps[number], steps[number + 1])
+            job.progress.row(job.result(task), final=number + 2 == len(steps))
+        if job.plan.cut:
+            break
+    for task in job.tasks:
+        job.progress.row(job.result(task), final=True)
+
+
+def _edges(pilot: int, items: int) -> list[int]:
+    """Where the rounds begin and end. Fixed places, so that comparisons that share rows share batches too."""
+    places = {0, pilot, PILOT, *range(PILOT, items, CHUNK)}
+    return [*sorted(p for p in places if p < items), items]
+
+
+def _resumed(job: Job) -> bool:
+    """Whether this process follows a plan that another one froze: then it is finished whatever it takes."""
+    return not job.base.in_memory and not job.tuned.in_memory
+
+
+def _cut(job: Job) -> None:
+    """The machine became slower than planned: stop here, say so, and make what was reached the plan."""
+    reached = []
+    for t in job.plan.tasks:
+        task = next(k for k in job.tasks if k.name == t.task)
+        n = min(len(job.table(side, task, task.formats[0].name)) for side in job.sides)
+        reached.append(dataclasses.replace(t, items=n, format_items=0))
+    job.plan = dataclasses.replace(job.plan, tasks=tuple(reached), cut=True)
+    _save_plan(job)
+    job.warnings.append("the machine was slower than when the plan was made: fewer items than planned were measured")
+
+
+def _tokens_left(job: Job) -> float:
+    return sum(
+        2 * t.tokens * (max(t.items - len(job.table(job.base, _task(job, t.task), _task(job, t.task).formats[0].name)), 0)
+                        + (job.settings.formats - 1) * t.format_items)
+        for t in job.plan.tasks
+    )  # fmt: skip
+
+
+def _task(job: Job, name: str) -> Task:
+    return next(t for t in job.tasks if t.name == name)
+
+
+def formats(job: Job) -> None:
+    """A few items under the other prompt formats."""
+    for task in job.tasks:
+        count = job.plan.of(task.name).format_items
+        for form in task.formats[1 : job.settings.formats]:
+            if count and not late(job):
+                _measure(job, task, 0, count, form.name)
+
+
+def late(job: Job) -> bool:
+    """Whether the budget of this process is spent."""
+    return job.plan.budget is not None and not _resumed(job) and job.elapsed > job.plan.budget - RESERVE / 2

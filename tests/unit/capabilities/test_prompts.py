@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catchment.capabilities import prompts
+from catchment.capabilities.tasks import CONTINUE, Format, Item, Task
+from catchment.errors import InputError, TaskError
+from tests import tiny
+
+WITH_BOS = "<s>" + tiny.CHAT
+WITH_DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|system|>\nYou are a helpful assistant.</s>\n{% endif %}" + tiny.CHAT
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + tiny.CHAT
+ITEM = Item("What is 12 + 7?", ("19", "17", "a cat"), 0)
+SHOTS = (Item("2 + 2?", ("4", "5"), 0), Item("3 + 3?", ("5", "6"), 1))
+FORM = Format("question", "Question: {prompt}\nAnswer:")
+
+
+def task(**settings: Any) -> Task:
+    return Task("sums", (ITEM,), **{"scorer": "choice", "formats": (FORM,), **settings})
+
+
+def encode(tokenizer: Any, given: Task, **settings: Any) -> prompts.Encoded:
+    (encoded,) = prompts.encode(tokenizer, given, given.formats[0], **settings)
+    return encoded
+
+
+@pytest.mark.parametrize("chat", [False, tiny.CHAT, WITH_BOS, WITH_DEFAULT_SYSTEM, "<s>" + WITH_BOS])
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_exactly_one_bos(bos: bool, chat: Any, system: str | None) -> None:
+    tokenizer = tiny.tiny_tokenizer(bos=bos, chat=chat)
+    encoded = encode(tokenizer, task(), system=system)
+    expected = 1 if bos or (chat and chat.startswith("<s>")) else 0
+    assert encoded.prompt.count(tokenizer.bos_token_id) == expected
+    assert (encoded.prompt[0] == tokenizer.bos_token_id) == bool(expected)
+    assert not any(tokenizer.bos_token_id in answer for answer in encoded.answers)
+    assert tokenizer.decode([i for i in encoded.prompt if i != 1]) == encoded.text.replace("<s>", "")
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_prompt_and_answers_make_up_the_text(bos: bool) -> None:
+    tokenizer = tiny.tiny_tokenizer(bos=bos)
+    encoded = encode(tokenizer, task())
+    assert encoded.text == "Question: What is 12 + 7?\nAnswer:"
+    for answer, ids in zip(ITEM.choices, encoded.answers, strict=True):
+        assert tokenizer.decode(ids) == " " + answer
+        joint = tokenizer(encoded.text + " " + answer)["input_ids"]
+        assert [*encoded.prompt, *ids] == joint
+    assert encoded.sizes == (2, 2, 5)
+
+
+def test_tokens_are_joint_and_split_at_the_length_of_the_prompt() -> None:
+    """'capi' + 'tal' tokenizes otherwise than 'capital'; what is beyond the prompt's own length is the answer."""
+    tokenizer = tiny.tiny_tokenizer(bos=False)
+    given = Task(
+        "t",
+        (Item("The capi", ("tal of France", "tal of Italy"), 0),),
+        "choice",
+        (Format("plain", separator=""),),
+        "continue",
+    )
+    encoded = encode(tokenizer, given)
+    alone = tokenizer("The capi")["input_ids"]
+    whole = tokenizer("The capital of France")["input_ids"]
+    assert whole[: len(alone)] != alone  # or the example shows nothing
+    assert len(whole) > len(alone)
+    assert list(encoded.answers[0]) == whole[len(alone) :]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "separator", "scorer", "text", "answer"),
+    [
+        ("Paris is", " ", "choice", "Paris is", " big"),
+        ("Paris is ", "", "choice", "Paris is", " big"),
+        ("Paris is:\n", "", "choice", "Paris is:", "\nbig"),
+        ("Paris is", "\n", "choice", "Paris is", "\nbig"),
+        ("Paris is", "\n", "exact", "Paris is\n", "big"),
+        ("Paris is  ", "", "exact", "Paris is", "  big"),
+    ],
+)
+def test_blanks_between_prompt_and_answer(prompt: str, separator: str, scorer: str, text: str, answer: str) -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    item = Item(prompt, ("big", "old"), 0) if scorer == "choice" else Item(prompt, gold="big")
+    given = Task("t", (item,), scorer, (Format("plain", separator=separator),), "continue")
+    encoded = encode(tokenizer, given)
+    assert encoded.text == text
+    assert tokenizer.decode(encoded.answers[0]) == answer
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_an_empty_prompt_is_the_start_token(bos: bool) -> None:
+    tokenizer = tiny.tiny_tokenizer(bos=bos)
+    given = Task("t", (Item("", ("The cat", "A dog"), 0),), "choice", CONTINUE[:1], "continue")
+    encoded = encode(tokenizer, given)
+    assert encoded.prompt == (1,)
+    assert [tokenizer.decode(ids).strip() for ids in encoded.answers] == ["The cat", "A dog"]
+
+
+def test_an_answer_without_a_token_is_refused() -> None:
+    given = Task("t", (Item("a", ("", "b"), 0),), "choice", (Format("plain", separator=""),))
+    with pytest.raises(TaskError, match="an answer becomes no token of its own"):
+        encode(tiny.tiny_tokenizer(), given)
+
+
+def test_shots_become_turns() -> None:
+    tokenizer = tiny.tiny_tokenizer(chat=True)
+    encoded = encode(tokenizer, task(shots=SHOTS, system="Be brief."))
+    assert encoded.text == (
+        "<|system|>\nBe brief.</s>\n"
+        "<|user|>\nQuestion: 2 + 2?\nAnswer:</s>\n<|assistant|>\n4</s>\n"
+        "<|user|>\nQuestion: 3 + 3?\nAnswer:</s>\n<|assistant|>\n6</s>\n"
+        "<|user|>\nQuestion: What is 12 + 7?\nAnswer:</s>\n<|assistant|>\n"
+    )
+    assert tokenizer.decode(encoded.answers[0]) == "19"
+
+
+def test_shots_without_a_template_are_paragraphs() -> None:
+    encoded = encode(tiny.tiny_tokenizer(chat=True), task(shots=SHOTS), chat_template="none", system="Be brief.")
+    assert encoded.text == (
+        "Be brief.\n\nQuestion: 2 + 2?\nAnswer: 4\n\nQuestion: 3 + 3?\nAnswer: 6\n\nQuestion: What is 12 + 7?\nAnswer:"
+    )
+
+
+def test_a_template_is_never_applied_to_a_text_to_continue() -> None:
+    encoded = encode(tiny.tiny_tokenizer(chat=True), task(style="continue"))
+    assert "<|" not in encoded.text
+
+
+def test_a_given_system_prompt_wins_over_the_tasks_and_the_templates() -> None:
+    tokenizer = tiny.tiny_tokenizer(chat=WITH_DEFAULT_SYSTEM)
+    assert "helpful" in encode(tokenizer, task()).text
+    own = encode(tokenizer, task(system="Of the task.")).text
+    assert "Of the task." in own
+    assert "helpful" not in own
+    given = encode(tokenizer, task(system="Of the task."), system="Given.").text
+    assert "Given." in given
+    assert "Of the task." not in given
+
+
+def test_a_template_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}>", encoding="utf-8")
+    encoded = encode(tiny.tiny_tokenizer(chat=True), task(), chat_template=str(path))
+    assert encoded.text == "[user] Question: What is 12 + 7?\nAnswer: >"
+
+
+@pytest.mark.parametrize("style", ["ask", "continue"])
+def test_a_template_that_is_no_file(style: Any) -> None:
+    with pytest.raises(InputError, match=r"'autos': expected 'auto', 'none' or the path"):
+        encode(tiny.tiny_tokenizer(chat=True), task(style=style), chat_template="autos")
+
+
+def test_a_template_that_fails_names_the_item() -> None:
+    tokenizer = tiny.tiny_tokenizer(chat=NO_SYSTEM)
+    assert encode(tokenizer, task()).text
+    with pytest.raises(TaskError, match=rf"'sums', item {ITEM.id}: the chat template failed .*no system role"):
+        encode(tokenizer, task(), system="Be brief.")
+
+
+def test_named_templates() -> None:
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = {"default": tiny.CHAT, "tool_use": "tools"}
+    assert encode(tokenizer, task()).text.startswith("<|user|>")
+    tokenizer.chat_template = {"rag": "r", "tool_use": "tools"}
+    with pytest.raises(InputError, match=r"\['rag', 'tool_use'\] and no default"):
+        encode(tokenizer, task())
+
+
+def test_a_shot_without_an_answer_is_refused() -> None:
+    for gold in (None, -1, 7):
+        with pytest.raises(TaskError, match="has no answer to show"):
+            encode(tiny.tiny_tokenizer(), task(shots=(replace(SHOTS[0], gold=gold, id=""),)))
+
+
+@pytest.mark.parametrize(
+    ("item", "scorer", "expected"),
+    [
+        (ITEM, "choice_per_byte", "19"),
+        (Item("q", gold="Paris"), "exact", "Paris"),
+        (Item("q", gold=("four", "4")), "exact", "four"),
+        (Item("q", gold=4), "exact", "4"),
+        (Item("q", gold=r"\d+"), "regex", None),
+        (Item("q", gold=r"\d+", meta={"answer": 12}), "regex", "12"),
+        (Item("q", gold="refuse"), "refusal", None),
+    ],
+)
+def test_expected_answer(item: Item, scorer: str, expected: str | None) -> None:
+    assert prompts.expected_answer(item, scorer) == expected
+
+
+def test_lettered_choices() -> None:
+    form = Format("letters", "{prompt}\n{choices}\nAnswer:")
+    assert form.fill(ITEM) == "What is 12 + 7?\nA. 19\nB. 17\nC. a cat\nAnswer:"

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+
+from catchment.errors import ModelError
+from catchment.models import card_of, load, named_weights
+from tests.unit.models.conftest import build
+
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_name(name: str) -> str:
+    name = name.replace("model.embed_tokens", "token_embd").replace("model.norm", "output_norm")
+    name = name.replace("model.layers.", "blk.").replace("lm_head", "output")
+    for ours, theirs in _NAMES.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """llama.cpp interleaves the two halves of each head's rotary dimensions."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    model = build("Llama")
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = ["<pad>", "<s>", "</s>", *(chr(ord("A") + i) for i in range(36)), "AB"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * 37)
+    writer.add_token_merges(["A B"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages[0].content }}")
+    for name, tensor in named_weights(model).items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        data = permuted(tensor.detach(), heads) if heads else tensor.detach()
+        writer.add_tensor(gguf_name(name), data.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_unpacked_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(str(tiny_gguf), device="cpu")
+    expected = named_weights(build("Llama"))
+    assert all(torch.equal(t, expected[name]) for name, t in named_weights(loaded.model).items())
+    assert (loaded.card.source, loaded.card.dtype, loaded.card.quantization) == ("gguf", "float32", None)
+    assert loaded.newly_initialised == ()
+    assert loaded.tokenizer("AB")["input_ids"][-1] == 39
+    assert loaded.tokenizer.chat_template == "{{ messages[0].content }}"
+    monkeypatch.setattr("catchment.models.gguf._unpack", None)
+    assert load(str(tiny_gguf), device="cpu").card == loaded.card == card_of(str(tiny_gguf), device="cpu")
+    assert len(list((Path(os.environ["CATCHMENT_HOME"]) / "gguf").iterdir())) == 1
+
+
+def test_truncated(tiny_gguf: Path) -> None:
+    tiny_gguf.write_bytes(tiny_gguf.read_bytes()[:-2000])
+    with pytest.raises(ModelError, match=r"cannot unpack .*tiny\.gguf"):
+        load(str(tiny_gguf), device="cpu")
+    assert list((Path(os.environ["CATCHMENT_HOME"]) / "gguf").iterdir()) == []
