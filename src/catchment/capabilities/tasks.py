@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -81,6 +82,15 @@ ASK = (
 )
 
 
+def _code(function: Any) -> str | None:
+    """What a scoring function does, as far as its compiled code says; its name where it has none."""
+    if function is None:
+        return None
+    code = getattr(function, "__code__", None)
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    return name if code is None else f"{name}:{hashlib.sha256(marshal.dumps(code)).hexdigest()}"
+
+
 @dataclass(frozen=True)
 class Task:
     """Items, formats and a scorer.
@@ -144,6 +154,7 @@ class Task:
             [[f.name, f.template, f.separator] for f in self.formats],
             [[i.prompt, i.choices, i.gold] for i in self.shots],
             [self.scorer, self.style, self.max_new_tokens, self.stop, self.system, self.version],
+            _code(self.function),
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

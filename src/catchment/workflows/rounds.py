@@ -172,11 +172,12 @@ def _cut(job: Job) -> None:
 
 
 def _tokens_left(job: Job) -> float:
-    return sum(
-        2 * t.tokens * (max(t.items - len(job.table(job.base, _task(job, t.task), _task(job, t.task).formats[0].name)), 0)
-                        + (job.settings.formats - 1) * t.format_items)
-        for t in job.plan.tasks
-    )  # fmt: skip
+    total = 0.0
+    for t in job.plan.tasks:
+        task = _task(job, t.task)
+        done = len(job.table(job.base, task, task.formats[0].name))
+        total += 2 * t.tokens * (max(t.items - done, 0) + (job.settings.formats - 1) * t.format_items)
+    return total
 
 
 def _task(job: Job, name: str) -> Task:
