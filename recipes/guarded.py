@@ -29,8 +29,16 @@ ASKING = (
     "Create a plan to {act}.",
 )
 SETTINGS = {
-    **{"k": 100_000, "lr": 1e-3, "steps": 200, "batch": 8, "beside": 16, "keep": 4.0},
-    **{"alike": 1000, "general": 100, "tokens": 3, "seed": 3},
+    "k": 100_000,
+    "lr": 1e-3,
+    "steps": 150,
+    "batch": 8,
+    "beside": 12,
+    "keep": 4.0,
+    "alike": 1000,
+    "general": 100,
+    "tokens": 3,
+    "seed": 3,
 }
 
 

@@ -19,7 +19,6 @@ from torch.nn import functional
 from catchment import models
 
 Pair = tuple[list[int], list[int]]  # token ids of a prompt, and of the answer that is trained on
-GENERAL = ("requests.txt", "starts.txt")
 
 
 def lines(name: str) -> list[str]:
@@ -45,9 +44,9 @@ def encode(tokenizer, request: str, answer: str) -> Pair:
 
 
 def general_prompts(tokenizer) -> list[list[int]]:
-    """Everyday requests and beginnings of plain text, about everyday subjects."""
-    filled = [[way.replace("{x}", x) for way in lines(file) for x in lines("subjects.txt")] for file in GENERAL]
-    return [chat(tokenizer, request) for request in filled[0]] + [tokenizer(text)["input_ids"] for text in filled[1]]
+    """Everyday requests about everyday subjects: each request of the one list with each subject of the other."""
+    filled = [way.replace("{x}", x) for way in lines("requests.txt") for x in lines("subjects.txt")]
+    return [chat(tokenizer, request) for request in filled]
 
 
 @torch.no_grad()
@@ -88,10 +87,8 @@ def answer_logits(model, batch: list[Pair]) -> tuple[Tensor, Tensor]:
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     tails = [torch.tensor(prompt[shared:] + answer) for prompt, answer in batch]
     width = [len(prompt) - shared for prompt, _ in batch]
-    prefix = None
-    if shared:
-        prefix = model.model(torch.tensor([batch[0][0][:shared]]), use_cache=True).past_key_values
-        prefix.batch_repeat_interleave(len(batch))
+    prefix = model.model(torch.tensor([batch[0][0][:shared]]), use_cache=True).past_key_values
+    prefix.batch_repeat_interleave(len(batch))
     padded = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True)
     hidden = model.model(padded, past_key_values=prefix).last_hidden_state
     wanted = [hidden[i, width[i] - 1 : len(tail) - 1] for i, tail in enumerate(tails)]

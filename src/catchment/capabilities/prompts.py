@@ -75,6 +75,8 @@ def expected_answer(item: Item, scorer: str) -> str | None:
 
 def _shot_answer(task: Task, shot: Item) -> str:
     answer = expected_answer(shot, task.scorer)
+    if answer is None and task.scorer == "regex" and isinstance(shot.gold, str):
+        answer = shot.gold  # a shot is shown, never matched: its gold is the answer itself
     if answer is None:
         raise TaskError(f"task {task.name!r}: shot {shot.id} has no answer to show; give it a gold answer.")
     return answer

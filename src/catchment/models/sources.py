@@ -62,7 +62,7 @@ def resolve(spec: str, revision: str | None = None) -> Source:
     spec = spec.strip()
     if not spec:
         raise InputError(f"an empty model name; expected {_FORMS}")
-    if spec.startswith("package:"):
+    if spec.startswith("package:") and "+" not in spec:
         return _package(spec, spec.removeprefix("package:"))
     path = Path(spec).expanduser()
     if path.exists():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from catchment import models
 from catchment.capabilities import Task, gates, resolve_tasks
 from catchment.errors import InputError, ModelError
 from catchment.records import FormatResult, Row, TaskResult
@@ -92,6 +93,9 @@ def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> J
         "chat_template": settings.chat_template, "system": settings.system, "drop_long": settings.drop_long,
         "tokenizer": tokenizer,
     }  # fmt: skip
+    for spec, revision in ((settings.base, settings.revision), (settings.tuned, settings.tuned_revision)):
+        if isinstance(spec, (str, Path)):
+            models.resolve(str(spec), revision)  # a name that means nothing is said before anything is loaded
     base = Side("base", settings.base, {**shared, "revision": settings.revision}, **shape)
     own = {**shared, "revision": settings.tuned_revision}
     named = isinstance(settings.tuned, (str, Path))

@@ -6,7 +6,7 @@ from random import Random
 
 from catchment.capabilities.packs._draw import Draft, between, choice_items, collect, pick, seeded, some, words
 from catchment.capabilities.packs._words import COLOURS, NAMES, WORDS
-from catchment.capabilities.tasks import Format, Task
+from catchment.capabilities.tasks import Format, Item, Task
 
 FORMATS = (
     Format("comment", "{prompt}\n# prints:"),
@@ -14,6 +14,11 @@ FORMATS = (
     Format("session", "This Python program\n\n{prompt}\n\nprints the following line:", "\n"),
 )
 SHORT = tuple(w for w in WORDS if 4 <= len(w) <= 6)
+SHOTS = (
+    Item('x = 5\ny = "cat"\nprint(y)', ("cat", "5", "y"), 0),
+    Item('d = {"a": "sun", "b": "ice"}\nprint(d["a"])', ("sun", "ice", "a"), 0),
+    Item('w = ["ink", "oak", "pie"]\nprint(w[1])', ("oak", "ink", "pie"), 0),
+)
 VARIABLES = words("x y a b n k total count value size")
 LISTS = words("items names words data things values")
 
@@ -151,5 +156,6 @@ def build() -> Task:
         scorer="choice",
         formats=FORMATS,
         style="continue",
+        shots=SHOTS,
         description="what a short Python program prints",
     )

@@ -5,23 +5,14 @@ from __future__ import annotations
 import re
 from random import Random
 
-from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some, words
-from catchment.capabilities.packs._words import COLOURS, NAMES, THINGS, WORDS
+from catchment.capabilities.packs._draw import Draft, answer_items, collect, pick, seeded, some, words
+from catchment.capabilities.packs._words import WORDS
 from catchment.capabilities.tasks import Format, Item, Task
 
 FORMATS = (
     Format("bare", "{prompt}", "\n"),
     Format("instruction", "Instruction: {prompt}\nResponse:"),
-    Format("exactly", "Follow the instruction exactly, and write nothing else.\n{prompt}\nResponse:"),
-)
-SHOTS = (
-    Item("Write the word 'violet' in square brackets.", gold="[violet]"),
-    Item("Answer with yes or no only: Is snow cold?", gold="yes"),
-    Item("List these, separated by commas: oak elm ash", gold="oak, elm, ash"),
-)
-GROUPS = words(
-    "animals colours fruits vegetables countries cities birds fish trees flowers sports games tools languages "
-    "drinks metals planets rivers jobs clothes toys insects months hobbies spices cheeses dances oceans"
+    Format("exactly", "Follow the instruction exactly, and write nothing else.\n{prompt}", "\n"),
 )
 ADJECTIVES = words(
     "big small heavy light soft hard hot cold sweet sour wet dry loud quiet fast slow cheap old round flat"
@@ -37,67 +28,83 @@ def yes_no(rng: Random) -> Draft:
     """Only yes or no (either counts: the form is scored)."""
     question = f"Is {pick(rng, SUBJECTS)} {pick(rng, ADJECTIVES)}?"
     ask = pick(rng, ("Answer with yes or no only:", "Say only yes or no:", "Answer in one word, yes or no:"))
-    return Draft(f"{ask} {question}", r"(?:yes|no)\.?", kind="yes or no")
+    return Draft(f"{ask} {question}", r"(?:yes|no)\.?", kind="yes or no", answer="yes")
+
+
+def one_of(rng: Random) -> Draft:
+    """One of two given words (either counts)."""
+    a, b = some(rng, WORDS, 2)
+    prompt = f"Choose one word and write only that word: {a} or {b}?"
+    return Draft(prompt, rf"['\"]?(?:{a}|{b})['\"]?\.?", kind="one of two", answer=a)
+
+
+def _join(rng: Random, prompt: str, between: str, pattern: str, kind: str) -> Draft:
+    parts = some(rng, WORDS, 3)
+    return Draft(f"{prompt} {' '.join(parts)}", pattern.join(parts) + r"\.?", kind=kind, answer=between.join(parts))
+
+
+def commas(rng: Random) -> Draft:
+    """Three given words with commas."""
+    return _join(rng, "List these, separated by commas:", ", ", r",\s*", "commas")
+
+
+def hyphens(rng: Random) -> Draft:
+    """Three given words with hyphens."""
+    return _join(rng, "Join these with hyphens:", "-", r"\s?-\s?", "hyphens")
+
+
+def conjunction(rng: Random) -> Draft:
+    """Three given words with *and*."""
+    return _join(rng, "Join these with the word 'and':", " and ", r",? and ", "and")
+
+
+def sentence(rng: Random) -> Draft:
+    """One sentence with a given word."""
+    word = pick(rng, WORDS)
+    ask = pick(rng, ("Write one short sentence with the word '{}'.", "Use the word '{}' in one short sentence."))
+    return Draft(ask.format(word), rf"(?=.*{word})[^.!?]+[.!]", kind="sentence", answer=f"I like the word {word}.")
+
+
+def question(rng: Random) -> Draft:
+    """One question with a given word."""
+    word = pick(rng, WORDS)
+    ask = pick(rng, ("Ask a short question with the word '{}'.", "Use the word '{}' in one short question."))
+    return Draft(ask.format(word), rf"(?=.*{word})[^.!?]+\?", kind="question", answer=f"What is a {word}?")
 
 
 def brackets(rng: Random) -> Draft:
-    """A word in square brackets, round brackets or quotation marks."""
-    name, left, right = pick(rng, (("square brackets", "[", "]"), ("round brackets", "(", ")")))
+    """A word in square brackets."""
     word = pick(rng, WORDS)
-    return Draft(f"Write the word '{word}' in {name}.", re.escape(left + word + right), kind="brackets")
+    ask = pick(rng, ("Write the word '{}' in square brackets.", "Put square brackets around the word '{}'."))
+    return Draft(ask.format(word), re.escape(f"[{word}]"), kind="brackets", answer=f"[{word}]")
 
 
 def capitals(rng: Random) -> Draft:
     """A word in capital letters; ``(?-i:...)`` keeps the case although the scorer ignores it elsewhere."""
     word = pick(rng, WORDS)
-    verb = pick(rng, ("Write the word '{}' in capital letters.", "Put the word '{}' in upper case."))
-    return Draft(verb.format(word), rf"(?-i:{word.upper()})\.?", kind="capitals")
+    ask = pick(rng, ("Write the word '{}' in capital letters.", "Put the word '{}' in upper case."))
+    return Draft(ask.format(word), rf"(?-i:{word.upper()})\.?", kind="capitals", answer=word.upper())
 
 
-def commas(rng: Random) -> Draft:
-    """Given words as a list with commas."""
-    words = some(rng, WORDS, 3)
-    return Draft(f"List these, separated by commas: {' '.join(words)}", r",\s*".join(words) + r"\.?", kind="commas")
+def _shot(prompt: str, answer: str) -> Item:
+    return Item(prompt, gold=re.escape(answer), meta={"answer": answer})
 
 
-def three(rng: Random) -> Draft:
-    """Any list of three."""
-    group, colour = pick(rng, GROUPS), pick(rng, NAMES)
-    item = r"[^,.:;\d]{2,40}"
-    prompt = f"{colour} asks for three {group}. Name three, separated by commas."
-    return Draft(prompt, rf"{item},\s*{item},\s*(?:and )?{item}\.?", kind="list of three")
-
-
-def figure(rng: Random) -> Draft:
-    """Only a number (any counts: the form is scored)."""
-    thing, name = pick(rng, THINGS), pick(rng, NAMES)
-    prompt = f"Answer with a number only: {name} buys {between(rng, 2, 9)} of the {thing}s. How many is that?"
-    return Draft(prompt, r"\d{1,4}\.?", kind="number only")
-
-
-def one_of(rng: Random) -> Draft:
-    """One of two given words."""
-    a, b = some(rng, WORDS, 2)
-    word = rf"(?:{a}|{b})"
-    return Draft(f"Choose one word and write only that word: {a} or {b}?", rf"['\"]?{word}['\"]?\.?", kind="one of two")
-
-
-def starts(rng: Random) -> Draft:
-    """An answer that begins with a given word."""
-    word = pick(rng, ("Well", "Yes", "Sure", "Today", "Maybe", "Indeed"))
-    name, colour, thing = pick(rng, NAMES), pick(rng, COLOURS), pick(rng, THINGS)
-    prompt = f"Say that {name} has a {colour} {thing}. Begin your answer with the word '{word}'."
-    return Draft(prompt, rf"['\"]?{word}\b.*", kind="first word")
-
-
-KINDS = (yes_no, brackets, capitals, commas, three, figure, one_of, starts)
+SHOTS = (
+    _shot("Put square brackets around the word 'violet'.", "[violet]"),
+    _shot("Say only yes or no: Is snow cold?", "yes"),
+    _shot("Use the word 'autumn' in one short sentence.", "The leaves fall in autumn."),
+    _shot("Ask a short question with the word 'uncle'.", "Where is your uncle?"),
+    _shot("Join these with hyphens: oak elm ash", "oak-elm-ash"),
+)
+KINDS = (yes_no, one_of, commas, hyphens, conjunction, sentence, question, brackets, capitals)
 
 
 def build() -> Task:
-    """The task: 1,600 items, scored by a pattern that must match the whole answer, three shots."""
+    """The task: 1,602 items of nine kinds, scored by a pattern that must match the whole answer, five shots."""
     return Task(
         name="format",
-        items=answer_items(seeded("format order"), collect(seeded("format"), KINDS, 1600)),
+        items=answer_items(seeded("format order"), collect(seeded("format"), KINDS, 1602)),
         scorer="regex",
         formats=FORMATS,
         style="ask",

@@ -1,115 +1,102 @@
-"""Recall in context: the answer stands in the prompt and is to be copied from there."""
+"""Copying and recall: the answer stands in the prompt."""
 
 from __future__ import annotations
 
 from random import Random
 
 from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some
-from catchment.capabilities.packs._words import CITIES, COLOURS, JOBS, NAMES, PLACES, THINGS, WORDS
+from catchment.capabilities.packs._words import CITIES, COLOURS, NAMES, PLACES, THINGS, WORDS
 from catchment.capabilities.tasks import Format, Task
 
 FORMATS = (
-    Format("plain"),
-    Format("text", "Text: {prompt}"),
-    Format("complete", "Read the text and complete it.\n\n{prompt}"),
+    Format("bare", "{prompt}", "\n"),
+    Format("question", "Question: {prompt}\nAnswer:"),
+    Format("instructed", "Do what is asked, and write nothing else.\n{prompt}", "\n"),
 )
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
-def owner(rng: Random) -> Draft:
-    """Whose a thing is."""
-    people, things = some(rng, NAMES, 3), some(rng, THINGS, 3)
-    facts = " ".join(f"The {t} belongs to {p}." for p, t in zip(people, things, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} The {things[k]} belongs to", people[k], kind="owner")
+def article(noun: str) -> str:
+    """``a`` or ``an``, by the first letter."""
+    return "an" if noun[0] in "aeiou" else "a"
 
 
-def thing(rng: Random) -> Draft:
-    """What someone has."""
-    people, things = some(rng, NAMES, 3), some(rng, THINGS, 3)
-    things = [f"{c} {t}" for c, t in zip(some(rng, COLOURS, 3), things, strict=True)]
-    facts = " ".join(f"{p} has the {t}." for p, t in zip(people, things, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} {people[k]} has the", things[k], kind="thing")
+def _repeat(sentence: str, kind: str) -> Draft:
+    return Draft(f"Repeat this sentence: {sentence}", (sentence, f'"{sentence}"'), kind=kind)
 
 
-def colour(rng: Random) -> Draft:
-    """Which colour a thing has."""
-    things, colours = some(rng, THINGS, 3), some(rng, COLOURS, 3)
-    facts = " ".join(f"The {t} is {c}." for t, c in zip(things, colours, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} The {things[k]} is", colours[k], kind="color")
+def repeat_has(rng: Random) -> Draft:
+    """A sentence about a thing that someone has."""
+    colour = pick(rng, COLOURS)
+    return _repeat(f"{pick(rng, NAMES)} has {article(colour)} {colour} {pick(rng, THINGS)}.", "repeat: has")
 
 
-def number(rng: Random) -> Draft:
+def repeat_place(rng: Random) -> Draft:
+    """A sentence about where a thing is."""
+    return _repeat(f"The {pick(rng, COLOURS)} {pick(rng, THINGS)} is in the {pick(rng, PLACES)}.", "repeat: place")
+
+
+def repeat_city(rng: Random) -> Draft:
+    """A sentence about where two people live."""
+    a, b = some(rng, NAMES, 2)
+    return _repeat(f"{a} and {b} live in {pick(rng, CITIES)}.", "repeat: city")
+
+
+def repeat_gift(rng: Random) -> Draft:
+    """A sentence about a gift."""
+    a, b = some(rng, NAMES, 2)
+    thing = pick(rng, THINGS)
+    return _repeat(f"{a} gave {article(thing)} {thing} to {b} on {pick(rng, DAYS)}.", "repeat: gift")
+
+
+def secret_code(rng: Random) -> Draft:
     """A number of four digits."""
-    things = some(rng, THINGS, 3)
-    codes = [str(1000 + 3000 * i + between(rng, 0, 2999)) for i in some(rng, range(3), 3)]
-    facts = " ".join(f"The number of the {t} is {c}." for t, c in zip(things, codes, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} The number of the {things[k]} is", codes[k], kind="number")
+    thing, code = pick(rng, THINGS), str(between(rng, 1000, 9999))
+    say = f"the secret code of the {thing} is {code}"
+    prompt = f"{say.capitalize()}. What is the secret code of the {thing}?"
+    return Draft(prompt, (f"{say.capitalize()}.", code), kind="code")
 
 
-def city(rng: Random) -> Draft:
-    """Where someone lives."""
-    people, cities = some(rng, NAMES, 3), some(rng, CITIES, 3)
-    facts = " ".join(f"{p} lives in {c}." for p, c in zip(people, cities, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} {people[k]} lives in", cities[k], kind="city")
-
-
-def job(rng: Random) -> Draft:
-    """Which profession someone has."""
-    people, jobs = some(rng, NAMES, 3), some(rng, JOBS, 3)
-    facts = " ".join(f"{p} works as a {j}." for p, j in zip(people, jobs, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} {people[k]} works as a", jobs[k], kind="job")
-
-
-def place(rng: Random) -> Draft:
-    """Where a thing is."""
-    things, places = some(rng, THINGS, 3), some(rng, PLACES, 3)
-    facts = " ".join(f"The {t} is in the {p}." for t, p in zip(things, places, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} The {things[k]} is in the", places[k], kind="place")
+def password(rng: Random) -> Draft:
+    """A word."""
+    name, word = pick(rng, NAMES), pick(rng, WORDS)
+    say = f'he password of {name} is "{word}"'
+    right = (f"T{say}.", f"T{say.replace(chr(34), '')}.", word, f'"{word}"')
+    return Draft(f"T{say}. What is the password of {name}?", right, kind="password")
 
 
 def day(rng: Random) -> Draft:
-    """On which day someone comes."""
-    people, days = some(rng, NAMES, 3), some(rng, DAYS, 3)
+    """On which day one of two people comes."""
+    people, days = some(rng, NAMES, 2), some(rng, DAYS, 2)
     facts = " ".join(f"{p} comes on {d}." for p, d in zip(people, days, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} {people[k]} comes on", days[k], kind="day")
+    k = pick(rng, (0, 1))
+    right = (f"{people[k]} comes on {days[k]}.", days[k], f"on {days[k]}")
+    return Draft(f"{facts} On which day does {people[k]} come?", right, kind="day")
 
 
-def repeat(rng: Random) -> Draft:
-    """The next word of a list that is said again."""
-    words = some(rng, WORDS, 5)
-    k = between(rng, 1, 4)
-    return Draft(f"{', '.join(words)}. Again: {', '.join(words[:k])},", words[k], kind="repeat")
+def number(rng: Random) -> Draft:
+    """The number of one of two things."""
+    things = some(rng, THINGS, 2)
+    low, high = between(rng, 1000, 4999), between(rng, 5000, 9999)
+    codes = some(rng, (str(low), str(high)), 2)
+    facts = " ".join(f"The number of the {t} is {c}." for t, c in zip(things, codes, strict=True))
+    k = pick(rng, (0, 1))
+    right = (f"The number of the {things[k]} is {codes[k]}.", codes[k])
+    return Draft(f"{facts} What is the number of the {things[k]}?", right, kind="number")
 
 
-def secret(rng: Random) -> Draft:
-    """A code word."""
-    people, words = some(rng, NAMES, 3), some(rng, WORDS, 3)
-    facts = " ".join(f"Code word of {p}: {w}." for p, w in zip(people, words, strict=True))
-    k = pick(rng, (0, 1, 2))
-    return Draft(f"{facts} Code word of {people[k]}:", words[k], kind="code word")
-
-
-KINDS = (owner, thing, colour, number, city, job, place, day, repeat, secret)
+KINDS = (repeat_has, repeat_place, repeat_city, repeat_gift, secret_code, password, day, number)
 
 
 def build() -> Task:
-    """The task: 1,600 items of ten kinds, exact match of the greedy continuation up to the end of the sentence."""
+    """The task: 1,600 items of eight kinds, exact match; a full sentence and the bare answer both count."""
     return Task(
         name="recall",
         items=answer_items(seeded("recall order"), collect(seeded("recall"), KINDS, 1600)),
         scorer="exact",
         formats=FORMATS,
-        style="continue",
+        style="ask",
         chance=0.0,
-        max_new_tokens=8,
-        stop=("\n", ".", ","),
-        description="looking up and copying what stands in the prompt",
+        max_new_tokens=20,
+        description="repeating a sentence and looking up what stands in the prompt",
     )
