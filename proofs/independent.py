@@ -23,18 +23,18 @@ from typing import Any
 import harness
 import tables
 
-import catchment
 from catchment import demo, models
 from catchment.capabilities import Task, packs, prepare, sample
 from catchment.records import Comparison, Row
 from catchment.runs import Store, write_atomic
 from catchment.settings import parse_seconds
-from catchment.workflows import Progress
+from catchment.workflows import Progress, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "proofs/.cache"
 STORIES = ROOT.parent / "shared/models/stories15M"
 SEED = 0
+NAMES = ("stories", "plain", "protected")
 
 
 class BudgetSpentError(Exception):
@@ -69,10 +69,12 @@ class Clock(Progress):
         print(f"  {text}", flush=True)
 
 
-def pairs(stories: Path, tuned: Path) -> list[Pair]:
-    """The three pairs; the stories pair is made when it is missing, and left out without its base."""
+def pairs(stories: Path, tuned: Path, names: list[str]) -> list[Pair]:
+    """The pairs of these names; the stories pair is made when it is missing, and left out without its base."""
     found = []
-    if stories.is_dir():
+    if "stories" in names and not stories.is_dir():
+        print(f"no folder {stories}: the stories pair is left out; give --stories")
+    elif "stories" in names:
         if not (tuned / "recipe.json").is_file():
             print(f"making {tuned}", flush=True)
             recipe = [
@@ -85,10 +87,9 @@ def pairs(stories: Path, tuned: Path) -> list[Pair]:
             ]
             subprocess.run(recipe, check=True)
         found.append(Pair("stories", str(stories), str(tuned), packs.STORIES))
-    else:
-        print(f"no folder {stories}: the stories pair is left out; give --stories")
     tasks = ("arithmetic", "recall", "format", "knowledge", "language")
-    return found + [Pair(n, demo.BASE, f"{demo.BASE}+{demo.path(n)}", tasks) for n in ("plain", "protected")]
+    plain = [Pair(n, demo.BASE, f"{demo.BASE}+{demo.path(n)}", tasks) for n in ("plain", "protected")]
+    return found + [pair for pair in plain if pair.name in names]
 
 
 class Ours:
@@ -104,7 +105,7 @@ class Ours:
         cost_path = CACHE / "compare" / f"{self.pair.name}-{tuned}.cost.json"
         cost = json.loads(cost_path.read_text()) if cost_path.is_file() else {"seconds": 0.0, "tokens": 0.0}
         try:
-            return catchment.compare(
+            return compare(
                 self.pair.base, self.pair.tuned, tasks=self.pair.tasks, limit=self.items, seed=SEED, formats=1,
                 text="none", out=CACHE / "compare" / f"{self.pair.name}-{tuned}", store=CACHE / "store",
                 progress=self.clock,
@@ -248,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", default="60m")
     parser.add_argument("--items", type=int, default=400, help="items per task")
-    parser.add_argument("--pairs", nargs="+", help="only these: stories, plain, protected")
+    parser.add_argument("--pairs", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--stories", type=Path, default=STORIES)
     parser.add_argument("--stories-tuned", type=Path, default=CACHE / "stories-tuned")
     parser.add_argument("--batch", type=int, default=16, help="lm-eval's batch size")
@@ -256,7 +257,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     clock = Clock(parse_seconds(args.budget) or 3600.0)
-    found = [p for p in pairs(args.stories, args.stories_tuned) if not args.pairs or p.name in args.pairs]
+    found = pairs(args.stories, args.stories_tuned, args.pairs)
     try:
         measure(found, args.items, clock, args.batch)
     except BudgetSpentError:

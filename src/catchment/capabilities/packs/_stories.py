@@ -18,10 +18,10 @@ BOYS = words("Tom Tim Ben Max Sam Jack Bob Leo Joe Fred Mark Billy")
 OPENINGS = (
     "Once upon a time, there was a little {child} named {n}.",
     "Once there was a {child} called {n}.",
-    "{n} was a little {child}.",
+    "{n} was a little {child}. Everyone loved {n}.",
     "One day, a {child} named {n} was at home.",
-    "There was a small {child} named {n} who lived with {his} mom and dad.",
-    "{n} was three years old.",
+    "There was a small {child} named {n}. {n} lived with {his} mom.",
+    "There was {n}. {n} was three years old.",
     "One day, {n} was with {his} mom.",
     "Once upon a time, a {child} named {n} lived in a small house.",
 )

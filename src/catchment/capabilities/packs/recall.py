@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from catchment.capabilities.packs._draw import Draft, answer_items, between, collect, pick, seeded, some
-from catchment.capabilities.packs._words import CITIES, COLOURS, NAMES, PLACES, THINGS, WORDS
+from catchment.capabilities.packs._words import COLOURS, NAMES, PLACES, THINGS, WORDS
 from catchment.capabilities.tasks import Format, Task
 
 FORMATS = (
@@ -36,12 +36,6 @@ def repeat_place(rng: Random) -> Draft:
     return _repeat(f"The {pick(rng, COLOURS)} {pick(rng, THINGS)} is in the {pick(rng, PLACES)}.", "repeat: place")
 
 
-def repeat_city(rng: Random) -> Draft:
-    """A sentence about where two people live."""
-    a, b = some(rng, NAMES, 2)
-    return _repeat(f"{a} and {b} live in {pick(rng, CITIES)}.", "repeat: city")
-
-
 def repeat_gift(rng: Random) -> Draft:
     """A sentence about a gift."""
     a, b = some(rng, NAMES, 2)
@@ -49,20 +43,32 @@ def repeat_gift(rng: Random) -> Draft:
     return _repeat(f"{a} gave {article(thing)} {thing} to {b} on {pick(rng, DAYS)}.", "repeat: gift")
 
 
-def secret_code(rng: Random) -> Draft:
-    """A number of four digits."""
-    thing, code = pick(rng, THINGS), str(between(rng, 1000, 9999))
-    say = f"the secret code of the {thing} is {code}"
-    prompt = f"{say.capitalize()}. What is the secret code of the {thing}?"
-    return Draft(prompt, (f"{say.capitalize()}.", code), kind="code")
+def telephone(rng: Random) -> Draft:
+    """The number of one of two people."""
+    people = some(rng, NAMES, 2)
+    codes = some(rng, (str(between(rng, 1000, 4999)), str(between(rng, 5000, 9999))), 2)
+    facts = " ".join(f"The phone number of {p} is {c}." for p, c in zip(people, codes, strict=True))
+    k = pick(rng, (0, 1))
+    right = (f"The phone number of {people[k]} is {codes[k]}.", codes[k])
+    return Draft(f"{facts} What is the phone number of {people[k]}?", right, kind="phone")
 
 
 def password(rng: Random) -> Draft:
     """A word."""
     name, word = pick(rng, NAMES), pick(rng, WORDS)
-    say = f'he password of {name} is "{word}"'
-    right = (f"T{say}.", f"T{say.replace(chr(34), '')}.", word, f'"{word}"')
-    return Draft(f"T{say}. What is the password of {name}?", right, kind="password")
+    say = f'The password of {name} is "{word}".'
+    right = (say, say.replace('"', ""), word, f'"{word}"')
+    return Draft(f"{say} What is the password of {name}?", right, kind="password")
+
+
+def two_passwords(rng: Random) -> Draft:
+    """The word of one of two people."""
+    people, chosen = some(rng, NAMES, 2), some(rng, WORDS, 2)
+    facts = " ".join(f'The password of {p} is "{w}".' for p, w in zip(people, chosen, strict=True))
+    k = pick(rng, (0, 1))
+    say = f'The password of {people[k]} is "{chosen[k]}".'
+    right = (say, say.replace('"', ""), chosen[k], f'"{chosen[k]}"')
+    return Draft(f"{facts} What is the password of {people[k]}?", right, kind="two passwords")
 
 
 def day(rng: Random) -> Draft:
@@ -85,7 +91,7 @@ def number(rng: Random) -> Draft:
     return Draft(f"{facts} What is the number of the {things[k]}?", right, kind="number")
 
 
-KINDS = (repeat_has, repeat_place, repeat_city, repeat_gift, secret_code, password, day, number)
+KINDS = (repeat_has, repeat_place, repeat_gift, password, two_passwords, telephone, number, day)
 
 
 def build() -> Task:

@@ -69,7 +69,7 @@ CUES: tuple[tuple[str, str, str], ...] = (
     ("The car stopped because the light was", "red", "hungry kind sleepy"),
     ("{He} hit the drum and it was very", "loud", "thirsty salty hungry"),
 )
-MIDDLES = ("", "", " {He} was a good {child}.", " {He} liked to play.", " It was a nice day.", " {He} had a kind mom.")
+MIDDLES = ("", "", " {He} was a good {child}.", " {He} liked to play.", " {He} had a kind mom.")
 
 
 def cloze(rng: Random) -> Draft:
