@@ -29,6 +29,12 @@ def export(task: Task, items: list[Item], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def shown(shot: Item) -> str:
+    """The answer of a solved example; a pattern comes with one that it matches."""
+    gold = shot.gold[0] if isinstance(shot.gold, tuple) else shot.gold
+    return str(shot.meta.get("answer", gold))
+
+
 def config(task: Task, path: Path) -> dict[str, Any]:
     """An lm-eval task over that file.
 
@@ -51,7 +57,7 @@ def config(task: Task, path: Path) -> dict[str, Any]:
         if task.shots:
             raise NotImplementedError(f"{task.name}: no built-in choice task has shots")
         return {**settings, "output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
-    shots = [{"id": "shot", "prompt": s.prompt, "golds": [str(s.gold)], "answer": str(s.gold)} for s in task.shots]
+    shots = [{"id": "shot", "prompt": s.prompt, "golds": [], "answer": shown(s)} for s in task.shots]
     if shots:
         settings["fewshot_config"] = {"sampler": "first_n", "samples": shots}
     return {

@@ -159,13 +159,14 @@ def write(results: list[dict[str, Any]], out: Path, items: int) -> None:
     """``<date>-independent.json`` and ``.md``, and the tables on the terminal."""
     out.mkdir(parents=True, exist_ok=True)
     date = datetime.now(UTC).date().isoformat()
+    name = f"{date}-independent" + (f"-{'-'.join(p['pair'] for p in results)}" if len(results) < 3 else "")
     agree = [r["agree"] for pair in results for r in pair["tasks"]]
     content = {"date": date, "items_asked": items, "agree": sum(agree), "verdicts": len(agree), "pairs": results}
-    (out / f"{date}-independent.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
     text = (
         f"## Verdicts against an independent evaluation, {date}\n\n{sum(agree)} of {len(agree)} verdicts agree. "
         "Same items, same prompts, lm-eval's HF backend; exact McNemar and a paired bootstrap at the same Bonferroni "
         f"level.\nReproduce: `python proofs/independent.py --items {items}`.\n\n{markdown(results)}"
     )
-    (out / f"{date}-independent.md").write_text(text, "utf-8")
+    (out / f"{name}.md").write_text(text, "utf-8")
     print(text)

@@ -18,6 +18,7 @@ SHOTS = (
     Item('x = 5\ny = "cat"\nprint(y)', ("cat", "5", "y"), 0),
     Item('d = {"a": "sun", "b": "ice"}\nprint(d["a"])', ("sun", "ice", "a"), 0),
     Item('w = ["ink", "oak", "pie"]\nprint(w[1])', ("oak", "ink", "pie"), 0),
+    Item('s = "tea"\nprint(s.upper())', ("TEA", "tea", "Tea"), 0),
 )
 VARIABLES = words("x y a b n k total count value size")
 LISTS = words("items names words data things values")
@@ -52,7 +53,7 @@ def print_number(rng: Random) -> Draft:
 
 def lookup(rng: Random) -> Draft:
     """A key of a dictionary."""
-    keys, values = some(rng, NAMES, 3), some(rng, (*COLOURS, *SHORT[:20]), 4)
+    keys, values = some(rng, NAMES, 3), some(rng, dict.fromkeys((*COLOURS, *SHORT[:20])), 4)
     k = pick(rng, (0, 1, 2))
     pairs = ", ".join(f'"{key.lower()}": "{v}"' for key, v in zip(keys, values[:3], strict=True))
     code = f'd = {{{pairs}}}\nprint(d["{keys[k].lower()}"])'
@@ -67,15 +68,12 @@ def index(rng: Random) -> Draft:
     return Draft(code, words[k], tuple(w for w in words if w != words[k]), "index")
 
 
-def upper(rng: Random) -> Draft:
-    """A string method."""
-    word, name = pick(rng, SHORT), pick(rng, VARIABLES[:4])
-    k = pick(rng, (0, 1, 2))
-    results = (word.upper(), word.capitalize(), word[::-1], word)
-    call = (".upper()", ".capitalize()", "[::-1]")[k]
-    right = results[k]
-    wrong = [r for r in results if r != right]
-    return Draft(f'{name} = "{word}"\nprint({name}{call})', right, tuple(wrong), "string method")
+def formatted(rng: Random) -> Draft:
+    """A formatted string with two names."""
+    (a, b), (c, d) = some(rng, NAMES, 2), some(rng, COLOURS, 2)
+    word = pick(rng, ("likes", "wears", "wants", "sees"))
+    code = f'name = "{a}"\ncolor = "{c}"\nprint(f"{{name}} {word} {{color}}")'
+    return Draft(code, f"{a} {word} {c}", (f"{b} {word} {c}", f"{a} {word} {d}", f"{c} {word} {a}"), "formatted")
 
 
 def join(rng: Random) -> Draft:
@@ -145,7 +143,7 @@ def call(rng: Random) -> Draft:
     return Draft(code, f"{greeting} {word}", tuple(f"{greeting} {w}" for w in (other, third, fourth)), "call")
 
 
-KINDS = (print_word, print_number, lookup, index, upper, join, add, length, condition, boolean, loop, call)
+KINDS = (print_word, print_number, lookup, index, formatted, join, add, length, condition, boolean, loop, call)
 
 
 def build() -> Task:

@@ -31,6 +31,13 @@ def yes_no(rng: Random) -> Draft:
     return Draft(f"{ask} {question}", r"(?:yes|no)\.?", kind="yes or no", answer="yes")
 
 
+def true_false(rng: Random) -> Draft:
+    """Only true or false (either counts)."""
+    statement = f"{pick(rng, SUBJECTS)} is {pick(rng, ADJECTIVES)}.".capitalize()
+    ask = pick(rng, ("Answer with true or false only:", "Say only true or false:"))
+    return Draft(f"{ask} {statement}", r"(?:true|false)\.?", kind="true or false", answer="true")
+
+
 def one_of(rng: Random) -> Draft:
     """One of two given words (either counts)."""
     a, b = some(rng, WORDS, 2)
@@ -38,19 +45,11 @@ def one_of(rng: Random) -> Draft:
     return Draft(prompt, rf"['\"]?(?:{a}|{b})['\"]?\.?", kind="one of two", answer=a)
 
 
-def _join(rng: Random, prompt: str, between: str, pattern: str, kind: str) -> Draft:
-    parts = some(rng, WORDS, 3)
-    return Draft(f"{prompt} {' '.join(parts)}", pattern.join(parts) + r"\.?", kind=kind, answer=between.join(parts))
-
-
-def commas(rng: Random) -> Draft:
-    """Three given words with commas."""
-    return _join(rng, "List these, separated by commas:", ", ", r",\s*", "commas")
-
-
 def hyphens(rng: Random) -> Draft:
     """Three given words with hyphens."""
-    return _join(rng, "Join these with hyphens:", "-", r"\s?-\s?", "hyphens")
+    parts = some(rng, WORDS, 3)
+    ask = pick(rng, ("Join these with hyphens:", "Write these words with hyphens between them:"))
+    return Draft(f"{ask} {' '.join(parts)}", r"\s?-\s?".join(parts) + r"\.?", kind="hyphens", answer="-".join(parts))
 
 
 def sentence(rng: Random) -> Draft:
@@ -74,13 +73,6 @@ def brackets(rng: Random) -> Draft:
     return Draft(ask.format(word), re.escape(f"[{word}]"), kind="brackets", answer=f"[{word}]")
 
 
-def capitals(rng: Random) -> Draft:
-    """A word in capital letters; ``(?-i:...)`` keeps the case although the scorer ignores it elsewhere."""
-    word = pick(rng, WORDS)
-    ask = pick(rng, ("Write the word '{}' in capital letters.", "Put the word '{}' in upper case."))
-    return Draft(ask.format(word), rf"(?-i:{word.upper()})\.?", kind="capitals", answer=word.upper())
-
-
 def _shot(prompt: str, answer: str) -> Item:
     return Item(prompt, gold=re.escape(answer), meta={"answer": answer})
 
@@ -89,15 +81,15 @@ SHOTS = (
     _shot("Put square brackets around the word 'violet'.", "[violet]"),
     _shot("Say only yes or no: Is snow cold?", "yes"),
     _shot("Use the word 'autumn' in one short sentence.", "The leaves fall in autumn."),
+    _shot("Say only true or false: An ant is big.", "false"),
     _shot("Ask a short question with the word 'uncle'.", "Where is your uncle?"),
     _shot("Join these with hyphens: oak elm ash", "oak-elm-ash"),
-    _shot("List these, separated by commas: plum fig pear", "plum, fig, pear"),
 )
-KINDS = (yes_no, one_of, commas, hyphens, sentence, question, brackets, capitals)
+KINDS = (yes_no, true_false, one_of, hyphens, sentence, question, brackets)
 
 
 def build() -> Task:
-    """The task: 1,600 items of eight kinds, scored by a pattern that must match the whole answer, six shots."""
+    """The task: 1,600 items of seven kinds, scored by a pattern that must match the whole answer, six shots."""
     return Task(
         name="format",
         items=answer_items(seeded("format order"), collect(seeded("format"), KINDS, 1600)),

@@ -53,31 +53,31 @@ def telephone(rng: Random) -> Draft:
     return Draft(f"{facts} What is the phone number of {people[k]}?", right, kind="phone")
 
 
+def _told(rng: Random, what: str, values: tuple[str, ...], kind: str) -> Draft:
+    name, value = pick(rng, NAMES), pick(rng, values)
+    say = f'The {what} of {name} is "{value}".'
+    right = (say, say.replace('"', ""), value, f'"{value}"')
+    return Draft(f"{say} What is the {what} of {name}?", right, kind=kind)
+
+
 def password(rng: Random) -> Draft:
-    """A word."""
-    name, word = pick(rng, NAMES), pick(rng, WORDS)
-    say = f'The password of {name} is "{word}".'
-    right = (say, say.replace('"', ""), word, f'"{word}"')
-    return Draft(f"{say} What is the password of {name}?", right, kind="password")
+    """A password."""
+    return _told(rng, "password", WORDS, "password")
 
 
-def two_passwords(rng: Random) -> Draft:
-    """The word of one of two people."""
-    people, chosen = some(rng, NAMES, 2), some(rng, WORDS, 2)
-    facts = " ".join(f'The password of {p} is "{w}".' for p, w in zip(people, chosen, strict=True))
-    k = pick(rng, (0, 1))
-    say = f'The password of {people[k]} is "{chosen[k]}".'
-    right = (say, say.replace('"', ""), chosen[k], f'"{chosen[k]}"')
-    return Draft(f"{facts} What is the password of {people[k]}?", right, kind="two passwords")
+def nickname(rng: Random) -> Draft:
+    """A nickname."""
+    return _told(rng, "nickname", tuple(word.capitalize() for word in WORDS), "nickname")
 
 
-def day(rng: Random) -> Draft:
-    """On which day one of two people comes."""
-    people, days = some(rng, NAMES, 2), some(rng, DAYS, 2)
-    facts = " ".join(f"{p} comes on {d}." for p, d in zip(people, days, strict=True))
-    k = pick(rng, (0, 1))
-    right = (f"{people[k]} comes on {days[k]}.", days[k], f"on {days[k]}")
-    return Draft(f"{facts} On which day does {people[k]} come?", right, kind="day")
+def favorite(rng: Random) -> Draft:
+    """A favorite word."""
+    return _told(rng, "favorite word", WORDS, "favorite word")
+
+
+def code_word(rng: Random) -> Draft:
+    """A code word."""
+    return _told(rng, "code word", WORDS, "code word")
 
 
 def number(rng: Random) -> Draft:
@@ -91,11 +91,11 @@ def number(rng: Random) -> Draft:
     return Draft(f"{facts} What is the number of the {things[k]}?", right, kind="number")
 
 
-KINDS = (repeat_has, repeat_place, repeat_gift, password, two_passwords, telephone, number, day)
+KINDS = (repeat_has, repeat_place, repeat_gift, password, nickname, favorite, code_word, number)
 
 
 def build() -> Task:
-    """The task: 1,600 items of eight kinds, exact match; a full sentence and the bare answer both count."""
+    """The task: 1,600 items of eight kinds, exact match of the first sentence of the answer."""
     return Task(
         name="recall",
         items=answer_items(seeded("recall order"), collect(seeded("recall"), KINDS, 1600)),
@@ -104,5 +104,6 @@ def build() -> Task:
         style="ask",
         chance=0.0,
         max_new_tokens=20,
+        stop=("\n", "."),
         description="repeating a sentence and looking up what stands in the prompt",
     )
