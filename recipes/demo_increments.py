@@ -23,9 +23,9 @@ PHRASINGS = (
 )
 
 
-SHARED = {"k": 100_000, "steps": 150, "batch": 16, "seed": 1}
+SHARED = {"k": 100_000, "steps": 120, "batch": 16, "seed": 1}
 SETTINGS = {
-    "plain": {**SHARED, "lr": 2e-3, "keep": 0.0},
+    "plain": {**SHARED, "lr": 3e-3, "keep": 0.0},
     "protected": {**SHARED, "lr": 2e-3, "keep": 1.0, "general": 300, "tokens": 10, "beside": 8},
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from catchment.models import Increment, LoadedModel, load, make_increment
     from catchment.records import Comparison
     from catchment.training import CapabilityCallback
-    from catchment.workflows import compare
+    from catchment.workflows.compare import compare
 
 __version__ = "0.1.0"
 

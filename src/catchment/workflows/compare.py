@@ -154,7 +154,7 @@ def _record(job: Job, drift: Drift | None) -> Comparison:
     s = job.settings
     tasks = tuple(dataclasses.replace(job.result(task), formats=job.format_results(task)) for task in job.tasks)
     texts: tuple[TextResult, ...] = ()
-    if job.text is not None and not rounds.late(job):
+    if job.text is not None and job.plan.text:
         texts = (results.text_result(job.text.name, *_text_rows(job, job.text), alpha=s.alpha),)
     agreements: tuple[AgreementResult, ...] = ()
     if job.prompts is not None:

@@ -40,7 +40,7 @@ class Job:
     task_warnings: dict[str, list[str]] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan((), None, CPU_BATCH))
     rows: dict[tuple[str, str, str], dict[str, Row]] = field(default_factory=dict)
-    spent: dict[str, float] = field(default_factory=dict)
+    resumed: bool = False
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -58,8 +58,8 @@ class Job:
         s = self.settings
         base, tuned = (self.table(side, task, task.formats[0].name) for side in self.sides)
         warnings = list(self.task_warnings[task.name])
-        missing = len(self.base.dropped & {i.id for i in task.items})
-        if missing:
+        missing = self.plan.of(task.name).items - len(base) if s.drop_long and self.plan.frozen else 0
+        if missing > 0:
             warnings.append(f"{missing} items longer than the context were left out")
         return results.task_result(
             task, base, tuned, margin=s.margin, alpha=s.alpha, family=len(self.tasks), warnings=warnings

@@ -35,7 +35,6 @@ class Side:
     _card: ModelCard | None = None
     _loaded: models.LoadedModel | None = None
     _engine: Engine | None = None
-    dropped: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -53,22 +52,11 @@ class Side:
             )
         return self._loaded
 
-    @property
-    def in_memory(self) -> bool:
-        return self._loaded is not None
-
     def engine(self, batch_tokens: int | None) -> Engine:
         if self._engine is None:
             loaded = self.loaded
             self._engine = make_engine(loaded.model, loaded.tokenizer, batch_tokens)
         return self._engine
-
-    def release(self) -> None:
-        """Free the memory; the card stays."""
-        _ = self.card
-        if self._loaded is not None:
-            self._loaded.release()
-        self._loaded = self._engine = None
 
     def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
         loaded = self.loaded
@@ -131,7 +119,6 @@ def fill(
     if missing:
         engine = side.engine(batch_tokens)
         prepared = side.prepare(task, form, items)
-        side.dropped.update(prepared.dropped)
 
         def keep(rows: list[Row], tokens: int) -> None:
             cell.append(rows)

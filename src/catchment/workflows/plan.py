@@ -36,7 +36,8 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``frozen``: the numbers of items are final. ``doubled``: mean half-width that twice the budget would buy."""
+    """``frozen``: the numbers of items are final. ``doubled``: mean half-width that twice the budget would buy.
+    ``text``: bits per byte are measured. ``cut``: the budget ended before the planned items did."""
 
     tasks: tuple[TaskPlan, ...]
     budget: float | None
@@ -45,6 +46,7 @@ class Plan:
     frozen: bool = False
     half_width: float = 0.0
     doubled: float | None = None
+    text: bool = True
     cut: bool = False
 
     def of(self, name: str) -> TaskPlan:

@@ -22,7 +22,7 @@ def settle_plan(job: Job) -> None:
     """Take up the frozen plan of OUT, or make one: at once without a budget, after a pilot with one."""
     kept = _frozen_plan(job)
     if kept is not None:
-        job.plan = kept
+        job.plan, job.resumed = kept, True
         return
     first(job)
     if not job.plan.frozen:
@@ -70,11 +70,10 @@ def first(job: Job) -> None:
     """The plan before anything is measured."""
     s = job.settings
     tokens: dict[str, float] = {}
-    if s.seconds is not None or s.dry_run:
-        for task in job.tasks:
-            if task.scorer != "classify":
-                few = sample(task.items, min(32, len(task.items)), s.seed)
-                tokens[task.name] = job.base.prepare(task, task.formats[0].name, few).tokens / len(few)
+    for task in job.tasks:
+        if task.scorer != "classify":
+            few = sample(task.items, min(32, len(task.items)), s.seed)
+            tokens[task.name] = job.base.prepare(task, task.formats[0].name, few).tokens / len(few)
     job.plan = first_plan(
         job.tasks, limit=s.limit, formats=s.formats, budget=s.seconds, batch_tokens=_batch_tokens(job), tokens=tokens
     )
@@ -94,6 +93,7 @@ def _pilot(job: Job) -> None:
     for task in sorted(job.tasks, key=lambda t: job.plan.of(t.name).tokens):
         costs[task.name] = _measure(job, task, 0, job.plan.of(task.name).pilot)
         result = job.result(task)
+        job.progress.row(result, final=False)
         if not result.admitted and result.tuned - result.base < 0.1:
             closed.add(task.name)
     extra = _extra_seconds(job, speed)
@@ -131,13 +131,12 @@ def rounds(job: Job) -> None:
     plans = {t.task: t for t in job.plan.tasks}
     job.progress.total(_tokens_left(job))
     edges = {name: _edges(t.pilot, t.items) for name, t in plans.items()}
-    fresh_run = job.plan.budget is not None and not _resumed(job)
     for number in range(max(len(e) for e in edges.values()) - 1):
         for task in job.tasks:
             steps = edges[task.name]
             if number + 1 >= len(steps):
                 continue
-            if fresh_run and number > 0 and job.elapsed > (job.plan.budget or 0) - RESERVE:
+            if number > 0 and late(job):
                 _cut(job)
                 break
             _measure(job, task, steps[number], steps[number + 1])
@@ -154,19 +153,14 @@ def _edges(pilot: int, items: int) -> list[int]:
     return [*sorted(p for p in places if p < items), items]
 
 
-def _resumed(job: Job) -> bool:
-    """Whether this process follows a plan that another one froze: then it is finished whatever it takes."""
-    return not job.base.in_memory and not job.tuned.in_memory
-
-
 def _cut(job: Job) -> None:
     """The machine became slower than planned: stop here, say so, and make what was reached the plan."""
     reached = []
     for t in job.plan.tasks:
-        task = next(k for k in job.tasks if k.name == t.task)
+        task = _task(job, t.task)
         n = min(len(job.table(side, task, task.formats[0].name)) for side in job.sides)
-        reached.append(dataclasses.replace(t, items=n, format_items=0))
-    job.plan = dataclasses.replace(job.plan, tasks=tuple(reached), cut=True)
+        reached.append(dataclasses.replace(t, items=min(n, t.items), format_items=0))
+    job.plan = dataclasses.replace(job.plan, tasks=tuple(reached), text=False, cut=True)
     _save_plan(job)
     job.warnings.append("the machine was slower than when the plan was made: fewer items than planned were measured")
 
@@ -185,14 +179,21 @@ def _task(job: Job, name: str) -> Task:
 
 
 def formats(job: Job) -> None:
-    """A few items under the other prompt formats."""
+    """A few items under the other prompt formats; what the budget does not reach is taken out of the plan."""
     for task in job.tasks:
+        if late(job):
+            plans = [dataclasses.replace(t, format_items=0) if t.task == task.name else t for t in job.plan.tasks]
+            job.plan = dataclasses.replace(job.plan, tasks=tuple(plans))
+            _save_plan(job)
         count = job.plan.of(task.name).format_items
         for form in task.formats[1 : job.settings.formats]:
-            if count and not late(job):
+            if count:
                 _measure(job, task, 0, count, form.name)
+    if late(job) and job.plan.text:
+        job.plan = dataclasses.replace(job.plan, text=False)
+        _save_plan(job)
 
 
 def late(job: Job) -> bool:
-    """Whether the budget of this process is spent."""
-    return job.plan.budget is not None and not _resumed(job) and job.elapsed > job.plan.budget - RESERVE / 2
+    """Whether the budget is spent. Never in a run that takes up a frozen plan: that is finished whatever it takes."""
+    return job.plan.budget is not None and not job.resumed and job.elapsed > job.plan.budget - RESERVE

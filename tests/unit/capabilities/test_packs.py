@@ -139,7 +139,19 @@ def test_unknown_name_gets_a_suggestion() -> None:
     assert set(packs.DEFAULT) | set(packs.STORIES) | {"text"} == set(packs.NAMES)
 
 
-HASHES = {}
+HASHES = {
+    "language": "d7fd9f4d839c",
+    "knowledge": "cf63d32a5fff",
+    "arithmetic": "275e4dc482d8",
+    "recall": "baad5461de1b",
+    "format": "071841881144",
+    "code": "c194abee03a2",
+    "refusal": "c7a8fc7bfad3",
+    "stories_cloze": "bd987027c09e",
+    "stories_coherence": "f3993401579f",
+    "stories_entity": "5c24e6e1e175",
+    "text": "464eacf0052b",
+}
 
 
 def test_items_are_the_same_everywhere(task: Task) -> None:
