@@ -151,7 +151,8 @@ def _items(t: TaskPlan, n: int, closed: set[str]) -> int:
 
 
 def _format_items(t: TaskPlan, n: int, closed: set[str]) -> int:
-    return 0 if t.task in closed else min(t.format_items, max(n // 4, 16) if n else 0)
+    few = (n - t.pilot) // 4
+    return 0 if t.task in closed or few < 16 else min(t.format_items, few)
 
 
 def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: set[str], others: int) -> float:
