@@ -31,13 +31,6 @@ def yes_no(rng: Random) -> Draft:
     return Draft(f"{ask} {question}", r"(?:yes|no)\.?", kind="yes or no", answer="yes")
 
 
-def true_false(rng: Random) -> Draft:
-    """Only true or false (either counts)."""
-    statement = f"{pick(rng, SUBJECTS)} is {pick(rng, ADJECTIVES)}.".capitalize()
-    ask = pick(rng, ("Answer with true or false only:", "Say only true or false:"))
-    return Draft(f"{ask} {statement}", r"(?:true|false)\.?", kind="true or false", answer="true")
-
-
 def one_of(rng: Random) -> Draft:
     """One of two given words (either counts)."""
     a, b = some(rng, WORDS, 2)
@@ -66,30 +59,21 @@ def question(rng: Random) -> Draft:
     return Draft(ask.format(word), rf"(?=.*{word})[^.!?]+\?", kind="question", answer=f"Where is the {word}?")
 
 
-def brackets(rng: Random) -> Draft:
-    """A word in square brackets."""
-    word = pick(rng, WORDS)
-    ask = pick(rng, ("Write the word '{}' in square brackets.", "Put square brackets around the word '{}'."))
-    return Draft(ask.format(word), re.escape(f"[{word}]"), kind="brackets", answer=f"[{word}]")
-
-
 def _shot(prompt: str, answer: str) -> Item:
     return Item(prompt, gold=re.escape(answer), meta={"answer": answer})
 
 
 SHOTS = (
-    _shot("Put square brackets around the word 'violet'.", "[violet]"),
     _shot("Say only yes or no: Is snow cold?", "yes"),
     _shot("Use the word 'autumn' in one short sentence.", "The leaves fall in autumn."),
-    _shot("Say only true or false: An ant is big.", "false"),
     _shot("Ask a short question with the word 'uncle'.", "Where is your uncle?"),
     _shot("Join these with hyphens: oak elm ash", "oak-elm-ash"),
 )
-KINDS = (yes_no, true_false, one_of, hyphens, sentence, question, brackets)
+KINDS = (yes_no, one_of, hyphens, sentence, question)
 
 
 def build() -> Task:
-    """The task: 1,600 items of seven kinds, scored by a pattern that must match the whole answer, six shots."""
+    """The task: 1,600 items of five kinds, scored by a pattern that must match the whole answer, four shots."""
     return Task(
         name="format",
         items=answer_items(seeded("format order"), collect(seeded("format"), KINDS, 1600)),
