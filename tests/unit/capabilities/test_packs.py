@@ -145,7 +145,7 @@ HASHES = {
     "knowledge": "cf63d32a5fff",
     "arithmetic": "275e4dc482d8",
     "recall": "baad5461de1b",
-    "format": "1271179fd5d2",
+    "format": "1b6c3042049d",
     "code": "c194abee03a2",
     "refusal": "c7a8fc7bfad3",
     "stories_cloze": "bd987027c09e",

@@ -48,14 +48,28 @@ def hyphens(rng: Random) -> Draft:
 def sentence(rng: Random) -> Draft:
     """One sentence with a given word."""
     word = pick(rng, WORDS)
-    ask = pick(rng, ("Write one short sentence with the word '{}'.", "Use the word '{}' in one short sentence."))
+    ask = pick(
+        rng,
+        (
+            "Write one short sentence with the word '{}'.",
+            "Use the word '{}' in one short sentence.",
+            "Say one short sentence with the word '{}'.",
+        ),
+    )
     return Draft(ask.format(word), rf"(?=.*{word})[^.!?]+[.!]", kind="sentence", answer=f"I like the word {word}.")
 
 
 def question(rng: Random) -> Draft:
     """One question with a given word."""
     word = pick(rng, WORDS)
-    ask = pick(rng, ("Ask a short question with the word '{}'.", "Use the word '{}' in one short question."))
+    ask = pick(
+        rng,
+        (
+            "Ask a short question with the word '{}'.",
+            "Use the word '{}' in one short question.",
+            "Write one short question with the word '{}'.",
+        ),
+    )
     return Draft(ask.format(word), rf"(?=.*{word})[^.!?]+\?", kind="question", answer=f"Where is the {word}?")
 
 
