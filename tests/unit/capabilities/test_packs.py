@@ -142,7 +142,7 @@ def test_unknown_name_gets_a_suggestion() -> None:
 
 HASHES = {
     "language": "d7fd9f4d839c",
-    "knowledge": "cf63d32a5fff",
+    "knowledge": "d49a0599eb54",
     "arithmetic": "275e4dc482d8",
     "recall": "baad5461de1b",
     "format": "1b6c3042049d",
