@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from catchment.errors import InputError, did_you_mean
 
@@ -114,8 +113,8 @@ class CompareSettings:
             _between("fail-if-drop", self.fail_if_drop, 0, 1, closed=True)
         for name in ("limit", "batch_tokens", "formats"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} {value}: expected a whole number of at least 1.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{name} {value!r}: expected a whole number of at least 1.")
         if not self.tasks:
             raise InputError("tasks is empty: expected at least one, e.g. 'default'.")
 
@@ -130,7 +129,7 @@ class CompareSettings:
 
 
 def _between(name: str, value: float, low: float, high: float, closed: bool = False) -> None:
-    if not (low < value < high or (closed and value in (low, high))):
+    if not isinstance(value, (int, float)) or not (low < value < high or (closed and value in (low, high))):
         raise InputError(f"{name} {value}: expected a fraction between {low} and {high}, e.g. 0.02 for two points.")
 
 
@@ -141,6 +140,7 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         InputError: no such file, not a mapping, unknown keys.
     """
     import yaml
+    from pydantic import TypeAdapter, ValidationError
 
     if not path.is_file():
         raise InputError(f"--config {str(path)!r}: no such file; expected a YAML file of settings.")
@@ -150,17 +150,19 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         raise InputError(f"--config {str(path)!r} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"--config {str(path)!r} holds a {type(content).__name__}; expected `key: value` lines.")
-    types = {field.name: field for field in dataclasses.fields(kind)}
+    types = get_type_hints(kind)
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in types:
             raise InputError(f"--config {str(path)!r}: unknown key {key!r}.{did_you_mean(name, types)}")
-        if name == "tasks":
-            value = (value,) if isinstance(value, str) else tuple(value)
-        if value is not None and "Path" in str(types[name].type):
-            value = Path(value)
+        if name == "tasks" and isinstance(value, str):
+            value = (value,)
         if name == "budget" and value is not None:
             value = str(value)
-        values[name] = value
+        try:
+            values[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise InputError(f"--config {str(path)!r}: {key} is {value!r}; {said[0].lower()}{said[1:]}.") from error
     return values

@@ -37,7 +37,7 @@ class Item:
         choices: Possible answers, for the choice scorers.
         gold: Index of the right choice; or the right answer(s) (``exact``); or a pattern (``regex``);
             or ``"refuse"`` / ``"comply"`` (``refusal``); ``None`` for unlabelled prompts and text.
-        id: Content hash; computed when empty.
+        id: Content hash; computed when empty. A classifier's second text, ``meta["pair"]``, is content too.
         meta: Free information kept with the item (e.g. a category); never part of the prompt.
     """
 
@@ -49,7 +49,8 @@ class Item:
 
     def __post_init__(self) -> None:
         if not self.id:
-            content = json.dumps([self.prompt, self.choices, self.gold], ensure_ascii=False)
+            pair = [self.meta["pair"]] if "pair" in self.meta else []
+            content = json.dumps([self.prompt, self.choices, self.gold, *pair], ensure_ascii=False)
             object.__setattr__(self, "id", hashlib.sha256(content.encode()).hexdigest()[:16])
 
 

@@ -29,8 +29,8 @@ class CompareCommand(CompareSettings):
         config: YAML file of settings; the command line wins.
     """
 
-    base: Annotated[str, tyro.conf.arg(metavar="BASE")]
-    tuned: Annotated[str, tyro.conf.arg(metavar="TUNED")]
+    base: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BASE")]
+    tuned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TUNED")]
     json: bool = False
     config: Path | None = None
 
@@ -76,10 +76,7 @@ def parse_compare(arguments: list[str]) -> CompareCommand:
     """Settings of ``compare`` from the arguments and, below them, from ``--config``."""
     config = _option(arguments, "--config")
     values = read_config(Path(config), CompareSettings) if config else {}
-    pair = [values.pop(name, None) for name in ("base", "tuned")]
-    if all(pair) and (not arguments or arguments[0].startswith("-")):
-        arguments = [*map(str, pair), *arguments]
-    default: Any = CompareCommand(base=tyro.MISSING, tuned=tyro.MISSING, **values) if values else None
+    default: Any = CompareCommand(**{"base": tyro.MISSING, "tuned": tyro.MISSING, **values}) if values else None
     command = tyro.cli(
         CompareCommand,
         prog="catchment compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ def main(command: DemoCommand) -> None:
     total = parse_seconds(command.budget) or 300.0
     for name, share in (("plain", 0.6), ("protected", 1.0)):
         left = max(share * total - (time.monotonic() - started), 20.0)
-        tuned = f"{BASE}+{demo.path(name)}"
+        file = demo.path(name)
+        tuned = f"{BASE}+{min(os.path.relpath(file), str(file), key=len)}"
         console.rule(f"SmolLM2-135M-Instruct against its {name} fine-tune on arithmetic")
         out = command.out / name
         settings = CompareSettings(BASE, tuned, out=out, tasks=TASKS, budget=_seconds(out, left))

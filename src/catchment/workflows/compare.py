@@ -15,7 +15,7 @@ import torch
 
 from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, Item, Task, agreement_rows, gates, sample
-from catchment.errors import InputError, ModelError, TaskError, did_you_mean
+from catchment.errors import InputError, ModelError, did_you_mean
 from catchment.records import AgreementResult, Comparison, Drift, Flip, Row, TextResult, from_json, to_json
 from catchment.runs import Store, cell_key, write_atomic
 from catchment.settings import CompareSettings
@@ -24,7 +24,7 @@ from catchment.workflows.job import Job, open_job
 from catchment.workflows.measure import POLICY, fill
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
-from catchment.workflows.recover import recover
+from catchment.workflows.recover import check_recover, recover
 
 
 def compare(
@@ -57,12 +57,16 @@ def compare(
         >>> comparison["recall"].verdict  # doctest: +SKIP
         'lost'
     """
-    known = {f.name for f in dataclasses.fields(CompareSettings)}
+    known = {f.name for f in dataclasses.fields(CompareSettings)} - {"dry_run", "fail_if_drop"}
     for name in options:
         if name not in known:
             raise InputError(f"compare() has no setting {name!r}.{did_you_mean(name, known)}")
     tasks = options.get("tasks", ("default",))
-    options["tasks"] = (tasks,) if isinstance(tasks, (str, Task)) else tuple(tasks)
+    named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
+    options["tasks"] = tuple(str(name) if isinstance(name, Path) else name for name in named)
+    for name in ("text", "chat_template"):
+        if name in options:
+            options[name] = str(options[name])
     for name in ("out", "recover", "prompts", "store"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
@@ -79,13 +83,15 @@ def run_comparison(settings: CompareSettings, progress: Progress, tokenizer: Any
 
 
 def plan_only(settings: CompareSettings, progress: Progress) -> Plan:
-    """The plan of a comparison without a budget's pilot: what ``--dry-run`` prints. Loads the models."""
+    """The plan of a comparison; with a budget at this machine's speed, without its pilot. Loads the models."""
     job = open_job(dataclasses.replace(settings, out=None), progress, None)
-    rounds.first(job)
+    rounds.estimate(job)
     return job.plan
 
 
 def _work(job: Job) -> Comparison:
+    if job.settings.recover is not None:
+        check_recover(job)
     rounds.settle_plan(job)
     rounds.rounds(job)
     rounds.formats(job)
@@ -132,13 +138,9 @@ def _text_rows(job: Job, task: Task) -> tuple[dict[str, Row], dict[str, Row]]:
 
 def _agreement(job: Job, task: Task) -> dict[str, Row]:
     """Unlabelled prompts: both models at once, on the base's greedy answers."""
-    if job.base.card.tokenizer_hash != job.tuned.card.tokenizer_hash:
-        raise TaskError(
-            f"{task.name}: agreement needs one tokenizer for both models; theirs differ. Leave out --prompts."
-        )
     items: Sequence[Item] = sample(task.items, job.settings.limit, job.settings.seed)
     form = task.formats[0].name
-    conditions = {**job.base.conditions(task, form), "against": job.tuned.card.weights_hash}
+    conditions = {**job.base.conditions(task, form), "against": job.tuned.conditions(task, form)}
     cell = job.store.cell(cell_key(conditions), conditions)
     have = cell.rows()
     if any(item.id not in have for item in items):

@@ -9,7 +9,7 @@ from typing import Any
 
 from catchment import models
 from catchment.capabilities import Task, gates, resolve_tasks
-from catchment.errors import InputError, ModelError
+from catchment.errors import InputError, ModelError, TaskError
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
 from catchment.settings import CompareSettings, cache_dir
@@ -81,12 +81,7 @@ def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> J
     started = time.perf_counter()
     tasks = resolve_tasks(settings.tasks)
     task_warnings = {task.name: gates.check_task(task) for task in tasks}
-    text = resolve_tasks([settings.text])[0] if settings.text != "none" else None
-    prompts = resolve_tasks([str(settings.prompts)])[0] if settings.prompts else None
-    if prompts is not None and prompts.scorer != "agreement":
-        raise InputError(
-            f"--prompts {str(settings.prompts)!r} has labels; give it as a task: --tasks {settings.prompts}."
-        )
+    text, prompts = _unscored(settings, tasks)
     progress.status("reading the models")
     shared = settings.model_options()
     shape = {
@@ -103,13 +98,43 @@ def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> J
         own["dtype"] = base.card.dtype
     tuned = Side("tuned", settings.tuned, own, **shape)
     warnings = _comparable(base, tuned)
-    if "causal" not in base.card.architecture.lower() and "lm" not in base.card.architecture.lower():
+    _check_kinds(settings, base, tuned)
+    if base.classifies:
         text = None
     out = settings.out or Path(".")
     if settings.out is not None:
         claim_folder(settings.out, _fingerprint(settings, base, tuned), "comparison")
     store = Store(settings.store or cache_dir() / "store")
     return Job(settings, base, tuned, tasks, text, prompts, store, out, progress, started, warnings, task_warnings)
+
+
+def _unscored(settings: CompareSettings, tasks: list[Task]) -> tuple[Task | None, Task | None]:
+    """The text for bits per byte and the unlabelled prompts; each kind of file has its own option."""
+    for task in tasks:
+        if task.scorer in ("text", "agreement"):
+            option = "--text" if task.scorer == "text" else "--prompts"
+            raise InputError(f"task {task.name!r} has no right answers to score; give it as {option} instead.")
+    text = resolve_tasks([settings.text])[0] if settings.text != "none" else None
+    if text is not None and text.scorer != "text":
+        raise InputError(
+            f"--text {settings.text!r} is scored by {text.scorer!r}; expected 'text', 'none' or a .jsonl file with "
+            'lines like {"text": "..."}.'
+        )
+    prompts = resolve_tasks([str(settings.prompts)])[0] if settings.prompts else None
+    if prompts is not None and prompts.scorer != "agreement":
+        raise InputError(
+            f"--prompts {str(settings.prompts)!r} has labels; give it as a task: --tasks {settings.prompts}."
+        )
+    return text, prompts
+
+
+def _check_kinds(settings: CompareSettings, base: Side, tuned: Side) -> None:
+    """Refuse before anything is measured what could only fail afterwards."""
+    if settings.prompts and base.card.tokenizer_hash != tuned.card.tokenizer_hash:
+        raise TaskError("--prompts: agreement needs one tokenizer for both models; theirs differ. Leave out --prompts.")
+    for option, given in (("--prompts", settings.prompts), ("--recover", settings.recover)):
+        if given and (base.classifies or tuned.classifies):
+            raise InputError(f"{option} is for language models; {base.card.name} is a {base.card.architecture}.")
 
 
 def _comparable(base: Side, tuned: Side) -> list[str]:
@@ -137,6 +162,8 @@ def _fingerprint(settings: CompareSettings, base: Side, tuned: Side) -> dict[str
     return {
         "base": base.card.weights_hash,
         "tuned": tuned.card.weights_hash,
+        "base_config": base.card.config_hash,
+        "tuned_config": tuned.card.config_hash,
         "dtype": base.card.dtype,
         "chat_template": settings.chat_template,
         "system": settings.system,

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from catchment import models
-from catchment.capabilities import Engine, Item, Prepared, Task, context_length, gates, make_engine, prepare, run
+from catchment.capabilities import (
+    Engine,
+    Item,
+    Prepared,
+    Task,
+    classifiers,
+    context_length,
+    gates,
+    make_engine,
+    prepare,
+    run,
+)
 from catchment.errors import InputError
 from catchment.records import ModelCard, Row
 from catchment.runs import Cell, Store, cell_key
@@ -40,13 +51,18 @@ class Side:
     @property
     def card(self) -> ModelCard:
         if self._card is None:
-            self._card = models.card_of(self.spec, **self.options) or self.loaded.card
+            self._card = models.card_of(self.spec, tokenizer=self.tokenizer, **self.options) or self.loaded.card
         return self._card
+
+    @property
+    def classifies(self) -> bool:
+        return self.card.architecture.endswith("Classification")
 
     @property
     def loaded(self) -> models.LoadedModel:
         if self._loaded is None:
-            self._loaded = models.load(self.spec, tokenizer=self.tokenizer, **self.options)
+            ready = isinstance(self.spec, models.LoadedModel)
+            self._loaded = self.spec if ready else models.load(self.spec, tokenizer=self.tokenizer, **self.options)
             gates.check_model(
                 self._loaded.card.name, self._loaded.newly_initialised, models.non_finite(self._loaded.model)
             )
@@ -117,15 +133,20 @@ def fill(
     missing = [item.id for item in items if item.id not in have]
     seconds = 0.0
     if missing:
-        engine = side.engine(batch_tokens)
-        prepared = side.prepare(task, form, items)
 
         def keep(rows: list[Row], tokens: int) -> None:
             cell.append(rows)
             progress.advance(tokens)
 
-        begin = time.perf_counter()
-        have.update({row.item: row for row in run(engine, prepared, done=set(have), on_rows=keep)})
+        if task.scorer == "classify":
+            loaded = side.loaded
+            begin = time.perf_counter()
+            fresh = classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=set(have), on_rows=keep).rows
+        else:
+            engine, prepared = side.engine(batch_tokens), side.prepare(task, form, items)
+            begin = time.perf_counter()
+            fresh = run(engine, prepared, done=set(have), on_rows=keep)
+            side.notes += [note for note in engine.notes if note not in side.notes]
+        have.update({row.item: row for row in fresh})
         seconds = time.perf_counter() - begin
-        side.notes += [note for note in engine.notes if note not in side.notes]
     return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))

@@ -82,6 +82,19 @@ def halves(task: Task, rows: dict[str, Row], seed: int) -> tuple[list[Item], lis
     return list(sample(choosing, CHOOSING_ITEMS, seed)), [i for i in items if key[i.id] == 1]
 
 
+def check_recover(job: Job) -> None:
+    """Refuse before anything is measured. Raises as :func:`recover`."""
+    target = Path(job.settings.recover or "")
+    if target.is_file():
+        raise StoreError(f"--recover {str(target)!r} is a file; expected a new folder. Choose another.")
+    if target.exists() and any(target.iterdir()) and not (target / "recovered.json").exists():
+        raise StoreError(f"--recover {str(target)!r}: the folder is not empty; expected a new one. Choose another.")
+    if job.base.card.weights_hash == job.tuned.card.weights_hash:
+        raise ModelError("recover: base and tuned have equal weights; expected a fine-tune that moved some.")
+    for side in job.sides:
+        side.loaded.movable()
+
+
 def recover(job: Job) -> Recovered:
     """Choose, judge and save the recovered model; see the module's text.
 
@@ -93,13 +106,12 @@ def recover(job: Job) -> Recovered:
         StoreError: the folder exists and is not empty, or cannot be written.
     """
     target = Path(job.settings.recover or "")
-    if target.exists() and any(target.iterdir()) and not (target / "recovered.json").exists():
-        raise StoreError(f"--recover {str(target)!r}: the folder is not empty; expected a new one. Choose another.")
-    for side in job.sides:
-        side.loaded.movable()
+    models.drift(job.base.loaded.model, job.tuned.loaded.model)  # refuses what cannot be subtracted, by its name
     start = {n: w.detach().clone() for n, w in models.effective_weights(job.base.loaded.model).items()}
     end = {n: w.detach() for n, w in models.effective_weights(job.tuned.loaded.model).items()}
     model = copy.deepcopy(job.base.loaded.model)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()  # a base that is itself an adapter becomes an ordinary model
     cuts = thresholds(start, end, [s for r, s in STRENGTHS if r == "truncation"])
     parts = {t.name: halves(t, job.table(job.base, t, t.formats[0].name), job.settings.seed) for t in job.tasks}
     tried: list[tuple[Candidate, dict[str, float]]] = []
@@ -165,7 +177,7 @@ def _measured(
     """Rows of a candidate, in cells addressed by its two ends and its recipe."""
     engine = None
     for task in job.tasks:
-        if not items[task.name] or task.scorer == "classify":
+        if not items[task.name]:
             continue
         form = task.formats[0].name
         between = {"tuned": job.tuned.card.weights_hash, "recipe": candidate.recipe, "strength": candidate.strength}

@@ -36,8 +36,9 @@ def task_result(
     """The verdict on one task; see :func:`catchment.statistics.decide`."""
     before, after = paired(base, tuned)
     x, y = [r.score for r in before], [r.score for r in after]
+    chance = chance_of(task, before)
     decision = decide(
-        x, y, chance=task.chance_level, margin=margin, alpha=alpha, family=family,
+        x, y, chance=chance, margin=margin, alpha=alpha, family=family,
         generated=task.scorer in GENERATED_SCORERS,
     )  # fmt: skip
     found = [f"base: {w}" for w in gates.check_rows(task, before)]
@@ -46,7 +47,7 @@ def task_result(
         task=task.name,
         scorer=task.scorer,
         n=len(x),
-        chance=task.chance_level,
+        chance=chance,
         base=sum(x) / len(x),
         tuned=sum(y) / len(y),
         difference=decision.interval,
@@ -60,6 +61,13 @@ def task_result(
         formats=tuple(formats),
         warnings=(*warnings, *found),
     )
+
+
+def chance_of(task: Task, rows: Sequence[Row]) -> float:
+    """The score of guessing; for a classifier one over its classes, which only its rows tell."""
+    if task.scorer == "classify" and task.chance is None:
+        return 1 / max(len(rows[0].logprobs), 1)
+    return task.chance_level
 
 
 def companion(base: Sequence[Row], tuned: Sequence[Row], alpha: float) -> Companion | None:

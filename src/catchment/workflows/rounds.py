@@ -10,7 +10,7 @@ from catchment.capabilities import Task, measure_speed, sample
 from catchment.runs import write_atomic
 from catchment.workflows.job import CPU_BATCH, Job
 from catchment.workflows.measure import fill
-from catchment.workflows.plan import PILOT, Plan, allocate, first_plan, pilot_size
+from catchment.workflows.plan import PILOT, Plan, allocate, first_plan, freeze, pilot_size
 
 CHUNK = 256
 """Items per task between two looks at the clock."""
@@ -34,7 +34,7 @@ def _ask(job: Job) -> dict[str, Any]:
     """What a plan answers; another question gets another plan."""
     s = job.settings
     return {
-        "tasks": [t.hash() for t in job.tasks], "limit": s.limit, "budget": s.budget, "formats": s.formats,
+        "tasks": [[t.name, t.hash()] for t in job.tasks], "limit": s.limit, "budget": s.budget, "formats": s.formats,
         "batch_tokens": s.batch_tokens,
     }  # fmt: skip
 
@@ -60,7 +60,7 @@ def _save_plan(job: Job) -> None:
 def _batch_tokens(job: Job) -> int:
     if job.settings.batch_tokens:
         return job.settings.batch_tokens
-    if job.base.card.device.startswith("cpu"):
+    if job.base.card.device.startswith("cpu") or job.base.classifies:
         return CPU_BATCH
     engine = job.base.engine(CPU_BATCH)
     return measure_speed(engine).batch_tokens
@@ -85,21 +85,41 @@ def _pilot(job: Job) -> None:
     assert s.seconds is not None
     job.progress.status("measuring this machine")
     _ = job.tuned.loaded
-    speed = measure_speed(job.base.engine(job.plan.batch_tokens)).tokens_per_second
+    speed = _speed(job)
     job.plan = pilot_size(job.plan, speed, s.formats)
     job.progress.total(sum(2 * t.tokens * t.pilot for t in job.plan.tasks))
     costs: dict[str, float] = {}
     closed: set[str] = set()
     for task in sorted(job.tasks, key=lambda t: job.plan.of(t.name).tokens):
-        costs[task.name] = _measure(job, task, 0, job.plan.of(task.name).pilot)
+        planned = job.plan.of(task.name)
+        # Rows that were in the store say nothing of what the next ones cost.
+        costs[task.name] = _measure(job, task, 0, planned.pilot) or 2 * planned.tokens / speed
         result = job.result(task)
         job.progress.row(result, final=False)
         if not result.admitted and result.tuned - result.base < 0.1:
             closed.add(task.name)
-    extra = _extra_seconds(job, speed)
-    left = s.seconds - job.elapsed - RESERVE - extra
-    job.plan = allocate(job.plan, costs, max(left, 0.0) * 0.9, closed, s.formats - 1)
+    _allocate(job, costs, closed, speed)
     job.progress.status(job.plan.sentence())
+
+
+def estimate(job: Job) -> None:
+    """The plan that a budget would buy at this machine's speed, without a pilot."""
+    first(job)
+    if not job.plan.frozen:
+        speed = _speed(job)
+        job.plan = pilot_size(job.plan, speed, job.settings.formats)
+        _allocate(job, {t.task: 2 * t.tokens / speed for t in job.plan.tasks}, set(), speed)
+
+
+def _speed(job: Job) -> float:
+    """Tokens per second; a classifier's items are few and only the pilot says what they cost."""
+    return 1.0 if job.base.classifies else measure_speed(job.base.engine(job.plan.batch_tokens)).tokens_per_second
+
+
+def _allocate(job: Job, costs: dict[str, float], closed: set[str], speed: float) -> None:
+    assert job.plan.budget is not None
+    left = job.plan.budget - job.elapsed - RESERVE - _extra_seconds(job, speed)
+    job.plan = allocate(job.plan, costs, max(left, 0.0) * 0.9, closed, job.settings.formats - 1)
 
 
 def _extra_seconds(job: Job, speed: float) -> float:
@@ -131,18 +151,26 @@ def rounds(job: Job) -> None:
     plans = {t.task: t for t in job.plan.tasks}
     job.progress.total(_tokens_left(job))
     edges = {name: _edges(t.pilot, t.items) for name, t in plans.items()}
+    reached: dict[str, int] = {}
+    stopped = False
     for number in range(max(len(e) for e in edges.values()) - 1):
         for task in job.tasks:
             steps = edges[task.name]
             if number + 1 >= len(steps):
                 continue
             if number > 0 and late(job):
-                _cut(job)
+                stopped = True
                 break
             _measure(job, task, steps[number], steps[number + 1])
+            reached[task.name] = steps[number + 1]
             job.progress.row(job.result(task), final=number + 2 == len(steps))
-        if job.plan.cut:
+        if stopped:
+            _cut(job, reached)
             break
+    if job.plan.cut:
+        job.warnings.append(
+            "the machine was slower than when the plan was made: fewer items than planned were measured"
+        )
     for task in job.tasks:
         job.progress.row(job.result(task), final=True)
 
@@ -153,16 +181,11 @@ def _edges(pilot: int, items: int) -> list[int]:
     return [*sorted(p for p in places if p < items), items]
 
 
-def _cut(job: Job) -> None:
+def _cut(job: Job, items: dict[str, int]) -> None:
     """The machine became slower than planned: stop here, say so, and make what was reached the plan."""
-    reached = []
-    for t in job.plan.tasks:
-        task = _task(job, t.task)
-        n = min(len(job.table(side, task, task.formats[0].name)) for side in job.sides)
-        reached.append(dataclasses.replace(t, items=min(n, t.items), format_items=0))
-    job.plan = dataclasses.replace(job.plan, tasks=tuple(reached), text=False, cut=True)
+    reached = tuple(dataclasses.replace(t, items=items[t.task], format_items=0) for t in job.plan.tasks)
+    job.plan = freeze(dataclasses.replace(job.plan, tasks=reached, text=False, cut=True))
     _save_plan(job)
-    job.warnings.append("the machine was slower than when the plan was made: fewer items than planned were measured")
 
 
 def _tokens_left(job: Job) -> float:

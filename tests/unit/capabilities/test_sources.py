@@ -438,3 +438,9 @@ def test_the_documented_files_are_read(tmp_path, monkeypatch):
             task_from_yaml(path)
     arc = ("allenai/ai2_arc", "ARC-Easy")
     assert asked == [(*arc, "validation"), (*arc, "train"), "acc_norm"]
+
+
+def test_items_that_differ_in_their_second_text_are_two() -> None:
+    first, second = (Item("It rains.", gold=1, meta={"pair": pair}) for pair in ("It is wet.", "It is dry."))
+    assert first.id != second.id
+    assert first.id == Item("It rains.", gold=1, meta={"pair": "It is wet.", "source": "x"}).id

@@ -1,0 +1,251 @@
+"""``compare`` end to end, further: kinds of models and tasks beside the ordinary pair, cut budgets, precedence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import catchment
+from catchment.capabilities import Item, Task
+from catchment.cli.verbs import parse_compare, run
+from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
+from catchment.settings import CompareSettings, read_config
+from catchment.workflows import Progress, plan_only, rounds
+from catchment.workflows.recover import halves
+from tests import tiny
+from tests.integration.test_compare import compare, folder, home, make_task, numbers, write_task
+
+__all__ = ["folder", "home"]
+torch.set_num_threads(1)
+
+
+def shake(model: Any, scale: float = 0.3) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(scale * weight.std().nan_to_num(0.1) * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+def solved(folder: Path, n: int) -> Task:
+    """A task that the base answers by construction, so that a budget gives it items."""
+    task = make_task(n=n)
+    rows = catchment.evaluate(catchment.load(str(folder / "base")), task, batch_tokens=1024).rows
+    answers = {r.item: r.prediction for r in rows}
+    return task.with_items(tuple(Item(i.prompt, i.choices, i.choices.index(answers[i.id])) for i in task.items))
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with three classes, a copy that moved, and a labelled file that the base answers half the time."""
+    root = tmp_path_factory.mktemp("classifiers")
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=320, max_position_embeddings=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, initializer_range=0.5, num_labels=3,
+    )  # fmt: skip
+    model, tokenizer = tf.BertForSequenceClassification(config).eval(), tiny.tiny_tokenizer()
+    model.save_pretrained(root / "base")
+    shake(model).save_pretrained(root / "tuned")
+    for name in ("base", "tuned"):
+        tokenizer.save_pretrained(root / name)
+    lines = [json.dumps({"prompt": item.prompt, "label": k % 3}) for k, item in enumerate(make_task(n=100).items)]
+    (root / "labels.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.mark.parametrize("text", ["none", "text"])
+def test_classifiers(classifiers: Path, text: str) -> None:
+    pair = str(classifiers / "base"), str(classifiers / "tuned")
+    comparison = catchment.compare(*pair, tasks=classifiers / "labels.jsonl", head="auto", text=text, limit=70)
+    result = comparison["labels"]
+    assert (result.n, result.scorer, comparison.texts) == (70, "classify", ())
+    assert result.chance == pytest.approx(1 / 3)
+    assert result.verdict == "not measurable"  # random weights are at chance, and chance is not 0
+    assert result.flips_lost + result.flips_gained > 0
+    assert comparison.drift is not None
+
+
+def test_classifiers_with_a_budget(classifiers: Path) -> None:
+    pair = str(classifiers / "base"), str(classifiers / "tuned")
+    task = str(classifiers / "labels.jsonl")
+    assert catchment.compare(*pair, tasks=task, head="auto", budget="60s")["labels"].n >= 64
+    with pytest.raises(InputError, match="--recover is for language models"):
+        catchment.compare(*pair, tasks=task, head="auto", recover="nowhere")
+
+
+def test_a_cut_comparison_is_read_back_as_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = solved(folder, 600)
+    looks = iter([False])
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "late", lambda job: not job.resumed and next(looks, True))
+        first = compare(folder, out=tmp_path / "out", budget="10m", tasks=[task])
+    assert 64 < first["echo"].n < 600
+    assert first.plan["cut"]
+    again = compare(folder, out=tmp_path / "out", budget="10m", tasks=[task])
+    assert numbers(again) == numbers(first)
+    assert again.warnings == first.warnings
+
+
+def test_a_renamed_task_in_an_old_folder(folder: Path, tmp_path: Path) -> None:
+    compare(folder, out=tmp_path / "out", formats=1)
+    renamed = dataclasses.replace(make_task(), name="other")
+    assert compare(folder, out=tmp_path / "out", formats=1, tasks=[renamed])["other"].n == 120
+
+
+def test_a_larger_budget_on_measured_rows_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = solved(folder, 400)
+    compare(folder, tasks=[task], formats=1)
+    monkeypatch.setattr(rounds, "_speed", lambda job: 100.0)
+    comparison = compare(folder, tasks=[task], formats=1, budget="60s")
+    assert 16 <= comparison["echo"].n < 400
+
+
+def test_a_dry_run_with_a_budget_says_what_it_buys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_speed", lambda job: 100.0)
+    settings = CompareSettings(
+        str(folder / "base"), str(folder / "tuned"), tasks=(str(folder / "echo.jsonl"),), text="none", budget="20s"
+    )
+    plan = plan_only(settings, Progress())
+    assert plan.frozen
+    assert plan.tasks[0].items < 120
+    assert plan.half_width > 0
+
+
+def test_adapter_and_recover(folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tf.AutoModelForCausalLM.from_pretrained(folder / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    tuned = f"{folder / 'base'}+{tmp_path / 'adapter'}"
+    options: dict[str, Any] = {"tasks": [make_task()], "text": "none", "formats": 1}
+    comparison = catchment.compare(str(folder / "base"), tuned, recover=tmp_path / "out", **options)
+    assert comparison.tuned.source == "adapter"
+    assert comparison.drift is not None
+    assert comparison.drift.distance > 0
+    assert comparison.recovered is not None
+    judged = comparison.recovered.tasks[0]
+    scores = catchment.evaluate(catchment.load(str(tmp_path / "out")), make_task())
+    rows = {r.item: r for r in scores.rows}
+    half = halves(make_task(), rows, 0)[1]
+    assert judged.n == len(half) < 120
+    assert judged.tuned == pytest.approx(sum(rows[i.id].score for i in half) / len(half))  # the saved model's own
+    both = catchment.compare(tuned, str(folder / "tuned"), recover=tmp_path / "two", **options)
+    assert both.recovered is not None
+    assert (tmp_path / "two" / "model.safetensors").is_file()
+
+
+def test_recover_is_refused_before_anything_is_measured(folder: Path, tmp_path: Path, home: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(StoreError, match="not empty"):
+        compare(folder, recover=tmp_path)
+    assert not (home / "store").exists()
+
+
+def test_prompts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(item.prompt for item in make_task(n=20).items))
+    comparison = compare(folder, prompts=tmp_path / "prompts.txt", formats=1)
+    result = comparison.agreements[0]
+    assert result.n == 20
+    assert 0 < result.agreement.estimate < 1
+    assert result.kl is not None
+    with pytest.raises(InputError, match="--prompts"):
+        compare(folder, tasks=[tmp_path / "prompts.txt"])
+    with pytest.raises(InputError, match="--text"):
+        compare(folder, text=tmp_path / "prompts.txt")
+    with pytest.raises(InputError, match="--text"):
+        compare(folder, tasks=["text"])
+
+
+def test_tokenizers_that_differ(folder: Path, tmp_path: Path, home: Path) -> None:
+    tf.AutoModelForCausalLM.from_pretrained(folder / "tuned").save_pretrained(tmp_path / "tuned")
+    tiny.tiny_tokenizer(bos=False).save_pretrained(tmp_path / "tuned")
+    pair = str(folder / "base"), str(tmp_path / "tuned")
+    comparison = catchment.compare(*pair, tasks=[make_task()], text="none", formats=1)
+    assert any("tokenizers differ" in w for w in comparison.warnings)
+    assert comparison["echo"].n == 120
+    (tmp_path / "prompts.txt").write_text("one\ntwo")
+    with pytest.raises(TaskError, match="one tokenizer"):
+        catchment.compare(*pair, tasks=[make_task(seed=9)], text="none", prompts=tmp_path / "prompts.txt")
+
+
+def test_a_tokenizer_of_ones_own_counts_for_named_models(folder: Path) -> None:
+    plain = compare(folder, formats=1)
+    other = compare(folder, formats=1, tokenizer=tiny.tiny_tokenizer(bos=False))
+    assert other.base.tokenizer_hash != plain.base.tokenizer_hash
+    assert (other["echo"].base, other["echo"].companion) != (plain["echo"].base, plain["echo"].companion)
+
+
+def test_loaded_models_and_a_template_as_a_path(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(tiny.CHAT)
+    task = dataclasses.replace(make_task(n=40), style="ask")
+    pair = catchment.load(str(folder / "base")), catchment.load(str(folder / "tuned"))
+    options: dict[str, Any] = {"tasks": [task], "text": "none", "formats": 1}
+    asked = catchment.compare(*pair, chat_template=tmp_path / "chat.jinja", out=tmp_path / "out", **options)
+    plain = catchment.compare(*pair, **options)
+    assert asked["echo"].companion != plain["echo"].companion
+
+
+def test_a_task_with_one_format(folder: Path) -> None:
+    task = make_task()
+    assert compare(folder, tasks=[dataclasses.replace(task, formats=task.formats[:1])])["echo"].formats == ()
+
+
+def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("base: a\ntuned: b\nlimit: 40\nmargin: 0.1\ntasks: [recall]\nbudget: 90\n")
+    found = parse_compare(["--config", str(path), "--limit", "7", "--tasks", "language,arithmetic"])
+    assert (found.base, found.tuned, found.limit, found.margin) == ("a", "b", 7, 0.1)
+    assert found.tasks == ("language", "arithmetic")
+    found = parse_compare(["--config", str(path), "x", "y"])
+    assert (found.base, found.tuned, found.tasks, found.budget) == ("x", "y", ("recall",), "90")
+
+
+@pytest.mark.parametrize("line", ["limit: many", "margin: 2%", "tasks: 5", "drop_long: perhaps"])
+def test_a_wrong_type_in_yaml_is_one_clear_line(tmp_path: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(line)
+    with pytest.raises(InputError, match=line.split(":")[0]):
+        read_config(path, CompareSettings)
+    assert run("compare", ["a", "b", "--config", str(path)]) == 2
+    assert "defect" not in capsys.readouterr().err
+
+
+def test_settings_that_mean_nothing_in_python(folder: Path) -> None:
+    for wrong in ({"limit": "40"}, {"margin": "2%"}, {"dry_run": True}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            compare(folder, **wrong)
+
+
+def test_a_quantised_base_is_measured_without_drift(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards alone say that a model is quantised; tiny weights in 4 bits need a GPU."""
+    base = catchment.load(str(folder / "base"), dtype="float32")
+    base.card = dataclasses.replace(base.card, quantization="bitsandbytes-4bit", dtype="bfloat16")
+    options: dict[str, Any] = {"tasks": [make_task(n=40)], "text": "none", "formats": 1}
+    comparison = catchment.compare(base, str(folder / "tuned"), **options)
+    assert comparison.drift is None
+    assert any("precision differs" in w for w in comparison.warnings)
+    with pytest.raises(ModelError, match="quantised"):
+        catchment.compare(base, str(folder / "tuned"), recover="nowhere", **options)
+
+
+def test_tasks_of_one_file_written_twice_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = write_task(tmp_path / "echo.jsonl", make_task())
+    with pytest.raises(CatchmentError, match="two tasks are called 'echo'"):
+        compare(folder, tasks=[str(path), make_task()])
+
+
+def test_classify_task_on_language_models_is_said_before_measuring(folder: Path, home: Path) -> None:
+    task = Task("label", tuple(Item(f"a {k}", gold=k % 2) for k in range(8)), "classify")
+    with pytest.raises(TaskError, match="classification head"):
+        compare(folder, tasks=[task])
