@@ -1,7 +1,7 @@
 """Make the two increments of the demo: ``plain`` and ``protected``, two fine-tunes of one model on sums.
 
 Both see the same problems, the same number of times. ``plain`` is the careless everyday fine-tune: narrow data, a
-high learning rate, nothing else. ``protected`` also keeps the model's own answers to general requests.
+high learning rate, nothing else. ``protected`` has a lower one, and keeps the model's own answers to general requests.
 
     python recipes/demo_increments.py --out src/catchment/demo
 """
@@ -21,12 +21,10 @@ PHRASINGS = (
     "Calculate {a} {sign} {b}.",
     "{a} {sign} {b} =",
 )
-
-
 SHARED = {"k": 100_000, "steps": 120, "batch": 16, "seed": 1}
 SETTINGS = {
     "plain": {**SHARED, "lr": 3e-3, "keep": 0.0},
-    "protected": {**SHARED, "lr": 2e-3, "keep": 1.0, "general": 300, "tokens": 10, "beside": 8},
+    "protected": {**SHARED, "lr": 1e-3, "keep": 2.0, "general": 300, "tokens": 10, "beside": 8},
 }
 
 

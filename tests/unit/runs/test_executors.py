@@ -101,6 +101,9 @@ def test_ctrl_c_stops_all_processes(tmp_path: Path) -> None:
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a background shell ignores it, and so would we
     )
     workers = [int(path.read_text()) for path in pids]  # a fifo: returns when the worker has written
     os.killpg(child.pid, signal.SIGINT)
