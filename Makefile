@@ -1,10 +1,12 @@
 # make demo   the main job on a real model, in five minutes
 # make test   the tests;  make check  style, types, docs;  make bench  speed against peers;  make gpu  tests on a GPU
+# make proofs NAME=independent BUDGET=60m   goes on where it stopped, writes tables with n per cell
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 BUDGET ?= 5m
+NAME ?= independent
 OUT ?= demo-out
 
 .PHONY: demo test check docs bench gpu wheel proofs clean
@@ -45,7 +47,7 @@ bench: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python benchmarks/bench_lm_eval.py
 
 proofs: $(VENV)/.dev $(VENV)/.model
-	$(BIN)/python proofs/independent.py --budget $(or $(BUDGET),60m)
+	$(BIN)/python proofs/$(NAME).py --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
 
 gpu: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest -m gpu tests/gpu
