@@ -132,7 +132,7 @@ class Ours:
         store, found = Store(CACHE / "store"), {}
         for info in store.cells():
             conditions = store.conditions(info.key)
-            if (conditions["weights"], conditions["task"], conditions["format"]) == wanted:
+            if (conditions["weights"], conditions["task"], conditions.get("format")) == wanted:
                 found.update(store.cell(info.key, conditions).rows())
         return found
 
