@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from catchment.errors import StoreError
 from catchment.records import Comparison, Interval, TaskResult
 from catchment.report import figures, flips, words
+from catchment.runs import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -91,33 +91,17 @@ def write_page(comparison: Comparison, path: Path | str) -> Path:
         StoreError: The file cannot be written (read-only folder, full disk).
     """
     target = Path(path)
-    text = page_html(comparison)
+    text = page_html(comparison).encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate has no bytes
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, text)
-    except OSError as error:
+        make_folder(target.parent)
+        write_atomic(target, text)
+    except StoreError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
         raise StoreError(
-            f"cannot write the page to {str(target)!r}: {error.strerror or error}; expected a folder that can be "
-            "written and has room. Choose another output folder or free some space."
+            f"cannot write the page to {str(target)!r}: {reason}; expected a folder that can be written and "
+            "has room. Choose another output folder or free some space."
         ) from error
     return target
-
-
-def _replace(target: Path, text: str) -> None:
-    import tempfile
-
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    beside = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _common(comparison: Comparison) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from catchment.runs.cells import canonical_json, cell_key
 from catchment.runs.executors import LocalExecutor, Outcome
-from catchment.runs.files import write_atomic
+from catchment.runs.files import make_folder, write_atomic
 from catchment.runs.folders import claim_folder
 from catchment.runs.store import Cell, CellInfo, Store, StoreWarning
 
@@ -16,5 +16,6 @@ __all__ = [
     "canonical_json",
     "cell_key",
     "claim_folder",
+    "make_folder",
     "write_atomic",
 ]

@@ -97,7 +97,7 @@ def first_plan(
     return plan if budget is not None else freeze(plan)
 
 
-def pilot_size(plan: Plan, speed: float, formats: int) -> Plan:
+def pilot_size(plan: Plan, speed: float) -> Plan:
     """Shrink the pilot where even that would take more than a third of the budget at the speed measured."""
     assert plan.budget is not None
     cost = sum(2 * t.tokens * t.pilot for t in plan.tasks) / speed

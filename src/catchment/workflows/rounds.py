@@ -86,7 +86,7 @@ def _pilot(job: Job) -> None:
     job.progress.status("measuring this machine")
     _ = job.tuned.loaded
     speed = _speed(job)
-    job.plan = pilot_size(job.plan, speed, s.formats)
+    job.plan = pilot_size(job.plan, speed)
     job.progress.total(sum(2 * t.tokens * t.pilot for t in job.plan.tasks))
     costs: dict[str, float] = {}
     closed: set[str] = set()
@@ -107,7 +107,7 @@ def estimate(job: Job) -> None:
     first(job)
     if not job.plan.frozen:
         speed = _speed(job)
-        job.plan = pilot_size(job.plan, speed, job.settings.formats)
+        job.plan = pilot_size(job.plan, speed)
         _allocate(job, {t.task: 2 * t.tokens / speed for t in job.plan.tasks}, set(), speed)
 
 

@@ -61,8 +61,8 @@ def test_a_task_that_cannot_be_measured_costs_no_more() -> None:
 
 
 def test_a_slow_machine_gets_a_smaller_pilot() -> None:
-    slow = pilot_size(make_plan(budget=30.0), speed=70.0, formats=3)
-    fast = pilot_size(make_plan(budget=30.0), speed=7000.0, formats=3)
+    slow = pilot_size(make_plan(budget=30.0), speed=70.0)
+    fast = pilot_size(make_plan(budget=30.0), speed=7000.0)
     assert [t.pilot for t in fast.tasks] == [64, 64]
     assert [t.pilot for t in slow.tasks] == [16, 16]
 
