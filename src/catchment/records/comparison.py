@@ -1,77 +1,15 @@
-"""Records: every result with its conditions, as plain data that is written to JSON and read back.
-
-Nothing here imports torch. Rows are facts; everything in :class:`TaskResult` is recomputed from rows.
-"""
+"""Records of ``catchment compare``."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from catchment.errors import InputError, did_you_mean
-
-SCHEMA_VERSION = 1
+from catchment.records.core import SCHEMA_VERSION, Interval, ModelCard
+from catchment.records.landscape import Room
 
 Verdict = Literal["gained", "lost", "kept", "undecided", "not measurable"]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One scored item.
-
-    Attributes:
-        item: Content hash of the item.
-        score: In [0, 1].
-        prediction: Text of the chosen option, or the generated answer.
-        logprobs: Natural-log probability of each choice, summed over its tokens; empty for generations.
-        companion: The continuous companion of the score: probability of the right choice among the choices,
-            probability of the right answer (generation), or bits per byte (text). ``None`` where it has no meaning.
-        flags: What a reader must know about this row: ``tie``, ``truncated``, ``cut`` (the answer hit the
-            token limit), ``incoherent``.
-    """
-
-    item: str
-    score: float
-    prediction: str
-    logprobs: tuple[float, ...] = ()
-    companion: float | None = None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval. ``level`` is what this single interval claims (after the correction for
-    ``family`` simultaneous intervals); ``method`` names how it was computed."""
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-    method: str
-    family: int = 1
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Which model was measured, and how it stood in memory. Hashes are hex SHA-256."""
-
-    name: str
-    source: Literal["hub", "folder", "gguf", "package", "adapter", "increment", "memory"]
-    architecture: str
-    parameters: int
-    weights_hash: str
-    config_hash: str
-    tokenizer_hash: str
-    template_hash: str
-    dtype: str
-    device: str
-    attention: str
-    revision: str | None = None
-    quantization: str | None = None
-    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +148,7 @@ class Comparison:
     agreements: tuple[AgreementResult, ...] = ()
     drift: Drift | None = None
     recovered: Recovered | None = None
+    rooms: tuple[Room, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -222,19 +161,3 @@ class Comparison:
                 return result
         names = [result.task for result in self.tasks]
         raise InputError(f"no task {task!r} in this comparison; it has {names}.{did_you_mean(task, names)}")
-
-
-def to_json(record: Any) -> str:
-    """Serialise a record; NaN and infinities are refused, because JSON has none.
-
-    >>> to_json(Interval(0.1, 0.0, 0.2, 0.95, "score"))[:16]
-    '{"estimate": 0.1'
-    """
-    return json.dumps(dataclasses.asdict(record), ensure_ascii=False, allow_nan=False)
-
-
-def from_json(kind: type[T], text: str) -> T:
-    """Read a record back, checked field by field. Raises ``pydantic.ValidationError`` on a foreign file."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind).validate_json(text)
