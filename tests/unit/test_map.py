@@ -19,9 +19,11 @@ MAY_IMPORT = {
     "report": {"errors", "records", "runs", "statistics"},
     "models": {"errors", "records", "settings", "statistics", "runs"},
     "capabilities": {"errors", "records", "settings", "statistics", "runs", "models"},
-    "training": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities"},
+    "landscape": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities"},
+    "training": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape"},
     "workflows": {
-        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "training", "report",
+        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
+        "report",
     },
 }  # fmt: skip
 ROOMS = sorted(p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists())

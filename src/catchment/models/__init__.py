@@ -1,7 +1,15 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, locate
-from catchment.models.identity import aliases, config_hash, peft_hashes, template_hash, tokenizer_hash, weights_hash
+from catchment.models.identity import (
+    aliases,
+    config_hash,
+    mapped_weights,
+    peft_hashes,
+    template_hash,
+    tokenizer_hash,
+    weights_hash,
+)
 from catchment.models.increments import Increment, make_increment
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
@@ -39,6 +47,7 @@ __all__ = [
     "load",
     "locate",
     "make_increment",
+    "mapped_weights",
     "named_weights",
     "non_finite",
     "norm",

@@ -7,14 +7,33 @@ import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from catchment.errors import ModelError, StoreError
 
 _MAX_HEADER = 100_000_000
 AGAIN = "download or save it again"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""What safetensors calls each dtype."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,25 @@ def read_header(path: Path, again: str = AGAIN) -> tuple[list[Entry], dict[str, 
 def _entry(name: str, value: dict[str, Any], data: int, path: Path) -> Entry:
     start, stop = value["data_offsets"]
     return Entry(name, str(value["dtype"]), tuple(int(n) for n in value["shape"]), data + start, data + stop, path)
+
+
+def mapped_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Tensors of safetensors files by name, mapped and not read: pages come from the file when they are looked at.
+
+    They must not be written to. Tensors of dtypes that torch does not know, or that are not aligned, are left out.
+
+    Raises:
+        ModelError: As :func:`read_header`.
+    """
+    found: dict[str, Tensor] = {}
+    for path in files:
+        entries = read_header(path)[0]
+        raw = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        for entry in entries:
+            dtype = DTYPES.get(entry.dtype)
+            if dtype is not None and entry.stop > entry.start and entry.start % dtype.itemsize == 0:
+                found[entry.name] = raw[entry.start : entry.stop].view(dtype).view(entry.shape)
+    return found
 
 
 def file_hash(path: Path) -> str:

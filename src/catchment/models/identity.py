@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from catchment.errors import ModelError, StoreError
 from catchment.models import adapters
 from catchment.models.families import FAMILIES, current_name
-from catchment.models.files import Entry, read_header, write_beside
+from catchment.models.files import DTYPES, Entry, mapped_tensors, read_header, write_beside
 from catchment.models.weights import named_weights, persistent_buffers
 from catchment.records import ModelCard, from_json, to_json
 from catchment.settings import cache_dir
@@ -54,20 +54,7 @@ _VOLATILE = {
     "inference_mode",
     "revision",
 }
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 _TIES: dict[str, set[str]] = {}
 for _family in FAMILIES:
     for _later, _first in _family.ties:
@@ -107,6 +94,8 @@ def peft_hashes(model: nn.Module) -> tuple[str, str]:
 def _hash_tensors(tensors: Mapping[str, Tensor], offloaded: Mapping[str, Callable[[], Tensor]] | None = None) -> str:
     read = offloaded or {}
     values = [(name, read.get(name, lambda t=t: t) if t.device.type == "meta" else t) for name, t in tensors.items()]
+    if any(hasattr(t, "full_tensor") for t in tensors.values()):  # gathered over processes, all in one order
+        return _combine([_tensor_line((name, getattr(t, "full_tensor", lambda t=t: t)())) for name, t in values])
     return _combine(_map(_tensor_line, values))
 
 
@@ -163,6 +152,13 @@ def _entry_line(entry: Entry) -> _Line:
             digest.update(piece)
             left -= len(piece)
     return entry.name, entry.dtype, entry.shape, digest.hexdigest()
+
+
+def mapped_weights(files: Iterable[Path]) -> dict[str, Tensor]:
+    """Weights by the names they have in a model of today, mapped from safetensors files and not read; others of
+    ``files`` are passed over."""
+    tensors = mapped_tensors(path for path in files if path.suffix == ".safetensors")
+    return {current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _weight_files(where: str | Path | Sequence[Path]) -> list[Path]:

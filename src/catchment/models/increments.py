@@ -85,6 +85,10 @@ class Increment:
         """Dtype of the weights that move (of the first tensor, when they differ)."""
         return self.values[self.pieces[0].name].dtype
 
+    def support(self) -> dict[str, Tensor]:
+        """Flat indices of the entries that move, per tensor."""
+        return {piece.name: self._index(piece) for piece in self.pieces}
+
     @classmethod
     def read(cls, path: str | Path) -> Increment:
         """Read a file and verify its checksum.

@@ -38,6 +38,7 @@ class LoadedModel:
         spec: As it was written.
         newly_initialised: Weights that the checkpoint does not hold and that are therefore random (always the
             same ones: loading seeds them with 0). What such a model can do means nothing.
+        files: The safetensors files that hold its weights (of the base, under an increment or adapter).
     """
 
     model: Any
@@ -45,6 +46,7 @@ class LoadedModel:
     card: ModelCard
     spec: str
     newly_initialised: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
     def movable(self) -> None:
         """Return when the weights can be moved (displaced, interpolated, trained in full).
@@ -118,7 +120,7 @@ def load(
         opened = _open(source, chosen)
         processor = _processor(source, chosen, opened.head)
     card = _card(str(spec), source, opened.model, processor)
-    loaded = LoadedModel(opened.model, processor, card, str(spec), tuple(sorted(opened.missing)))
+    loaded = LoadedModel(opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source))
     key = key or _key(source, chosen)  # a hub model's files are there only now
     if key and not loaded.newly_initialised:
         identity.remember(key, card)
@@ -244,6 +246,13 @@ def _open_increment(source: Source, options: Options) -> _Opened:
     if options.dtype not in ("auto", own):
         opened.model.to(getattr(torch, options.dtype))
     return opened
+
+
+def _files(source: Source) -> tuple[Path, ...]:
+    while source.base is not None:
+        source = source.base
+    folder = _folder(source)
+    return tuple(sorted(folder.glob("*.safetensors"))) if folder.is_dir() else ()
 
 
 def _folder(source: Source) -> Path:

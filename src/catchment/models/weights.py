@@ -28,8 +28,9 @@ def _unique(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]
     seen: set[object] = set()
     for name, tensor in named:
         key: object = id(tensor)
-        if tensor.device.type != "meta" and tensor.numel():
-            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
+        here = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a tensor cut over processes has no place
+        if here.device.type != "meta" and here.numel():
+            key = (here.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
         if key not in seen:
             seen.add(key)
             yield name, tensor

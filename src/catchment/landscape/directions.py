@@ -1,0 +1,242 @@
+"""Directions: where to move, addressed and not stored. ``delta(name)`` gives one tensor of one.
+
+All directions have RMS 1 over their subspace (in expectation for random ones), so that a scale is always alpha_S, the
+RMS displacement per weight of S. Only filter-normalised ones do not, and say so: ``comparable`` is False.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from catchment.errors import ModelError
+from catchment.landscape import noise
+from catchment.landscape.sharding import local, whole
+from catchment.landscape.subspace import Subspace
+from catchment.models import effective_weights
+
+_PIECE = 1 << 22
+
+
+class Direction(Protocol):
+    """What every direction offers.
+
+    Attributes:
+        subspace: The weights that it moves.
+        comparable: Whether scales along it are alpha_S.
+        cuttable: Whether a piece of a tensor costs no more than its share.
+    """
+
+    subspace: Subspace
+    comparable: bool
+
+    @property
+    def cuttable(self) -> bool: ...
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """JSON that decides the direction: part of the key of everything measured along it."""
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
+        """Coordinates ``start`` to ``stop`` in one tensor, fp32, 1-D: entries of the flattened tensor, or, in a sparse
+        subspace, of its support."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """z ~ N(0, I_k) in the subspace; its antithetic partner is the same direction at a negative scale.
+
+    ``||delta||_2 / sqrt(k)`` is 1 up to ``1/sqrt(2 k)``: it is not normalised, as in arXiv 2505.17646, Def. 4.1.
+    """
+
+    subspace: Subspace
+    seed: int
+    index: int
+    comparable: bool = True
+
+    @property
+    def cuttable(self) -> bool:
+        return self.subspace.kind != "frame"
+
+    @property
+    def stream(self) -> int:
+        """Seed of the numbers: of (seed, index) together."""
+        digest = hashlib.sha256(f"{self.seed}/{self.index}".encode()).digest()
+        return int.from_bytes(digest[:8], "little")
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return {"kind": "gaussian", "seed": self.seed, "index": self.index, "scheme": noise.SCHEME}
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
+        size = self.subspace.coordinates(name)
+        if self.subspace.kind != "frame":
+            return noise.normal(self.stream, name, size, start, stop, device)
+        rank, columns = self.subspace.rank, self.subspace.shapes[name][1]
+        c = noise.normal(self.stream, name, size).reshape(rank, columns)
+        # whole, then cut: rows of a product depend on how many are asked for in the last bit
+        return (self.subspace.basis(name) @ c).reshape(-1)[start:stop].to(device)
+
+
+def gaussian(subspace: Subspace, seed: int, index: int = 0) -> Gaussian:
+    """The ``index``-th random direction of ``seed``."""
+    return Gaussian(subspace, seed, index)
+
+
+@dataclass(frozen=True, eq=False)
+class FilterNormalised:
+    """A Gaussian direction whose rows have the norms of the rows of the weights (Li et al., arXiv 1712.09913); vectors
+    (norms, biases) stay. For plots only: its scales are relative to each row and cannot be compared with any other."""
+
+    origin: Gaussian
+    weights: Mapping[str, Tensor] = field(repr=False)
+    comparable: bool = False
+    cuttable: bool = False
+
+    @property
+    def subspace(self) -> Subspace:
+        return self.origin.subspace
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return {**self.origin.address, "kind": "filter"}
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
+        if self.subspace.kind == "sparse":
+            raise ModelError("filter normalisation needs whole rows; a sparse subspace has none. Leave it out.")
+        raw = self.origin.delta(name, device=device)
+        weight = self.weights[name]
+        if weight.ndim < 2:
+            return torch.zeros_like(raw)[start:stop]
+        rows = raw.reshape(weight.shape[0], -1)
+        wanted = weight.detach().float().reshape(weight.shape[0], -1).norm(dim=1, keepdim=True).to(rows.device)
+        return (rows * (wanted / rows.norm(dim=1, keepdim=True).clamp_min(1e-30))).reshape(-1)[start:stop]
+
+
+def filter_normalised(model: nn.Module, direction: Gaussian) -> FilterNormalised:
+    """The direction with the row norms of the model's weights as they stand now."""
+    weights = {name: whole(w).clone() for name, w in direction.subspace.weights(model).items()}
+    return FilterNormalised(direction, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Towards:
+    """From one model to another: ``delta = sqrt(k) (end - start) / ||end - start||_2``, of RMS exactly 1.
+
+    The other model stands at the scale ``alpha`` = ||end - start||_2 / sqrt(k), and there, and at 0, the displaced
+    weights are those of the two models bit for bit (``lerp``, not ``start + delta``). ``start`` is a view of the live
+    model: ask for ``delta`` while it stands at its own weights.
+    """
+
+    subspace: Subspace
+    start: Mapping[str, Tensor] = field(repr=False)
+    end: Mapping[str, Tensor] = field(repr=False)
+    alpha: float
+    identity: str
+    comparable: bool = True
+    cuttable: bool = True
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return {"kind": "towards", "to": self.identity, "alpha": self.alpha}
+
+    @property
+    def distance(self) -> float:
+        """||end - start||_2 over the subspace."""
+        return self.alpha * math.sqrt(self.subspace.size)
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
+        a, b = (side[name].to(device)[start:stop].float() for side in (self.start, self.end))
+        return (b - a) / self.alpha
+
+    def at(self, name: str, clean: Tensor, scale: float, start: int, stop: int) -> Tensor:
+        """Weights at a scale, in fp32 (or wider), exact at both ends."""
+        wide = torch.promote_types(clean.dtype, torch.float32)
+        end = self.end[name][start:stop].to(clean.device, wide)
+        return torch.lerp(clean.to(wide), end, scale / self.alpha)
+
+
+def towards(model: nn.Module, other: nn.Module, subspace: Subspace | None = None, identity: str = "") -> Towards:
+    """The direction from ``model`` to ``other`` within a subspace (default: the entries or tensors that differ).
+
+    Both keep their weights; adapters count by what they merge to. Memory: the differing entries of both, or views of
+    the two models' whole tensors.
+
+    Raises:
+        ModelError: The two have other shapes, or are equal there.
+    """
+    subspace = subspace or moved_subspace(model, other)
+    if subspace.kind == "frame":
+        raise ModelError("the way to another model does not lie in a frame; expected all, globs or a sparse support.")
+    own, goal = effective_weights(model), effective_weights(other)
+    start: dict[str, Tensor] = {}
+    end: dict[str, Tensor] = {}
+    squares = 0.0
+    for name in subspace.shapes:
+        if name not in goal or tuple(goal[name].shape) != tuple(own[name].shape):
+            raise ModelError(f"weight {name!r} has no counterpart of the same shape in the other model.")
+        a, b = (local(side[name]).reshape(-1) for side in (own, goal))
+        if subspace.kind == "sparse":
+            index = subspace.support[name]
+            a, b = a[index.to(a.device)], b[index.to(b.device)]
+        start[name], end[name] = a, b
+        squares += _distance(a, b)
+    if squares == 0:
+        raise ModelError("the two models have equal weights in this subspace; there is no direction between them.")
+    return Towards(subspace, start, end, math.sqrt(squares / subspace.size), identity)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    pieces = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
+    return sum(float((y.to(x.device).double() - x.double()).square().sum()) for x, y in pieces)
+
+
+def moved_subspace(model: nn.Module, other: nn.Module, dense: float = 0.2) -> Subspace:
+    """The weights in which two models differ: their entries where fewer than ``dense`` of all differ, else the tensors
+    that hold a difference.
+
+    Raises:
+        ModelError: Nothing differs.
+    """
+    own, goal = effective_weights(model), effective_weights(other)
+    support: dict[str, Tensor] = {}
+    for name in own:
+        if name not in goal or tuple(goal[name].shape) != tuple(own[name].shape):
+            raise ModelError(f"weight {name!r} has no counterpart of the same shape in the other model.")
+        differs = whole(own[name]).reshape(-1).cpu() != whole(goal[name]).reshape(-1).cpu()
+        index = differs.nonzero().reshape(-1)
+        if index.numel():
+            support[name] = index
+    if not support:
+        raise ModelError("the two models have equal weights; there is no direction between them.")
+    moved = sum(index.numel() for index in support.values())
+    if moved < dense * sum(own[name].numel() for name in own):
+        return Subspace.sparse(model, support, f"the {moved:,} entries that the tune changed")
+    tensors = list(support)
+    return Subspace(
+        "glob", f"the {len(tensors)} tensors that the tune changed", {n: tuple(own[n].shape) for n in tensors}
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A direction that was found, such as an attack: its coordinates are kept, RMS 1."""
+
+    subspace: Subspace
+    coordinates: Mapping[str, Tensor] = field(repr=False)
+    identity: Mapping[str, Any]
+    comparable: bool = True
+    cuttable: bool = True
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return {"kind": "stored", **self.identity}
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
+        return self.coordinates[name][start:stop].to(device, torch.float32)

@@ -1,0 +1,375 @@
+"""The one way to move weights: from clean weights every time, and back to them bit for bit.
+
+A displaced weight is always ``cast(theta + scale * delta)``, formed from the clean ``theta``; nothing is ever added
+and subtracted again, which would change most weights in the last bit.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from catchment.errors import InputError, ModelError, StoreError
+from catchment.landscape import noise, sharding
+from catchment.landscape.directions import Direction, Gaussian, Towards
+from catchment.landscape.subspace import Subspace
+from catchment.models import mapped_weights
+from catchment.settings import cache_dir
+
+Memory = Literal["auto", "mapped", "copy", "low"]
+MODES = ("auto", "mapped", "copy", "low")
+_PIECE = 1 << 20
+
+
+@dataclass
+class _Part:
+    """One tensor, as far as it is here: ``weight`` is the live flat storage, ``clean`` what it must go back to.
+    ``index``: where the coordinates lie in it (a sparse subspace); ``start``: of the first coordinate in the whole."""
+
+    name: str
+    weight: Tensor
+    clean: Tensor
+    index: Tensor | None
+    start: int
+    delta: Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.clean.numel()
+
+    def write(self, values: Tensor) -> None:
+        if self.index is None:
+            self.weight.copy_(values)
+        else:
+            self.weight[self.index] = values.to(self.weight.dtype)
+
+
+class Mover:
+    """Moves a model within a subspace, point after point, and puts it back. Use it as a context manager.
+
+    Args:
+        model: Its parameters are written in place. Buffers never are; tied weights move once.
+        subspace: What may move.
+        memory: Where the clean weights are read back from. ``mapped``: the safetensors file they came from (extra
+            memory: the direction, 1 copy of the weights); ``copy``: a copy in memory (2 copies); ``low``: the file, or
+            a temporary one, with the direction drawn anew, block by block, for every point (extra: a few blocks).
+            ``auto``: ``mapped`` where files hold the weights bit for bit, else ``copy``, and ``low`` where that would
+            not fit. A sparse subspace always copies its own entries and nothing else.
+        files: Safetensors files that may hold the weights (``LoadedModel.files``). Checked bit for bit; a tensor that
+            differs is copied.
+
+    Attributes:
+        mode: What was chosen: ``mapped``, ``copy``, ``low`` or ``support``.
+
+    Cost of a point: one read of the clean weights, one of the direction, one write (about 1 axpy); a new direction
+    costs its generation once, for all scales.
+
+    Raises:
+        ModelError: The subspace does not fit the model, or weights cannot be moved (packed, offloaded).
+        InputError: An unknown ``memory``.
+    """
+
+    def __init__(
+        self, model: nn.Module, subspace: Subspace, *, memory: Memory = "auto", files: Sequence[Path] = ()
+    ) -> None:
+        if memory not in MODES:
+            raise InputError(f"memory {memory!r}; expected one of {', '.join(MODES)}.")
+        sharding.reshard(model)
+        self.model = model
+        self.subspace = subspace
+        self.displaced = False
+        self._held: Direction | None = None
+        self._spill: Path | None = None
+        weights = subspace.weights(model)
+        if subspace.kind == "sparse":
+            self.mode: str = "support"
+            self._parts = [self._sparse_part(name, tensor) for name, tensor in weights.items()]
+            return
+        mapped = _matching(weights, files) if memory != "copy" else {}
+        self.mode = _choose(memory, weights, mapped)
+        if self.mode == "low":
+            missing = {n: w for n, w in weights.items() if n not in mapped}
+            mapped |= self._spilled(missing) if missing else {}
+        self._parts = [self._part(name, tensor, mapped.get(name)) for name, tensor in weights.items()]
+
+    def _sparse_part(self, name: str, tensor: Tensor) -> _Part:
+        flat, offset = _flat(name, tensor), sharding.flat_start(name, tensor)
+        support = self.subspace.support[name]
+        first, last = torch.searchsorted(support, torch.tensor([offset, offset + flat.numel()])).tolist()
+        index = (support[first:last] - offset).to(flat.device)
+        return _Part(name, flat, flat[index].clone(), index, first)
+
+    def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> _Part:
+        flat = _flat(name, tensor)
+        clean = flat.clone() if mapped is None else mapped.reshape(-1)
+        return _Part(name, flat, clean, None, sharding.flat_start(name, tensor))
+
+    def _spilled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The clean weights in a temporary file, mapped."""
+        from safetensors.torch import save_file
+
+        folder = cache_dir() / "spill"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, suffix=".safetensors", delete=False) as file:
+                self._spill = Path(file.name)
+            save_file({n: sharding.local(w).contiguous() for n, w in weights.items()}, str(self._spill))
+        except OSError as error:
+            self.close()
+            raise StoreError(f"cannot write the clean weights to {folder}: {error}; set CATCHMENT_HOME.") from error
+        return mapped_weights([self._spill])
+
+    def place(self, *moves: tuple[Direction, float]) -> None:
+        """Put the model at ``theta + sum_i scale_i * delta_i``.
+
+        Raises:
+            ModelError: A direction of another subspace.
+        """
+        for direction, scale in moves:
+            if direction.subspace.hash != self.subspace.hash:
+                raise ModelError("a direction of another subspace; expected one made with the mover's own.")
+            if not abs(scale) < float("inf"):
+                raise InputError(f"scale {scale}; expected a finite number.")
+        sharding.reshard(self.model)
+        self.displaced = True
+        moves = tuple(move for move in moves if move[1] != 0)
+        with torch.no_grad():
+            if not moves:
+                self._write_clean()
+            elif (
+                len(moves) > 1 or isinstance(moves[0][0], Towards) or (self.mode == "low" and not moves[0][0].cuttable)
+            ):
+                self._place_sum(moves)
+            elif self.mode == "low":
+                self._place_blocks(*moves[0])
+            else:
+                self._place_held(*moves[0])
+
+    def _place_held(self, direction: Direction, scale: float) -> None:
+        """The usual path: the direction is kept, so that its other scales cost one pass each."""
+        if self._held is not direction:
+            self.hold(direction)
+        for part in self._parts:
+            assert part.delta is not None
+            if part.index is None:
+                torch.add(part.clean, part.delta, alpha=scale, out=part.weight)
+            else:
+                part.write(torch.add(part.clean, part.delta, alpha=scale))
+
+    def hold(self, direction: Direction) -> None:
+        """Draw a direction into memory: what :meth:`place` does when it meets a new one."""
+        self._held = None
+        for part in self._parts:
+            if isinstance(direction, Gaussian) and direction.cuttable and _plain(part):
+                part.delta = torch.empty_like(part.clean) if part.delta is None else part.delta
+                noise.fill(part.delta, direction.stream, part.name, self.subspace.coordinates(part.name), part.start)
+            else:
+                drawn = direction.delta(part.name, part.start, part.stop, str(part.weight.device))
+                part.delta = drawn.to(part.clean.dtype)
+        self._held = direction
+
+    def _place_blocks(self, direction: Direction, scale: float) -> None:
+        """Block by block, each drawn, added and forgotten; on several threads where that helps."""
+        pieces = [
+            (part, at, min(at + noise.BLOCK, part.clean.numel()))
+            for part in self._parts
+            for at in _edges(part.start, part.clean.numel())
+        ]
+
+        def one(piece: tuple[_Part, int, int]) -> None:
+            part, low, high = piece
+            high = min(high, low + noise.BLOCK - (part.start + low) % noise.BLOCK)
+            drawn = direction.delta(part.name, part.start + low, part.start + high, str(part.weight.device))
+            with torch.no_grad():
+                torch.add(part.clean[low:high], drawn.to(part.clean.dtype), alpha=scale, out=part.weight[low:high])
+
+        noise.spread(one, pieces, self._parts[0].weight.device)
+
+    def _place_sum(self, moves: Iterable[tuple[Direction, float]]) -> None:
+        """Several directions, or the way to another model: summed in fp32, piece by piece, rounded once."""
+        moves = list(moves)
+        for part in self._parts:
+            wide = torch.promote_types(part.clean.dtype, torch.float32)
+            whole = part.index is not None or not all(direction.cuttable for direction, _ in moves)
+            step = part.clean.numel() if whole else _PIECE
+            for low in range(0, part.clean.numel(), step):
+                high = min(low + step, part.clean.numel())
+                clean = part.clean[low:high].to(part.weight.device, wide)
+                values = clean if len(moves) == 1 else clean.clone()
+                for direction, scale in moves:
+                    moved = _moved(direction, part, clean, scale, low, high)
+                    values = moved if len(moves) == 1 else values.add_(moved.sub_(clean))
+                if part.index is None:
+                    part.weight[low:high].copy_(values)
+                else:
+                    part.write(values)
+
+    def _write_clean(self) -> None:
+        for part in self._parts:
+            part.write(part.clean)
+
+    def restore(self) -> None:
+        """Back to the clean weights, bit for bit; Ctrl-C waits until it is done."""
+        if not self.displaced:
+            return
+        with _uninterrupted(), torch.no_grad():
+            sharding.reshard(self.model)
+            self._write_clean()
+            self.displaced = False
+
+    def realised(self, direction: Direction, scale: float) -> tuple[float, float]:
+        """``(size, off_axis)`` of the displacement as it stands after rounding, against the one intended:
+        size = ||d|| / ||scale delta||, off_axis = ||d - projection|| / ||d||. The model must stand there."""
+        dd = dt = tt = 0.0
+        for part in self._parts:
+            there = part.weight if part.index is None else part.weight[part.index]
+            clean = part.clean.double().cpu()
+            done = there.double().cpu() - clean
+            if isinstance(direction, Towards):
+                intended = direction.end[part.name][part.start : part.stop].double().cpu().sub_(clean)
+                intended.mul_(scale / direction.alpha)
+            else:
+                intended = direction.delta(part.name, part.start, part.stop).double().mul_(scale)
+            dd, dt, tt = dd + float(done @ done), dt + float(done @ intended), tt + float(intended @ intended)
+        if tt == 0 or dd == 0:
+            return (1.0 if tt == dd else 0.0), 0.0
+        return (dd / tt) ** 0.5, max(1 - dt * dt / (dd * tt), 0.0) ** 0.5
+
+    def close(self) -> None:
+        """Restore, and drop what was held."""
+        self.restore()
+        self._parts, self._held = [], None
+        if self._spill is not None:
+            with suppress(OSError):
+                self._spill.unlink()
+            self._spill = None
+
+    @contextmanager
+    def at(self, *moves: tuple[Direction, float]) -> Iterator[nn.Module]:
+        """Inside, the model stands there; outside it is what it was."""
+        try:
+            self.place(*moves)
+            yield self.model
+        finally:
+            self.restore()
+
+    def __enter__(self) -> Mover:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_spill", None) is not None or getattr(self, "displaced", False):
+            with suppress(Exception):
+                self.close()
+
+
+@contextmanager
+def displaced(
+    model: nn.Module, direction: Direction, scale: float, *, memory: Memory = "auto", files: Sequence[Path] = ()
+) -> Iterator[nn.Module]:
+    """Inside, the model stands at ``theta + scale * delta``; outside its weights are bit for bit what they were,
+    whatever happened inside. For many points use one :class:`Mover`, which reads the clean weights once.
+
+    Example::
+
+        everything = Subspace.all(model)
+        with displaced(model, gaussian(everything, seed=0), 0.002):
+            evaluate(model, task)
+    """
+    with Mover(model, direction.subspace, memory=memory, files=files) as mover, mover.at((direction, scale)):
+        yield model
+
+
+def _flat(name: str, tensor: Tensor) -> Tensor:
+    here = sharding.local(tensor)
+    if not here.is_contiguous():
+        raise ModelError(
+            f"weight {name!r} is not contiguous in memory and cannot be moved in place; call .contiguous()."
+        )
+    return here.view(-1)
+
+
+def _plain(part: _Part) -> bool:
+    return part.clean.dtype == torch.float32 and part.clean.device == part.weight.device
+
+
+def _moved(direction: Direction, part: _Part, clean: Tensor, scale: float, low: int, high: int) -> Tensor:
+    """``clean + scale * delta``, a new tensor in the dtype of ``clean``."""
+    first, last = part.start + low, part.start + high
+    if isinstance(direction, Towards):
+        return direction.at(part.name, clean, scale, first, last)
+    drawn = direction.delta(part.name, first, last, str(clean.device))
+    return torch.add(clean, drawn.to(part.clean.dtype).to(clean.dtype), alpha=scale)
+
+
+def _edges(start: int, count: int) -> list[int]:
+    """Where the blocks of a part begin, so that no block of noise is drawn twice."""
+    first = -start % noise.BLOCK
+    inner = range(first, count, noise.BLOCK)
+    return sorted({0, *inner}) if count else []
+
+
+def _matching(weights: Mapping[str, Tensor], files: Sequence[Path]) -> dict[str, Tensor]:
+    """Mapped tensors that equal the weights bit for bit; on a GPU, and for cut weights, none."""
+    if not files:
+        return {}
+    found = {}
+    stored = mapped_weights(files)
+    for name, tensor in weights.items():
+        there = stored.get(name)
+        if there is None or sharding.is_sharded(tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
+            continue
+        same = there.dtype == tensor.dtype and there.shape == tensor.shape
+        if same and torch.equal(there.reshape(-1).view(torch.uint8), tensor.detach().reshape(-1).view(torch.uint8)):
+            found[name] = there
+    return found
+
+
+def _choose(memory: Memory, weights: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> str:
+    if memory in ("copy", "low"):
+        return memory
+    size = sum(sharding.local(w).nbytes for w in weights.values())
+    kept = sum(w.nbytes for n, w in weights.items() if n in mapped)
+    mode = "mapped" if kept > size / 2 else "copy"
+    needed = size + (size - kept)
+    if memory == "auto" and needed > 0.8 * _free(next(iter(weights.values())).device):
+        return "low"
+    return mode
+
+
+def _free(device: torch.device) -> float:
+    """Free memory in bytes, as far as it can be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done; only the main thread gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came and callable(before):
+        before(*came[0])

@@ -1,0 +1,81 @@
+"""Weights cut over two processes (FSDP2): the same points, bit for bit, as one process."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from catchment.landscape import Mover, Subspace, gaussian
+from catchment.models import weights_hash
+from tests.tiny import tiny_llama
+
+SCALE = 0.02
+
+
+def point(model: Any, kind: str) -> Subspace:
+    if kind == "all":
+        return Subspace.all(model)
+    if kind == "frame":
+        return Subspace.frame(model, 2)
+    name = "model.layers.0.mlp.up_proj.weight"
+    return Subspace.sparse(model, {name: torch.arange(0, 48 * 32, 7)})
+
+
+def measure(model: Any) -> dict[str, Any]:
+    """Hash of the displaced weights and the logits there, then the hash when all is put back."""
+    found: dict[str, Any] = {"clean": weights_hash(model)}
+    for kind in ("all", "sparse", "frame"):
+        subspace = point(model, kind)
+        for memory in ("copy", "low"):
+            with Mover(model, subspace, memory=memory) as mover:
+                mover.place((gaussian(subspace, 0), SCALE))
+                first = model(input_ids=torch.tensor([[1, 5, 9, 30]])).logits.detach()
+                mover.place((gaussian(subspace, 1), SCALE))
+                model(input_ids=torch.tensor([[1, 5, 9, 30]]))
+                mover.place((gaussian(subspace, 0), SCALE))
+                found[f"{kind}/{memory}"] = weights_hash(model)
+                found[f"{kind}/{memory}/logits"] = first
+            assert weights_hash(model) == found["clean"]
+    return found
+
+
+def worker(rank: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny_llama(vocab_size=321)  # rows that two processes cannot share evenly
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    found = measure(model)
+    if rank == 0:
+        torch.save(found, out)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed part here")
+def test_two_processes_equal_one_bit_for_bit(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port, str(tmp_path / "two.pt")), nprocs=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = measure(tiny_llama(vocab_size=321))
+    finally:
+        torch.set_num_threads(before)
+    assert set(one) == set(two)
+    for key, value in one.items():
+        equal = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+        assert equal, key
