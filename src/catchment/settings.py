@@ -56,6 +56,7 @@ class CompareSettings:
         alpha: Error rate of all verdicts together.
         fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02.
         recover: Folder for the best model between base and tuned, chosen on half of the items, judged on the rest.
+        room: Where the tune stands on its own way: how much further, or less far, it could have gone.
         prompts: File of your own unlabelled prompts (one a line, or .jsonl): agreement with the base.
         text: Built-in text, or a file, for bits per byte; "none" to leave out.
         formats: Prompt formats per task, for the sensitivity to the prompt. 1 leaves it out.
@@ -86,6 +87,7 @@ class CompareSettings:
     alpha: float = 0.05
     fail_if_drop: float | None = None
     recover: Path | None = None
+    room: bool = True
     prompts: Path | None = None
     text: str = "text"
     formats: int = 3
@@ -112,9 +114,7 @@ class CompareSettings:
         if self.fail_if_drop is not None:
             _between("fail-if-drop", self.fail_if_drop, 0, 1, closed=True)
         for name in ("limit", "batch_tokens", "formats"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} {value!r}: expected a whole number of at least 1.")
+            _whole(name, getattr(self, name), 1)
         if not self.tasks:
             raise InputError("tasks is empty: expected at least one, e.g. 'default'.")
 
@@ -126,6 +126,136 @@ class CompareSettings:
         """What both models are loaded with."""
         names = ("dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "head")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How far can this model move before it loses what it can do?
+
+    Attributes:
+        model: Hub id, folder, GGUF file or package; or a model in memory (Python).
+        out: Folder for the record and the page.
+        tasks: Built-in tasks, "default", "stories", files (.jsonl, .yaml), or lm-eval:NAME. Default: "default".
+        limit: Items per task, a seeded random subset.
+        budget: Time to spend; buys base scores, brackets, worst case, profiles, plane and curvature, in this order.
+        subspace: What may move: "all", patterns of names ("*.mlp.*"), "sparse:INCREMENT.safetensors", "frame:RANK".
+        tau: Tolerated drop, as a share of what the model has above chance.
+        tau_absolute: Tolerated drop in score, instead of --tau.
+        alpha: Error rate of all brackets together.
+        directions: Antithetic pairs of random directions per scale of a profile.
+        ladder: Scales as LOW:HIGH:RUNGS, RMS displacement per weight. Default: from RMS(W)/256 to RMS(W)/2, 15 rungs.
+        depth: Bisections after the rungs.
+        items: "fresh": a statement about the population of the items; "fixed": about these items.
+        text: Built-in text, or a file, as one more capability; "none" to leave out.
+        restarts: Starts of the worst-case ascent per radius.
+        steps: Steps of the ascent.
+        plane: Points per side of the plane, odd; 0 leaves it out.
+        through: Up to two models that the plane goes through.
+        filter_normalised: Filter-normalised axes for the plane; its scales compare with nothing else.
+        gradients: Also ask how few weights hold the gradient, and how rough the landscape is, against random weights.
+        workers: Processes that measure directions; each loads the model. GPUs are given out in turns.
+        memory: Clean weights from "mapped" files, a "copy", or "low" memory; "auto" chooses.
+        chat_template: "auto", "none", or a Jinja file.
+        system: System prompt.
+        seed: Chooses items and directions.
+        batch_tokens: Padded tokens per forward pass. Default: found on this machine.
+        drop_long: Leave out items longer than the context instead of refusing the task.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", "mps".
+        device_map: For models larger than one device, e.g. "auto".
+        attn_implementation: "sdpa", "eager", "flash_attention_2".
+        revision: Branch, tag or commit on the hub.
+        trust_remote_code: Run Python code that comes with a model.
+        store: Folder of measured rows, shared with comparisons. Default: in the cache folder.
+        dry_run: Print what would be measured, and its cost, and stop.
+    """
+
+    model: str
+    out: Path | None = None
+    tasks: tuple[str, ...] = ("default",)
+    limit: int | None = 256
+    budget: str = "10m"
+    subspace: str = "all"
+    tau: float = 0.1
+    tau_absolute: float | None = None
+    alpha: float = 0.05
+    directions: int = 20
+    ladder: str | None = None
+    depth: int = 2
+    items: str = "fresh"
+    text: str = "text"
+    restarts: int = 2
+    steps: int = 6
+    plane: int = 11
+    through: tuple[str, ...] = ()
+    filter_normalised: bool = False
+    gradients: bool = False
+    workers: int = 1
+    memory: str = "auto"
+    chat_template: str = "auto"
+    system: str | None = None
+    seed: int = 0
+    batch_tokens: int | None = None
+    drop_long: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    store: Path | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        parse_seconds(self.budget)
+        _between("tau", self.tau, 0, 1)
+        _between("alpha", self.alpha, 0, 1)
+        if self.tau_absolute is not None:
+            _between("tau-absolute", self.tau_absolute, 0, 1)
+        _whole("limit", self.limit, 1)
+        _whole("batch_tokens", self.batch_tokens, 1)
+        for name, least in (("directions", 2), ("restarts", 1), ("steps", 1), ("workers", 1), ("depth", 0)):
+            _whole(name, getattr(self, name), least)
+        if self.plane != 0 and (self.plane < 3 or self.plane % 2 == 0):
+            raise InputError(f"plane {self.plane}: expected an odd number of points per side, e.g. 11, or 0 for none.")
+        if self.items not in ("fresh", "fixed"):
+            raise InputError(f"items {self.items!r}: expected 'fresh' or 'fixed'.")
+        if len(self.through) > 2:
+            raise InputError(
+                f"through names {len(self.through)} models; a plane goes through this one and at most two."
+            )
+        if not self.tasks:
+            raise InputError("tasks is empty: expected at least one, e.g. 'default'.")
+        self.scales(1.0)
+
+    @property
+    def seconds(self) -> float:
+        return parse_seconds(self.budget) or 600.0
+
+    def scales(self, rms: float) -> tuple[float, float, int]:
+        """(lowest, highest, rungs) of the ladder, for weights of this RMS."""
+        if self.ladder is None:
+            return rms / 256, rms / 2, 15
+        try:
+            low, high, rungs = self.ladder.split(":")
+            found = float(low), float(high), int(rungs)
+        except ValueError:
+            raise InputError(f"ladder {self.ladder!r}: expected LOW:HIGH:RUNGS, e.g. 0.0005:0.05:15.") from None
+        if not 0 < found[0] < found[1] < float("inf") or found[2] < 8:
+            raise InputError(
+                f"ladder {self.ladder!r}: expected 0 < LOW < HIGH and at least 8 rungs, e.g. 0.0005:0.05:15."
+            )
+        return found
+
+    def model_options(self) -> dict[str, Any]:
+        """What the model is loaded with."""
+        names = ("dtype", "device", "device_map", "attn_implementation", "trust_remote_code", "revision")
+        return {name: getattr(self, name) for name in names}
+
+
+def _whole(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise InputError(f"{name} {value!r}: expected a whole number of at least {least}.")
 
 
 def _between(name: str, value: float, low: float, high: float, closed: bool = False) -> None:
@@ -156,7 +286,7 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in types:
             raise InputError(f"--config {str(path)!r}: unknown key {key!r}.{did_you_mean(name, types)}")
-        if name == "tasks" and isinstance(value, str):
+        if name in ("tasks", "through") and isinstance(value, str):
             value = (value,)
         if name == "budget" and value is not None:
             value = str(value)

@@ -1,5 +1,8 @@
 """What moving the weights costs: subspaces, directions, exact displacement, and what is measured along the way."""
 
+from catchment.landscape.basin import Design, Field, basin, fill, items_each, profile, scout, search
+from catchment.landscape.check import check
+from catchment.landscape.curvature import Hessian, curvature, top_eigenvalues, trace
 from catchment.landscape.directions import (
     Direction,
     FilterNormalised,
@@ -12,19 +15,62 @@ from catchment.landscape.directions import (
     towards,
 )
 from catchment.landscape.displace import Mover, displaced
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError
+from catchment.landscape.gradients import gaussian_share, oscillation, quasi_sparsity, random_init, summarise
+from catchment.landscape.losses import Batch, accumulate_gradient, answer_batches, batch_loss, mean_loss
+from catchment.landscape.plane import orthogonal, plane, through
+from catchment.landscape.rays import Ray, barrier, measure, room
 from catchment.landscape.subspace import Subspace
+from catchment.landscape.worst import Effort, ascend, unit, worst
 
 __all__ = [
+    "Batch",
+    "Design",
     "Direction",
+    "Effort",
+    "Evaluator",
+    "Field",
     "FilterNormalised",
     "Gaussian",
+    "Ground",
+    "Hessian",
     "Mover",
+    "NotStoredError",
+    "Ray",
     "Stored",
     "Subspace",
     "Towards",
+    "accumulate_gradient",
+    "answer_batches",
+    "ascend",
+    "barrier",
+    "basin",
+    "batch_loss",
+    "check",
+    "curvature",
     "displaced",
+    "fill",
     "filter_normalised",
     "gaussian",
+    "gaussian_share",
+    "items_each",
+    "mean_loss",
+    "measure",
     "moved_subspace",
+    "orthogonal",
+    "oscillation",
+    "plane",
+    "profile",
+    "quasi_sparsity",
+    "random_init",
+    "room",
+    "scout",
+    "search",
+    "summarise",
+    "through",
+    "top_eigenvalues",
     "towards",
+    "trace",
+    "unit",
+    "worst",
 ]

@@ -33,8 +33,11 @@ class Direction(Protocol):
         cuttable: Whether a piece of a tensor costs no more than its share.
     """
 
-    subspace: Subspace
-    comparable: bool
+    @property
+    def subspace(self) -> Subspace: ...
+
+    @property
+    def comparable(self) -> bool: ...
 
     @property
     def cuttable(self) -> bool: ...

@@ -2,11 +2,15 @@
 
 from catchment.records import Comparison
 from catchment.report.page import notebook_html, page_html, write_page
-from catchment.report.terminal import comparison_table, print_comparison
+from catchment.report.scan_page import scan_html, write_scan_page
+from catchment.report.scan_terminal import basin_table, print_scan
+from catchment.report.scan_words import scan_sentence, scan_title
+from catchment.report.terminal import comparison_table, print_comparison, room_table
 from catchment.report.words import Headline, headline_label, percent, points, verdict_sentence
 
 __all__ = [
     "Headline",
+    "basin_table",
     "comparison_table",
     "headline_label",
     "notebook_html",
@@ -14,8 +18,14 @@ __all__ = [
     "percent",
     "points",
     "print_comparison",
+    "print_scan",
+    "room_table",
+    "scan_html",
+    "scan_sentence",
+    "scan_title",
     "verdict_sentence",
     "write_page",
+    "write_scan_page",
 ]
 
 # A record that is displayed in a notebook shows itself; records know nothing of pages.

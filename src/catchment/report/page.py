@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ FLIP_BYTES = 450_000
 LONGEST_VALUE = 2000
 MOST_HINTS = 1000
 MARKS = {"gained": "↑", "lost": "↓", "kept": "=", "undecided": "?", "not measurable": "×"}
-HYPHEN_MINUS = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)")
+HYPHEN_MINUS = re.compile(r"(?<![\w.)\]-])-(?=\.?\d)|(?<=\de)-(?=\d)")
 
 
 def page_html(comparison: Comparison) -> str:
@@ -40,7 +40,6 @@ def page_html(comparison: Comparison) -> str:
 
 
 def _page(comparison: Comparison, flip_bytes: int) -> str:
-    css, script = _asset("page.css"), _asset("page.js")
     shown = flips.fitting(comparison, flip_bytes)
     return (
         _environment()
@@ -48,11 +47,8 @@ def _page(comparison: Comparison, flip_bytes: int) -> str:
         .render(
             **_common(comparison),
             **_figures(comparison),
-            css=_markup(css),
-            js=_markup(script),
-            css_hash=_source_hash(css),
-            js_hash=_source_hash(script),
-            version=_version(),
+            **frame(["page.css"], ["page.js"]),
+            **_rooms(comparison),
             family=words.family(comparison.tasks),
             margin_points=f"{100 * comparison.margin:.3g}",
             flips=shown,
@@ -90,8 +86,13 @@ def write_page(comparison: Comparison, path: Path | str) -> Path:
     Raises:
         StoreError: The file cannot be written (read-only folder, full disk).
     """
+    return write_html(page_html(comparison), path)
+
+
+def write_html(text: str, path: Path | str) -> Path:
+    """Write a page as UTF-8; arguments, result and errors as in :func:`write_page`."""
     target = Path(path)
-    text = page_html(comparison).encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate has no bytes
+    text = text.encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate has no bytes
     try:
         make_folder(target.parent)
         write_atomic(target, text)
@@ -102,6 +103,23 @@ def write_page(comparison: Comparison, path: Path | str) -> Path:
             "has room. Choose another output folder or free some space."
         ) from error
     return target
+
+
+def render(template: str, **context: Any) -> str:
+    """A template of this room as text; every value of the context is escaped unless it is markup."""
+    return _environment().get_template(template).render(**context)
+
+
+def frame(styles: Sequence[str], scripts: Sequence[str]) -> dict[str, Any]:
+    """What every page inlines: style and script with the hashes that the content security policy names."""
+    css, js = ("".join(_asset(name) for name in names) for names in (styles, scripts))
+    return {
+        "css": _markup(css),
+        "js": _markup(js),
+        "css_hash": _source_hash(css),
+        "js_hash": _source_hash(js),
+        "version": _version(),
+    }
 
 
 def _common(comparison: Comparison) -> dict[str, Any]:
@@ -126,6 +144,20 @@ def _figures(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def _rooms(comparison: Comparison) -> dict[str, Any]:
+    """The rooms on the ray from the base to the tuned model, where 1 is the tuned model."""
+    ends = [end for room in comparison.rooms for end in (room.low, room.high, room.t, room.reach) if end is not None]
+    return {
+        "room_axis": figures.axis([0.0, 1.0, *ends], padding=0.03, unit=1.0),
+        "room_state": words.room_state,
+        "room_words": words.room_words,
+        "room_span": words.room_span,
+        "barrier_words": words.barrier_words,
+        "typical_words": words.typical_words,
+        "node_units": lambda nodes: max((node.units for node in nodes), default=0),
+    }
+
+
 def _ends(interval: Interval) -> tuple[float, float]:
     return interval.low, interval.high
 
@@ -147,6 +179,7 @@ def _warnings(comparison: Comparison) -> list[str]:
 def _sections(comparison: Comparison) -> list[tuple[str, str]]:
     present = {
         "recovered": comparison.recovered,
+        "room": comparison.rooms,
         "texts": comparison.texts,
         "agreements": comparison.agreements,
         "formats": _with_formats(comparison),
@@ -155,6 +188,7 @@ def _sections(comparison: Comparison) -> list[tuple[str, str]]:
     names = {
         "tasks": "Tasks",
         "recovered": "Recovered",
+        "room": "Room",
         "flips": "Flips",
         "texts": "Bits per byte",
         "agreements": "Agreement",
@@ -199,6 +233,8 @@ def typeset(text: str) -> str:
 
     >>> typeset("lost recall (-12 points, -15 to -9) in SmolLM-135")
     'lost recall (−12 points, −15 to −9) in SmolLM-135'
+    >>> typeset("up to 3.1e-5")
+    'up to 3.1e−5'
     """
     return HYPHEN_MINUS.sub("−", text)
 
@@ -283,6 +319,7 @@ def _environment() -> Environment:
         "decide_note": words.decide_note,
         "short_note": words.short_note,
         "one_line": words.one_line,
+        "times": words.times,
         "axis_number": _axis_number,
         "mark": figures.mark,
         "share": figures.share,

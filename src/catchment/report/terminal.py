@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catchment.records import AgreementResult, Comparison, Flip, TaskResult, Verdict
+from catchment.records import AgreementResult, Comparison, Flip, Room, TaskResult, Verdict
 from catchment.report.flips import most_telling
 from catchment.report.words import (
     SYMBOLS,
@@ -17,7 +18,12 @@ from catchment.report.words import (
     one_line,
     percent,
     points,
+    room_span,
+    room_state,
+    room_words,
     short_note,
+    times,
+    typical_words,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +59,12 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("verdict", no_wrap=True)
     for task in comparison.tasks:
         table.add_row(
-            _text(task.task), f"{task.n:,}", percent(task.base), percent(task.tuned), _difference(task), _verdict(task)
+            plain_text(task.task),
+            f"{task.n:,}",
+            percent(task.base),
+            percent(task.tuned),
+            _difference(task),
+            _verdict(task),
         )
     return table
 
@@ -67,24 +78,71 @@ def print_comparison(comparison: Comparison, console: Console, page_path: Path |
         console: Where to; its width is respected.
         page_path: Path of the written page; ``None`` prints no path.
     """
-    console.print(_text(f"{comparison.base.name} -> {comparison.tuned.name}", "bold"), soft_wrap=True)
+    console.print(plain_text(f"{comparison.base.name} -> {comparison.tuned.name}", "bold"), soft_wrap=True)
     console.print()
     console.print(comparison_table(comparison))
     console.print()
-    console.print(_text(comparison.verdict, "bold"))
+    console.print(plain_text(comparison.verdict, "bold"))
     for found in comparison.agreements:
-        console.print(_text(_agreement(found)))
+        console.print(plain_text(_agreement(found)))
+    if comparison.rooms:
+        _print_rooms(comparison.rooms, console)
     flips = most_telling(comparison)
     if flips:
         total = sum(task.flips_lost + task.flips_gained for task in comparison.tasks)
-        console.print(_text(f"\nThe {len(flips)} most telling of {max(total, len(flips)):,} flipped items", "bold"))
+        console.print(
+            plain_text(f"\nThe {len(flips)} most telling of {max(total, len(flips)):,} flipped items", "bold")
+        )
         for flip in flips:
             _print_flip(flip, console)
     for warning in comparison.warnings:
-        console.print(_text(f"warning: {warning}", "yellow"))
+        console.print(plain_text(f"warning: {warning}", "yellow"))
     if page_path is not None:
         console.print()
-        console.print(_text(f"page: {page_path}"), soft_wrap=True)
+        console.print(plain_text(f"page: {page_path}"), soft_wrap=True)
+
+
+def room_table(rooms: Sequence[Room]) -> Table:
+    """One row per task: task | tolerance | t, where the tolerance ends on the way (0 base, 1 tuned) | its bracket |
+    reading | random moves and an attack, in sizes of this move, beside it."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("room", overflow="fold")
+    for name in ("tolerance", "t", "bracket"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("reading", no_wrap=True)
+    for name in ("random", "attack"):
+        table.add_column(name, justify="right", no_wrap=True, style="dim")
+    styles: dict[str, str] = {"inside": STYLES["kept"], "used up": STYLES["lost"], "undecided": STYLES["undecided"]}
+    for room in rooms:
+        table.add_row(
+            plain_text(room.task),
+            points(room.tau).lstrip("+"),
+            "" if room.t is None else times(room.t),
+            room_span(room),
+            plain_text(room_state(room), styles[room_state(room)]),
+            typical_words(room.typical).replace("–", ""),
+            "" if room.worst is None else times(room.worst),
+        )
+    return table
+
+
+def _print_rooms(rooms: Sequence[Room], console: Console) -> None:
+    console.print()
+    console.print(room_table(rooms))
+    for room in rooms:
+        console.print(plain_text(f"{room.task}: {room_words(room)}."))
+        barrier = room.barrier
+        if barrier is not None and barrier.height.low > 0:
+            size = f"{points(barrier.height.estimate).lstrip('+')} points ({interval_points(barrier.height)})"
+            console.print(plain_text(f"{room.task}: a barrier of {size} lies at t = {times(barrier.at)}."))
+    note = (
+        "t runs from the base (0) through the tuned model (1). No verdict rests on random and attack "
+        "(in sizes of this move): random moves are tolerated far better than a harmful one."
+    )
+    console.print(plain_text(note, "dim"))
 
 
 def _agreement(found: AgreementResult) -> str:
@@ -98,7 +156,7 @@ def _print_flip(flip: Flip, console: Console) -> None:
     from rich.padding import Padding
 
     symbol, style = SYMBOLS[flip.direction], STYLES[flip.direction]
-    head = _text(f"{symbol} {flip.direction} ", style).append_text(_text(clean(flip.task), "bold"))
+    head = plain_text(f"{symbol} {flip.direction} ", style).append_text(plain_text(clean(flip.task), "bold"))
     console.print(Padding(head, (0, 0, 0, 2)))
     width = max(20, console.width - 15)
     lines = (
@@ -118,19 +176,19 @@ def _hanging(name: str, value: str) -> Table:
     grid.add_column(width=4)
     grid.add_column(width=8)
     grid.add_column(overflow="fold")
-    grid.add_row("", _text(name, "dim"), _text(value))
+    grid.add_row("", plain_text(name, "dim"), plain_text(value))
     return grid
 
 
 def _difference(task: TaskResult) -> Text:
     if not measured(task):
-        return _text("", "dim")
+        return plain_text("", "dim")
     low, high = interval_points(task.difference).split(" to ")
-    return _text(f"{points(task.difference.estimate):>5}  [{low:>5}, {high:>5}]")
+    return plain_text(f"{points(task.difference.estimate):>5}  [{low:>5}, {high:>5}]")
 
 
 def _verdict(task: TaskResult) -> Text:
-    return _text(f"{SYMBOLS[task.verdict]} {task.verdict}", STYLES[task.verdict])
+    return plain_text(f"{SYMBOLS[task.verdict]} {task.verdict}", STYLES[task.verdict])
 
 
 def _caption(comparison: Comparison) -> Text:
@@ -138,10 +196,10 @@ def _caption(comparison: Comparison) -> Text:
     together = f", holding for all {size} tasks together" if size > 1 else ""
     lines = [f"Differences in percentage points, {level(comparison.alpha)} intervals{together}."]
     lines += [f"{task.task}: {note}." for task in comparison.tasks if (note := short_note(task))]
-    return _text("\n" + "\n".join(lines), "dim")
+    return plain_text("\n" + "\n".join(lines), "dim")
 
 
-def _text(text: str, style: str = "") -> Text:
+def plain_text(text: str, style: str = "") -> Text:
     """Text that is never read as markup, without control characters."""
     from rich.text import Text
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from catchment.errors import InputError
-from catchment.records import Interval, TaskResult, Verdict
+from catchment.records import Barrier, Interval, Room, TaskResult, Verdict
 
 Headline = Literal["clean", "loss", "gain", "trade", "open"]
 
@@ -24,6 +24,15 @@ def percent(value: float) -> str:
     '43.8%'
     """
     return f"{100 * value:.1f}%"
+
+
+def times(value: float) -> str:
+    """A ratio with three significant digits, without powers of ten up to a million.
+
+    >>> times(0.02141), times(1.5), times(44.93), times(1234.0)
+    ('0.0214', '1.5', '44.9', '1230')
+    """
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def points(value: float, digits: int = 1) -> str:
@@ -188,6 +197,67 @@ def short_note(task: TaskResult) -> str:
 def measured(task: TaskResult) -> bool:
     """Whether the difference of this task means something. A task that the base cannot do may still be gained."""
     return task.verdict != "not measurable"
+
+
+def room_state(room: Room) -> Literal["inside", "used up", "undecided"]:
+    """Where the tuned model stands on its own ray: at t = 1, against the bracket of the first crossing."""
+    if room.high is not None and room.high <= 1:
+        return "used up"
+    return "inside" if room.low >= 1 else "undecided"
+
+
+def room_span(room: Room) -> str:
+    """The bracket of t in words, e.g. ``0.38 to 0.5``."""
+    if room.high is None:
+        return f"above {times(room.low)}" if room.low > 0 else "no bracket"
+    return f"{times(room.low)} to {times(room.high)}" if room.low > 0 else f"below {times(room.high)}"
+
+
+def room_words(room: Room) -> str:
+    """What the room says, in one clause: how far along its way the tune used up the tolerance, or what it spared."""
+    state, low, high = room_state(room), room.low, room.high
+    if state == "used up":
+        end = percent_of_way(high or 0.0)
+        way = f"after {percent_of_way(low)} to {end}" if low > 0 else f"within the first {end}"
+        return f"the tolerance was used up {way} of the way"
+    if high is None:
+        reached = f"no crossing was shown up to {times(room.reach)} times the move"
+        held = f"the tolerance holds up to {times(low)} times the move" if low > 0 else "nothing was shown to hold"
+        return reached if state == "inside" and low >= room.reach else f"{held}; {reached}"
+    span = f"between {times(low)} and {times(high)}" if low > 0 else f"below {times(high)}"
+    ends = f"ends {span} times the move"
+    if state == "inside":
+        return f"the tolerance {ends}"
+    return f"the tolerance {ends}: before or after the tuned model is not decided"
+
+
+def percent_of_way(t: float) -> str:
+    """A place on the ray as percent of the way from the base to the tuned model.
+
+    >>> percent_of_way(0.375)
+    '38%'
+    """
+    return f"{100 * t:.2g}%" if t < 1 else f"{100 * t:.0f}%"
+
+
+def typical_words(typical: tuple[float, float | None] | None) -> str:
+    """Random moves of the same subspace, as multiples of the size of this move; a dash where not measured."""
+    if typical is None:
+        return "–"
+    low, high = typical
+    if high is None:
+        return f"above {times(low)}" if low > 0 else "not known"
+    return f"{times(low)} to {times(high)}" if low > 0 else f"below {times(high)}"
+
+
+def barrier_words(barrier: Barrier | None) -> str:
+    """The barrier between base and tuned model, with its interval; shown only where the interval is above zero."""
+    if barrier is None:
+        return "–"
+    height = barrier.height
+    size = f"{points(height.estimate).lstrip('+')} points, {interval_points(height)}"
+    found = f"at t = {times(barrier.at)}" if height.low > 0 else "none shown"
+    return f"{found} ({size}; {barrier.points} inner points)"
 
 
 def _changes(tasks: Sequence[TaskResult], alpha: float) -> str:

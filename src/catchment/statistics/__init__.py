@@ -1,17 +1,40 @@
-"""Pure functions of item rows: intervals, verdicts, and how many items a verdict takes. Nothing here knows models."""
+"""Pure functions of item rows: intervals, verdicts, how many items a verdict takes, and where a drop crosses a
+tolerance. Nothing here knows models."""
 
 from catchment.statistics.binomial import clopper_pearson
-from catchment.statistics.decisions import Decision, decide
+from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
+from catchment.statistics.decisions import Decision, admission, decide
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
+from catchment.statistics.search import bracket, ladder, most_nodes, next_near, next_node, node_error
+from catchment.statistics.sequences import decide_mean, mean_sequence, units_needed
 from catchment.statistics.sizes import expected_half_width, required_n
+from catchment.statistics.smoothing import certified_radius, hoeffding, strict, strong_law, weak_law
 
 __all__ = [
     "Decision",
+    "admission",
+    "bracket",
+    "certified_radius",
     "clopper_pearson",
+    "cluster_band",
+    "crossing",
+    "crossing_interval",
     "decide",
+    "decide_mean",
     "expected_half_width",
+    "hoeffding",
+    "ladder",
     "mean_interval",
+    "mean_sequence",
+    "most_nodes",
+    "next_near",
+    "next_node",
+    "node_error",
     "paired_interval",
     "required_n",
+    "strict",
+    "strong_law",
     "unbounded_paired_interval",
+    "units_needed",
+    "weak_law",
 ]

@@ -25,7 +25,7 @@ def betting_lower(values: Floats, error: float) -> float:
     """
     n = values.size
     x = values[np.random.default_rng(0).permutation(n)]
-    bets = np.sqrt(2 * np.log(1 / error) / (n * _variance_before(x)))
+    bets = np.sqrt(2 * np.log(1 / error) / (n * variance_before(x)))
     goal = np.log(1 / error)
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
@@ -37,7 +37,7 @@ def betting_lower(values: Floats, error: float) -> float:
     return low
 
 
-def _variance_before(x: Floats) -> Floats:
+def variance_before(x: Floats) -> Floats:
     """Running variance of the items before each one, started at one pseudo-item: mean 1/2, variance 1/4."""
     count = np.arange(1, x.size + 1)
     mean = (0.5 + np.cumsum(x)) / (count + 1)

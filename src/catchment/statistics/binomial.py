@@ -23,24 +23,27 @@ def wilson(successes: float, n: int, level: float) -> Interval:
     return Interval(rate, low, high, level, "wilson")
 
 
-def clopper_pearson(x: int, n: int, level: float = 0.95) -> Interval:
-    """Exact two-sided interval for one proportion (Clopper & Pearson 1934); covers at least ``level``, always.
+def clopper_pearson(x: int, n: int, level: float = 0.95, sided: int = 2) -> Interval:
+    """Exact interval for one proportion (Clopper & Pearson 1934); covers at least ``level``, always.
 
-    ``low`` solves P(X >= x | low) = (1 - level)/2 and ``high`` solves P(X <= x | high) = (1 - level)/2.
-    The one-sided bound at level 1 - a is an end of the interval at level 1 - 2a.
+    ``low`` solves P(X >= x | low) = a and ``high`` solves P(X <= x | high) = a, with a = (1 - level)/2 for
+    ``sided=2`` and a = 1 - level for ``sided=1``. With ``sided=1`` each end alone is a bound at ``level``: read one of
+    them, chosen before the data. It is the same as the two-sided interval at level 1 - 2 (1 - level).
 
     Raises:
-        InputError: When not 0 <= x <= n with n >= 1, or the level is not between 0 and 1.
+        InputError: When not 0 <= x <= n with n >= 1, the level is not between 0 and 1, or sided is not 1 or 2.
 
-    >>> round(clopper_pearson(100, 100, 0.98).low, 4)
+    >>> round(clopper_pearson(100, 100, 0.99, sided=1).low, 4)
     0.955
     """
     if n < 1 or not 0 <= x <= n or int(x) != x or int(n) != n:
         raise InputError(f"{x} successes of {n}; expected whole numbers with 0 <= successes <= n and n >= 1.")
-    tail = (1 - open_unit(level, "level")) / 2
+    if sided not in (1, 2):
+        raise InputError(f"sided is {sided}; expected 2 for an interval, or 1 where only one of its ends is read.")
+    tail = (1 - open_unit(level, "level")) / sided
     low = 0.0 if x == 0 else beta_quantile(x, n - x + 1, tail)
     high = 1.0 if x == n else beta_quantile(x + 1, n - x, 1 - tail)
-    return Interval(x / n, low, high, level, "clopper-pearson")
+    return Interval(x / n, low, high, level, "clopper-pearson" if sided == 2 else "clopper-pearson one-sided")
 
 
 def tango_statistic(lost: float, gained: float, n: float, difference: float) -> float:

@@ -102,6 +102,20 @@ def decide(
     return Decision(interval, verdict, reason, admitted, *flips(before, after), decide_n)
 
 
+def admission(base: ArrayLike, chance: float, generated: bool = False) -> tuple[bool, str]:
+    """Whether a model is good enough at a task to have something to lose there, and if not, why.
+
+    Score at least chance + 0.15 (``generated``: at least 0.5), with its 95% interval above chance.
+
+    Raises:
+        InputError: Empty, NaN, or scores outside [0, 1].
+
+    >>> admission([1, 0, 0, 0] * 50, chance=0.25)[0]
+    False
+    """
+    return _admission(checks.scores(base, "base"), chance, generated)
+
+
 def _admission(base: Floats, chance: float, generated: bool) -> tuple[bool, str]:
     own = mean_interval(base)
     needed = GENERATED_FLOOR if generated else chance + ABOVE_CHANCE

@@ -102,9 +102,14 @@ class BrokenError(Exception):
 def test_restored_after_an_exception(memory: Any, error: type[BaseException]) -> None:
     model = tiny_llama()
     before = bits(model)
-    with pytest.raises(error), displaced(model, gaussian(Subspace.all(model), 0), 0.1, memory=memory):
-        assert not same(model, before)
-        raise error
+
+    def inside() -> None:
+        with displaced(model, gaussian(Subspace.all(model), 0), 0.1, memory=memory):
+            assert not same(model, before)
+            raise error
+
+    with pytest.raises(error):
+        inside()
     assert same(model, before)
 
 
@@ -260,8 +265,8 @@ def test_a_device_map_on_one_device_works() -> None:
     model = tiny_llama()
     before = bits(model)
     plain = model(input_ids=torch.tensor([[1, 5, 9]])).logits.detach()
-    names = {"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}  # fmt: skip
-    dispatched = dispatch_model(model, names, main_device="cpu", force_hooks=True)
+    parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+    dispatched = dispatch_model(model, dict.fromkeys(parts, "cpu"), main_device="cpu", force_hooks=True)
     with displaced(dispatched, gaussian(Subspace.all(dispatched), 0), 0.1):
         assert not torch.allclose(dispatched(input_ids=torch.tensor([[1, 5, 9]])).logits, plain, atol=1e-2)
     assert same(dispatched, before)

@@ -91,7 +91,7 @@ def test_packed_and_offloaded_weights_are_refused() -> None:
     subspace = Subspace.all(model)
     packed = torch.nn.Parameter(torch.zeros(48, 32, dtype=torch.int8), requires_grad=False)
     model.model.layers[0].mlp.up_proj.weight = packed
-    with pytest.raises(ModelError, match="packed as torch.int8"):
+    with pytest.raises(ModelError, match="packed as"):
         subspace.weights(model)
     model = tiny_llama().to("meta")
     with pytest.raises(ModelError, match="offloaded"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -90,6 +92,23 @@ def test_clopper_pearson_when_all_succeed(bound: float, one_sided: int, two_side
     assert clopper_pearson(one_sided - 1, one_sided - 1, 0.98).low < bound
     assert clopper_pearson(two_sided, two_sided, 0.99).low >= bound
     assert clopper_pearson(two_sided - 1, two_sided - 1, 0.99).low < bound
+
+
+@pytest.mark.parametrize(("x", "n"), [(0, 7), (3, 20), (20, 20)])
+def test_one_sided_clopper_pearson_solves_the_tail_at_the_full_error(x: int, n: int) -> None:
+    """By sums of binomial probabilities: P(X >= x | low) and P(X <= x | high) are 10%, each."""
+    found = clopper_pearson(x, n, 0.9, sided=1)
+    assert found.method == "clopper-pearson one-sided"
+
+    def mass(p: float, counts: range) -> float:
+        return sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in counts)
+
+    if x > 0:
+        assert mass(found.low, range(x, n + 1)) == pytest.approx(0.1, rel=1e-9)
+    if x < n:
+        assert mass(found.high, range(x + 1)) == pytest.approx(0.1, rel=1e-9)
+    with pytest.raises(InputError, match="sided is 3"):
+        clopper_pearson(x, n, 0.9, sided=3)
 
 
 def test_clopper_pearson_closed_forms() -> None:

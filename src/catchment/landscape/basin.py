@@ -1,0 +1,340 @@
+"""Most-case landscapes: random directions, whose profile and basin are read off the same units.
+
+A *unit* is one antithetic pair ``theta +- s z`` on its own fresh random items; its value is
+
+    x = mean over items of base - (score(theta + s z) + score(theta - s z)) / 2          in [-1, 1].
+
+Units at a scale are i.i.d. with mean drop(s) (STATISTICS.md, "Basin"), and no two scales share a direction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from catchment.landscape.directions import Direction, Gaussian, gaussian
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, subset
+from catchment.records import Basin, Interval, Node, Outcome, Profile, ProfilePoint, Row, Strict
+from catchment.statistics import (
+    bracket,
+    cluster_band,
+    crossing,
+    crossing_interval,
+    decide_mean,
+    mean_sequence,
+    next_near,
+    node_error,
+    strict,
+    units_needed,
+)
+
+CHUNK = 4
+"""Units between two looks at the clock and at the decision."""
+Stop = Callable[[], bool]
+Place = Literal["prompt", "inside", "outside"]
+Make = Callable[[Gaussian], Direction]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows of one pair: the model's own, at +s and at -s, of the same items."""
+
+    base: tuple[Row, ...]
+    plus: tuple[Row, ...]
+    minus: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is fixed before the first direction is drawn.
+
+    Attributes:
+        ladder: Rising scales, at least 8.
+        depth: Bisections after the rungs.
+        gamma: Error of all brackets together.
+        family: Tasks that are ranked together.
+        items_each: Items of a unit.
+        cap: Units at a scale at most, per task.
+        fixed: Items are the population; otherwise a scale uses no item twice, so that the claim is over the
+            population that the items came from.
+    """
+
+    ladder: tuple[float, ...]
+    depth: int = 3
+    gamma: float = 0.05
+    family: int = 1
+    items_each: int = 2
+    cap: int = 400
+    fixed: bool = False
+    seed: int = 0
+
+    @property
+    def error(self) -> float:
+        """Of one decision at one scale."""
+        return node_error(self.gamma, len(self.ladder), self.depth, self.family)
+
+    def units(self, ground: Ground) -> int:
+        """Most units at one scale."""
+        return self.cap if self.fixed else min(self.cap, len(ground.items) // min(self.items_each, len(ground.items)))
+
+    def sampling(self, ground: Ground) -> str:
+        if self.fixed:
+            return f"directions; these {len(ground.items)} items are the population"
+        return "directions and the population of the items (no item twice at a scale)"
+
+
+def values(ground: Ground, units: Sequence[Unit]) -> list[float]:
+    """The value of each unit: its base score less the mean of its two sides."""
+    value, found = ground.value, []
+    for unit in units:
+        moved = sum(value(p) + value(m) for p, m in zip(unit.plus, unit.minus, strict=True)) / 2
+        found.append((sum(map(value, unit.base)) - moved) / len(unit.base))
+    return found
+
+
+def items_each(grounds: Sequence[Ground], error: float, most: int = 8) -> int:
+    """Items per unit: as many as leave enough units for "inside", before items would be used twice."""
+    fits = [len(g.items) / (1.25 * units_needed(g.tau, error)) for g in grounds]
+    return max(1, min(most, int(min(fits, default=1))))
+
+
+@dataclass
+class Field:
+    """Units measured so far, per task and scale, and what the search made of them; the rest is computed from it.
+
+    ``pilot`` holds units of another stream, from which the search guesses where to look and which decide nothing.
+    Scales that only a profile looked at take no part in a bracket either, whose error they would add to.
+    """
+
+    evaluator: Evaluator
+    design: Design
+    make: Make | None = None
+    units: dict[tuple[str, float], list[Unit]] = field(default_factory=dict)
+    spent: dict[str, list[int]] = field(default_factory=dict)
+    decided: dict[str, dict[float, Outcome]] = field(default_factory=dict)
+    guesses: dict[str, float | None] = field(default_factory=dict)
+    pilot: dict[tuple[str, float], list[Unit]] = field(default_factory=dict)
+
+    def measure(self, tasks: Sequence[str], scale: float, count: int) -> None:
+        """Raise the units of these tasks at a scale to ``count``; the pairs are shared by the tasks."""
+        first = min(len(self.units.get((task, scale), [])) for task in tasks)
+        for number in range(first, count):
+            due = [task for task in tasks if len(self.units.setdefault((task, scale), [])) == number]
+            before = self.evaluator.evaluations, self.evaluator.tokens
+            for task, unit in self.unit(due, scale, number).items():
+                self.units[task, scale].append(unit)
+            self._book(due, before)
+
+    def unit(self, tasks: Sequence[str], scale: float, number: int, stream: str = "") -> dict[str, Unit]:
+        """The ``number``-th unit of each task at a scale: looked up, or measured."""
+        stream = f"{self.design.seed}/{scale!r}{stream}"
+        seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:6], "little")
+        subspace, grounds = self.evaluator.mover.subspace, self.evaluator.grounds
+        drawn = gaussian(subspace, seed, number)
+        direction: Direction = drawn if self.make is None else self.make(drawn)
+        family = {"subspace": subspace.hash, "scale": scale, **direction.address, "index": "unit"}
+        wanted = {
+            task: subset(grounds[task], f"{stream}/{task}", number, self.design.items_each, self.design.fixed)
+            for task in tasks
+        }
+        plus, minus = (
+            self.evaluator.rows(family, f"{number}{sign}", wanted, (direction, signed))
+            for sign, signed in (("+", scale), ("-", -scale))
+        )
+        return {
+            task: Unit(*(tuple(side[i] for i in ids) for side in (grounds[task].base, plus[task], minus[task])))
+            for task, ids in wanted.items()
+        }
+
+    def _book(self, tasks: Sequence[str], before: tuple[int, int]) -> None:
+        for task in tasks:
+            spent = self.spent.setdefault(task, [0, 0])
+            spent[0] += (self.evaluator.evaluations - before[0]) // len(tasks)
+            spent[1] += (self.evaluator.tokens - before[1]) // len(tasks)
+
+    def drops(self, task: str, scale: float) -> list[float]:
+        """Value of each unit that decides."""
+        return values(self.evaluator.grounds[task], self.units.get((task, scale), []))
+
+    def seen(self, task: str, scale: float) -> list[Unit]:
+        """All units at a scale, those of the pilot too: for estimates."""
+        return [*self.pilot.get((task, scale), []), *self.units.get((task, scale), [])]
+
+    def scales(self, task: str) -> list[float]:
+        """Where at least one unit was measured."""
+        tables = (self.units, self.pilot)
+        known = {scale for table in tables for (name, scale), units in table.items() if name == task and units}
+        return sorted(known)
+
+    def outcome(self, task: str, scale: float) -> Outcome:
+        return decide_mean(self.drops(task, scale), self.evaluator.grounds[task].tau, self.design.error)
+
+
+def scout(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda: False) -> None:
+    """Guess each task's crossing from ``count`` pilot units at every second rung, from the largest scale down, so that
+    what is lost everywhere is seen first. Pilot units decide nothing; they do enter estimates and profiles."""
+    try:
+        for scale in reversed(field_.design.ladder[1::2]):
+            for number in range(count):
+                if stop():
+                    return
+                for task, unit in field_.unit(tasks, scale, number, "/pilot").items():
+                    field_.pilot.setdefault((task, scale), []).append(unit)
+    except NotStoredError:
+        return
+    finally:
+        for task in tasks:
+            field_.guesses[task] = _guess(field_, task)
+
+
+def _guess(field_: Field, task: str) -> float | None:
+    scales = sorted(scale for name, scale in field_.pilot if name == task)
+    ground = field_.evaluator.grounds[task]
+    drops = [sum(values(ground, field_.pilot[task, s])) / len(field_.pilot[task, s]) for s in scales]
+    return crossing(scales, drops, ground.tau) if scales else None
+
+
+def search(field_: Field, tasks: Sequence[str], stop: Stop = lambda: False) -> None:
+    """Measure until the bracket of every task is found, or ``stop`` says so.
+
+    The task with the fewest decided scales (of those, with the fewest units there) chooses the next one; tasks that
+    want the same scale share its displaced points. :data:`CHUNK` pairs at a time, until decided or at the cap.
+    """
+    design = field_.design
+    decided = field_.decided
+    try:
+        while not stop():
+            wants: dict[str, float] = {}
+            for task in tasks:
+                known = decided.setdefault(task, {})
+                node = next_near(known, design.ladder, design.depth, field_.guesses.get(task))
+                if node is not None:
+                    wants[task] = node
+            if not wants:
+                return
+            first = min(wants, key=lambda t: (len(decided[t]), len(field_.units.get((t, wants[t]), []))))
+            scale = wants[first]
+            due = [task for task in wants if wants[task] == scale]
+            have = min(len(field_.units.get((task, scale), [])) for task in due)
+            room = {task: design.units(field_.evaluator.grounds[task]) for task in due}
+            field_.measure([t for t in due if room[t] > have], scale, min(have + CHUNK, max(room.values())))
+            for task in due:
+                outcome = field_.outcome(task, scale)
+                if outcome != "undecided" or len(field_.units[task, scale]) >= room[task]:
+                    decided[task][scale] = outcome
+    except NotStoredError:
+        return
+
+
+def fill(field_: Field, tasks: Sequence[str], scales: Sequence[float], count: int, stop: Stop = lambda: False) -> None:
+    """At least ``count`` units at every scale, for profiles; the scales in turns, so that an early end is even."""
+    try:
+        for reached in range(1, count + 1):
+            for scale in scales:
+                if stop():
+                    return
+                due = [t for t in tasks if len(field_.units.get((t, scale), [])) < reached]
+                due = [t for t in due if reached <= field_.design.units(field_.evaluator.grounds[t])]
+                if due:
+                    field_.measure(due, scale, reached)
+    except NotStoredError:
+        return
+
+
+def basin(field_: Field, task: str) -> Basin:
+    """The bracket, the estimate and the nodes of one task, from its units; measures nothing."""
+    ground, design = field_.evaluator.grounds[task], field_.design
+    scales = field_.scales(task)
+    low, high, earlier = bracket(field_.decided.get(task, {}), design.ladder)
+    evaluations, tokens = field_.spent.get(task, (0, 0))
+    nodes = tuple(_node(field_, task, scale) for scale in scales if field_.units.get((task, scale)))
+    note = ""
+    if high == design.ladder[0]:
+        note = "the model loses more than tau at the first rung already; choose a lower --ladder"
+    return Basin(
+        task, ground.score, ground.chance, ground.tau, low, high, _estimate(field_, task), nodes, earlier,
+        1 - design.gamma / design.family, design.sampling(ground), evaluations, tokens, stricts(field_, task), place(ground), note,
+    )  # fmt: skip
+
+
+def _node(field_: Field, task: str, scale: float) -> Node:
+    drops, design = field_.drops(task, scale), field_.design
+    outcome = field_.decided.get(task, {}).get(scale, "undecided")
+    return Node(
+        scale, outcome, mean_sequence(drops, min(2 * design.error, 0.5)), len(drops), 2 * len(drops) * design.items_each
+    )
+
+
+def _estimate(field_: Field, task: str) -> Interval | None:
+    scales = field_.scales(task)
+    ground = field_.evaluator.grounds[task]
+    drops = [values(ground, field_.seen(task, scale)) for scale in scales]
+    if not scales or max(len(x) for x in drops) < 2:
+        return None
+    table = [[x[i] if i < len(x) else math.nan for x in drops] for i in range(max(map(len, drops)))]
+    return crossing_interval(scales, table, ground.tau, level=0.95, seed=field_.design.seed)
+
+
+def stricts(field_: Field, task: str) -> tuple[Strict, ...]:
+    """Share of directions on which no item of the unit was lost, at every scale (the + half of each pair only)."""
+    value = field_.evaluator.grounds[task].value
+    found = []
+    for scale in field_.scales(task):
+        units = field_.seen(task, scale)
+        kept = sum(all(value(p) >= value(b) for b, p in zip(unit.base, unit.plus, strict=True)) for unit in units)
+        found.append(strict(kept, len(units), scale, len(units[0].base)))
+    return tuple(found)
+
+
+def profile(field_: Field, task: str, level: float = 0.95) -> Profile:
+    """Mean score, and its companion, at every scale measured, with bands over directions; measures nothing."""
+    ground = field_.evaluator.grounds[task]
+    scales = [scale for scale in field_.scales(task) if len(field_.seen(task, scale)) > 1]  # one shows no spread
+    points = tuple(_point(field_, ground, scale, level) for scale in scales)
+    companions = [row.companion for row in (ground.base[i] for i in ground.items)]
+    known = [c for c in companions if c is not None]
+    whole = len(known) == len(companions) and ground.prepared.task.scorer != "text"
+    return Profile(
+        ground.name,
+        "gaussian" if field_.make is None else "filter",
+        ground.score,
+        ground.chance,
+        points,
+        sum(known) / len(known) if whole and known else None,
+        comparable=field_.make is None,
+    )
+
+
+def _point(field_: Field, ground: Ground, scale: float, level: float) -> ProfilePoint:
+    units = field_.seen(ground.name, scale)
+    rows = [[*unit.plus, *unit.minus] for unit in units]
+    score = cluster_band([(sum(map(ground.value, r)), len(r)) for r in rows], level, field_.design.seed)
+    companion = None
+    if ground.prepared.task.scorer != "text" and all(_known(row) for r in rows for row in r):
+        sums = [(sum(row.companion or 0.0 for row in r), len(r)) for r in rows]
+        companion = cluster_band(sums, level, field_.design.seed, bounds=None)
+    return ProfilePoint(scale, score, len(units), sum(map(len, rows)), companion)
+
+
+def _known(row: Row) -> bool:
+    return row.companion is not None or "non-finite" in row.flags
+
+
+def place(ground: Ground) -> Place:
+    """What the answers rest on: ``prompt`` (modelling the text itself), ``inside`` (the answer stands in the prompt
+    of most items), ``outside`` (it has to be known)."""
+    if ground.prepared.task.scorer == "text":
+        return "prompt"
+    items = [ground.encoded[i].item for i in ground.items]
+    answers = [_answer(item.gold, item.choices) for item in items]
+    inside = sum(bool(a) and a.lower() in item.prompt.lower() for a, item in zip(answers, items, strict=True))
+    return "inside" if inside > len(items) / 2 else "outside"
+
+
+def _answer(gold: object, choices: Sequence[str]) -> str:
+    if isinstance(gold, int) and choices:
+        return choices[gold].strip()
+    return str(gold[0] if isinstance(gold, tuple) else gold or "").strip()

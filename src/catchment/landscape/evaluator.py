@@ -1,0 +1,239 @@
+"""Scores of many tasks at many displaced points, each measured once and kept.
+
+Everything that is measured of a landscape goes through :meth:`Evaluator.rows`, which calls
+:func:`catchment.capabilities.run`, the one evaluation path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run
+from catchment.errors import CatchmentError
+from catchment.landscape.directions import Direction
+from catchment.landscape.displace import Mover
+from catchment.records import Row
+from catchment.runs import Cell
+
+FLUSH_SECONDS = 2.0
+BROKEN = "non-finite"
+
+
+class NotStoredError(CatchmentError):
+    """A frozen evaluator was asked for rows that the store does not have."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A task as a landscape sees it.
+
+    Attributes:
+        prepared: All of its items, encoded.
+        base: The model's own rows, by item.
+        items: Items that are scored, in a fixed order; all have a row in ``base``.
+        chance: Score of guessing.
+        tau: Tolerated drop.
+    """
+
+    prepared: Prepared
+    base: Mapping[str, Row]
+    items: tuple[str, ...]
+    chance: float
+    tau: float
+    encoded: Mapping[str, Encoded] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoded", {e.item.id: e for e in self.prepared.encoded})
+
+    @property
+    def name(self) -> str:
+        return self.prepared.task.name
+
+    def value(self, row: Row) -> float:
+        """The score in [0, 1]; of a text the mean probability of a byte, ``2^(-bits per byte)``."""
+        if self.prepared.task.scorer == "text":
+            return 2.0**-row.companion if row.companion is not None and BROKEN not in row.flags else 0.0
+        return row.score
+
+    @property
+    def score(self) -> float:
+        return sum(self.value(self.base[item]) for item in self.items) / len(self.items)
+
+    def with_items(self, items: Sequence[str]) -> Ground:
+        return dataclasses.replace(self, items=tuple(items))
+
+
+class Evaluator:
+    """Evaluates tasks at displaced points of one model, and keeps the rows.
+
+    The model stays displaced between calls (the next point is formed from clean weights anyway); :meth:`home` or
+    leaving the context puts it back.
+
+    Args:
+        engine: Of the model that ``mover`` moves.
+        cell: Where rows of a task under an address are kept; ``None`` keeps them in memory only.
+        frozen: Give what is kept and measure nothing.
+
+    Attributes:
+        evaluations, tokens: Item evaluations asked for so far and their cost, kept ones included.
+        broken: Rows whose outputs were not finite; they count as score 0 and are flagged.
+        fresh_tokens, seconds: What was not kept before, and the time that displacing and evaluating took.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        mover: Mover,
+        grounds: Sequence[Ground],
+        cell: Callable[[Ground, Mapping[str, Any]], Cell] | None = None,
+        *,
+        frozen: bool = False,
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> None:
+        self.engine = engine
+        self.mover = mover
+        self.grounds = {ground.name: ground for ground in grounds}
+        self.frozen = frozen
+        self.evaluations = self.tokens = self.fresh_tokens = self.broken = 0
+        self.seconds = 0.0
+        self._cell = cell
+        self._on_tokens = on_tokens
+        self._tables: dict[str, dict[str, Row]] = {}
+        self._cells: dict[str, Cell] = {}
+        self._waiting: dict[str, list[Row]] = {}
+        self._flushed = time.monotonic()
+
+    def rows(
+        self,
+        family: Mapping[str, Any],
+        label: str,
+        wanted: Mapping[str, Sequence[str]],
+        *moves: tuple[Direction, float],
+    ) -> dict[str, dict[str, Row]]:
+        """Rows per task and item at ``theta + sum scale * delta``.
+
+        Args:
+            family, label: Together the address of the point: the family names a cell of the store, the label the
+                point in it. They must decide ``moves``.
+            wanted: Items per task.
+
+        Raises:
+            NotStoredError: Frozen, and not kept.
+        """
+        found: dict[str, dict[str, Row]] = {}
+        missing: dict[str, Sequence[str]] = {}
+        for task, items in wanted.items():
+            table = self._table(task, family)
+            have = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
+            found[task] = have
+            cost = self._count(task, items)
+            if len(have) < len(items):
+                missing[task] = items
+                self.fresh_tokens += cost
+        if missing:
+            if self.frozen:
+                raise NotStoredError("the store holds no rows of a point that this plan needs; scan again.")
+            begin = time.perf_counter()
+            self.mover.place(*moves)
+            for task, items in missing.items():
+                found[task] = self.fresh(task, items)
+                self._keep(task, family, label, found[task])
+            self.seconds += time.perf_counter() - begin
+        self.broken += sum(BROKEN in row.flags for rows in found.values() for row in rows.values())
+        return found
+
+    def fresh(self, task: str, items: Sequence[str]) -> dict[str, Row]:
+        """Rows of the model where it stands now; nothing is looked up or kept."""
+        ground = self.grounds[task]
+        part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[item] for item in items))
+        return {row.item: _finite(row) for row in run(self.engine, part)}
+
+    def _count(self, task: str, items: Sequence[str]) -> int:
+        ground = self.grounds[task]
+        self.evaluations += len(items)
+        cost = cost_tokens(ground.prepared.task, [ground.encoded[item] for item in items], ground.prepared.prefix)
+        self.tokens += cost
+        self._on_tokens(cost)
+        return cost
+
+    def _key(self, task: str, family: Mapping[str, Any]) -> str:
+        return f"{task}|{sorted(family.items())!r}"
+
+    def _table(self, task: str, family: Mapping[str, Any]) -> dict[str, Row]:
+        key = self._key(task, family)
+        if key not in self._tables:
+            self._tables[key] = {}
+            if self._cell is not None:
+                self._cells[key] = self._cell(self.grounds[task], family)
+                self._tables[key] = self._cells[key].rows()
+        return self._tables[key]
+
+    def _keep(self, task: str, family: Mapping[str, Any], label: str, rows: Mapping[str, Row]) -> None:
+        key = self._key(task, family)
+        fresh = [dataclasses.replace(row, item=f"{label}:{item}") for item, row in rows.items()]
+        self._tables[key].update({row.item: row for row in fresh})
+        if self._cell is not None:
+            self._waiting.setdefault(key, []).extend(fresh)
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self.flush()
+
+    def kept(self, task: str, family: Mapping[str, Any], label: str) -> Any:
+        """What :meth:`keep` put beside the rows of an address; ``None`` when there is nothing.
+
+        Raises:
+            NotStoredError: Frozen, and not kept.
+        """
+        row = self._table(task, family).get(f"{label}:json")
+        if row is None and self.frozen:
+            raise NotStoredError("the store lacks a result that this plan needs; scan again.")
+        return None if row is None else json.loads(row.prediction)
+
+    def keep(self, task: str, family: Mapping[str, Any], label: str, value: Any) -> None:
+        """Keep JSON that belongs to an address and is no score: a loss, a curvature."""
+        self._keep(task, family, label, {"json": Row("json", 0.0, json.dumps(value, allow_nan=False))})
+
+    def flush(self) -> None:
+        """Make what was measured durable."""
+        for key, rows in self._waiting.items():
+            self._cells[key].append(rows)
+        self._waiting.clear()
+        self._flushed = time.monotonic()
+
+    def home(self) -> None:
+        """The model's own weights, bit for bit, and everything on the disk."""
+        self.mover.restore()
+        self.flush()
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.mover.close()
+        self.flush()
+
+
+def _finite(row: Row) -> Row:
+    """A row as it is, or, of a model that was moved so far that its outputs are not finite, a flagged 0."""
+    numbers = [row.score, *row.logprobs, *([] if row.companion is None else [row.companion])]
+    if all(math.isfinite(number) for number in numbers):
+        return row
+    return dataclasses.replace(row, score=0.0, logprobs=(), companion=None, flags=(*row.flags, BROKEN))
+
+
+def subset(ground: Ground, stream: str, unit: int, count: int, redraw: bool = False) -> tuple[str, ...]:
+    """The items of one unit: a random order of all items of the stream, cut into pieces of ``count``, so that no item
+    is used twice before all were used. ``redraw``: an order of its own for each unit, so that units are independent
+    draws from these items."""
+    size = len(ground.items)
+    count = min(count, size)
+    turn, place = (unit, 0) if redraw else divmod(unit, size // count)
+    key = {item: hashlib.sha256(f"{stream}/{turn}/{item}".encode()).digest() for item in ground.items}
+    order = sorted(ground.items, key=key.__getitem__)
+    return tuple(order[place * count : (place + 1) * count])

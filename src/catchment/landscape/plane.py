@@ -1,0 +1,126 @@
+"""Two-dimensional pictures: a plane through a model, along random axes or through up to two other models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from catchment.errors import InputError
+from catchment.landscape.directions import Direction, Stored, Towards
+from catchment.landscape.displace import Mover
+from catchment.landscape.evaluator import Evaluator, NotStoredError
+from catchment.records import Plane, PlanePoint
+
+Stop = Callable[[], bool]
+
+
+def plane(
+    evaluator: Evaluator,
+    task: str,
+    axes: tuple[Direction, Direction],
+    reach: tuple[float, float],
+    points: int,
+    items: Sequence[str],
+    *,
+    names: tuple[str, str] = ("random 1", "random 2"),
+    models: Sequence[PlanePoint] = (),
+    centre: str = "model",
+    stop: Stop = lambda: False,
+) -> Plane | None:
+    """Mean scores on a square grid ``theta + x axis1 + y axis2``, with x in ``[-reach[0], reach[0]]``.
+
+    Args:
+        axes: Of the evaluator's subspace. The second should be orthogonal to the first; ``Plane.cosine`` says whether.
+        points: Per side; odd, so that the centre is a point of the grid.
+        items: Scored at every point, the same ones.
+        models: Other models that lie in the plane.
+
+    Returns:
+        ``None`` when ``stop`` came first; what was measured is kept.
+
+    Cost: ``points^2`` evaluations of ``items``.
+
+    Raises:
+        InputError: An even number of points, or fewer than 3.
+    """
+    if points < 3 or points % 2 == 0:
+        raise InputError(f"a plane of {points} points a side; expected an odd number of at least 3, such as 15.")
+    xs, ys = (tuple(r * (2 * i / (points - 1) - 1) for i in range(points)) for r in reach)
+    family = {
+        "kind": "plane", "subspace": evaluator.mover.subspace.hash, "axes": [axis.address for axis in axes],
+    }  # fmt: skip
+    values, companions = {}, {}
+    value = evaluator.grounds[task].value
+    try:
+        for x in sorted(xs, key=abs):
+            for y in sorted(ys, key=abs):
+                if stop():
+                    return None
+                moves = ((axes[0], x), (axes[1], y))
+                rows = list(evaluator.rows(family, f"{x!r},{y!r}", {task: items}, *moves)[task].values())
+                values[x, y] = sum(map(value, rows)) / len(rows)
+                known = [row.companion for row in rows if row.companion is not None]
+                companions[x, y] = sum(known) / len(known) if len(known) == len(rows) else math.nan
+    except NotStoredError:
+        return None
+    grid = tuple(tuple(values[x, y] for x in xs) for y in ys)
+    beside = tuple(tuple(companions[x, y] for x in xs) for y in ys)
+    whole = not any(math.isnan(c) for row in beside for c in row)
+    return Plane(
+        task, names, xs, ys, grid, beside if whole else (), (PlanePoint(centre, 0.0, 0.0), *models), len(items),
+        cosine(evaluator.mover, *axes), all(axis.comparable for axis in axes),
+    )  # fmt: skip
+
+
+def cosine(mover: Mover, one: Direction, other: Direction) -> float:
+    """Of the angle between two directions, over the whole subspace, in float64. Cost: both are drawn once."""
+    ab = aa = bb = 0.0
+    for name in mover.subspace.shapes:
+        a, b = one.delta(name).double(), other.delta(name).double()
+        ab, aa, bb = ab + float(a @ b), aa + float(a @ a), bb + float(b @ b)
+    return ab / math.sqrt(aa * bb) if aa * bb > 0 else math.nan
+
+
+def through(first: Towards, second: Towards) -> tuple[Stored, Stored, tuple[PlanePoint, PlanePoint]]:
+    """Orthogonal axes of the plane through a model and two others, and where the two stand on it.
+
+    Gram-Schmidt: the first axis points to the first model, the second to what of the way to the second model is
+    orthogonal to it. Memory: both axes.
+
+    Raises:
+        InputError: The three lie on one line.
+    """
+    subspace, root = first.subspace, math.sqrt(first.subspace.size)
+    a = {name: first.delta(name) for name in subspace.shapes}
+    b = {name: second.delta(name) for name in subspace.shapes}
+    along = sum(float(a[name].double() @ b[name].double()) for name in a) / subspace.size
+    across = {name: b[name] - along * a[name] for name in a}
+    rms = math.sqrt(sum(float(v.double() @ v.double()) for v in across.values())) / root
+    if rms < 1e-4:
+        raise InputError("the three models lie on one line; a plane needs two that differ in direction.")
+    identity: dict[str, Any] = {"through": [first.identity, second.identity]}
+    axes = (
+        Stored(subspace, a, {**identity, "axis": 1}),
+        Stored(subspace, {name: v / rms for name, v in across.items()}, {**identity, "axis": 2}),
+    )
+    places = (
+        PlanePoint(first.identity, first.alpha, 0.0),
+        PlanePoint(second.identity, second.alpha * along, second.alpha * rms),
+    )
+    return *axes, places
+
+
+def orthogonal(one: Direction, other: Direction) -> Stored:
+    """``other`` without its part along ``one``, RMS 1. Memory: one direction."""
+    subspace = one.subspace
+    ab = aa = 0.0
+    for name in subspace.shapes:
+        a, b = one.delta(name).double(), other.delta(name).double()
+        ab, aa = ab + float(a @ b), aa + float(a @ a)
+    kept = {name: other.delta(name) - (ab / aa) * one.delta(name) for name in subspace.shapes}
+    rms = math.sqrt(sum(float(v.double() @ v.double()) for v in kept.values()) / subspace.size)
+    unit = {name: torch.div(v, rms) for name, v in kept.items()}
+    return Stored(subspace, unit, {"of": other.address, "across": one.address}, comparable=one.comparable)

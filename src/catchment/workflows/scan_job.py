@@ -1,0 +1,221 @@
+"""One scan at work: the model, its tasks with their tolerances, the clock, and where rows are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catchment import landscape
+from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, gates, resolve_tasks, sample
+from catchment.errors import InputError, ModelError
+from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
+from catchment.records import Admission, Panel, Row, SubspaceCard
+from catchment.runs import Cell, Store, cell_key, claim_folder, write_atomic
+from catchment.settings import ScanSettings, cache_dir
+from catchment.statistics import admission, ladder, mean_interval, node_error
+from catchment.workflows.job import CPU_BATCH
+from catchment.workflows.measure import Side, fill
+from catchment.workflows.progress import Progress
+
+RESERVE = 8.0
+"""Seconds of a budget that are kept for the self-check, the record and the page."""
+LEAST = 16
+"""Items a task needs to be scanned at all."""
+
+
+class Clock:
+    """Seconds of a budget, over interruptions: what earlier runs spent counts."""
+
+    def __init__(self, budget: float, spent: float = 0.0) -> None:
+        self.budget = budget
+        self.spent_before = spent
+        self.started = time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        return self.spent_before + time.monotonic() - self.started
+
+    @property
+    def left(self) -> float:
+        return self.budget - RESERVE - self.spent
+
+
+@dataclass
+class ScanJob:
+    """One scan at work. ``frozen``: an equal scan was finished here; nothing is measured again."""
+
+    settings: ScanSettings
+    side: Side
+    tasks: list[Task]
+    store: Store
+    out: Path
+    progress: Progress
+    clock: Clock
+    subspace: Subspace
+    card: SubspaceCard
+    frozen: bool = False
+    grounds: list[Ground] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def admitted(self) -> list[str]:
+        return [a.task for a in self.admissions if a.admitted]
+
+    def cell(self, ground: Ground, address: Mapping[str, Any]) -> Cell:
+        """Where rows of a task at displaced points are kept: the model's own cell, and the displacement."""
+        task = ground.prepared.task
+        conditions = {**self.side.conditions(task, ground.prepared.form.name), "moved": dict(address)}
+        return self.store.cell(cell_key(conditions), conditions)
+
+    def evaluator(self) -> Evaluator:
+        loaded = self.side.loaded
+        mover = Mover(loaded.model, self.subspace, memory=self.settings.memory, files=loaded.files)  # type: ignore[arg-type]
+        engine = self.side.engine(self.settings.batch_tokens or CPU_BATCH)
+        usable = [g for g in self.grounds if g.name in self.admitted]
+        return Evaluator(engine, mover, usable, self.cell, frozen=self.frozen, on_tokens=self.progress.advance)
+
+    def design(self) -> Design:
+        """What is fixed before the first direction is drawn."""
+        s = self.settings
+        usable = [g for g in self.grounds if g.name in self.admitted]
+        rungs = ladder(*s.scales(self.card.rms))
+        error = node_error(s.alpha, len(rungs), s.depth, max(len(usable), 1))
+        each = 8 if s.items == "fixed" else landscape.items_each(usable, error)
+        return Design(rungs, s.depth, s.alpha, max(len(usable), 1), each, 400, s.items == "fixed", s.seed)
+
+    def field(self, evaluator: Evaluator) -> Field:
+        return Field(evaluator, self.design())
+
+    def save_plan(self, finished: bool) -> None:
+        """Write what was spent, and whether the scan ran to its end."""
+        if self.settings.out is not None and not self.frozen:
+            content = {"ask": ask(self), "budget": self.clock.budget, "spent": self.clock.spent, "finished": finished}
+            write_atomic(self.out / "plan.json", json.dumps(content, indent=1))
+
+
+def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> ScanJob:
+    """Load, refuse what cannot be scanned, find the clock of an earlier run in OUT."""
+    clock = Clock(settings.seconds)
+    tasks = scan_tasks(settings)
+    progress.status("reading the model")
+    side = Side(
+        "base", settings.model, settings.model_options(), settings.chat_template, settings.system,
+        settings.drop_long, tokenizer,
+    )  # fmt: skip
+    side.loaded.movable()
+    if side.classifies:
+        raise ModelError(f"{side.card.name} is a {side.card.architecture}; scan takes causal language models.")
+    subspace = Subspace.parse(side.loaded.model, settings.subspace)
+    card = subspace.card(side.loaded.model)
+    if card.rms == 0 and settings.ladder is None:
+        raise InputError(
+            f"subspace {settings.subspace!r} holds only zeros, so it has no scale; give --ladder LOW:HIGH:RUNGS."
+        )
+    if settings.out is not None:
+        fingerprint = {
+            "model": side.card.weights_hash, "config": side.card.config_hash, "dtype": side.card.dtype,
+            "subspace": subspace.hash, "seed": settings.seed, "chat_template": settings.chat_template,
+            "system": settings.system,
+        }  # fmt: skip
+        claim_folder(settings.out, fingerprint, "scan")
+    store = Store(settings.store or cache_dir() / "store")
+    job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
+    _take_up(job)
+    return job
+
+
+def scan_tasks(settings: ScanSettings) -> list[Task]:
+    """The tasks, and the text as one more."""
+    tasks = resolve_tasks(settings.tasks)
+    for task in tasks:
+        if task.scorer == "agreement":
+            raise InputError(f"task {task.name!r} has no right answers to score; a scan needs labelled tasks.")
+        gates.check_task(task)
+    if settings.text != "none" and not any(task.scorer == "text" for task in tasks):
+        tasks += [task for task in resolve_tasks([settings.text]) if task.name not in {t.name for t in tasks}]
+    return tasks
+
+
+def ask(job: ScanJob) -> dict[str, Any]:
+    """What decides a scan beside its budget; another question begins another clock."""
+    s = dataclasses.asdict(job.settings)
+    for name in ("out", "budget", "store", "dry_run", "workers", "memory", "model"):
+        s.pop(name)
+    return json.loads(json.dumps({**s, "hashes": {t.name: t.hash() for t in job.tasks}}, default=str))
+
+
+def _take_up(job: ScanJob) -> None:
+    path = job.out / "plan.json"
+    if job.settings.out is None or not path.is_file():
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        same = kept["ask"] == ask(job)
+        budget, spent, finished = float(kept["budget"]), float(kept["spent"]), bool(kept["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not same:
+        return
+    job.clock.spent_before = spent
+    job.frozen = finished and job.clock.budget <= budget
+    if job.frozen:
+        job.clock.budget = budget
+
+
+def admit(job: ScanJob) -> None:
+    """The model's own rows, and which tasks it is good enough at."""
+    s = job.settings
+    for task in job.tasks:
+        items = sample(task.items, s.limit, s.seed)
+        job.progress.status(f"own scores · {task.name}")
+        form = task.formats[0].name
+        batch = s.batch_tokens or CPU_BATCH
+        rows = fill(job.side, job.store, task, form, items, batch, job.progress).rows
+        kept = [item for item in items if item.id in rows]
+        prepared = job.side.prepare(task, form, kept)
+        ground = _ground(prepared, rows, s)
+        job.grounds.append(ground)
+        job.admissions.append(_admission(ground, task))
+
+
+def _ground(prepared: Prepared, rows: Mapping[str, Row], s: ScanSettings) -> Ground:
+    chance = prepared.task.chance_level
+    order = {e.item.id: hashlib.sha256(f"{s.seed}/{e.item.id}".encode()).digest() for e in prepared.encoded}
+    items = tuple(sorted(order, key=order.__getitem__))
+    ground = Ground(prepared, rows, items, chance, 1.0)
+    tau = s.tau_absolute if s.tau_absolute is not None else s.tau * max(ground.score - chance, 0.0)
+    return dataclasses.replace(ground, tau=tau)
+
+
+def _admission(ground: Ground, task: Task) -> Admission:
+    values = [ground.value(ground.base[item]) for item in ground.items]
+    if task.scorer == "text":
+        found, reason = True, ""
+    else:
+        found, reason = admission(values, ground.chance, task.scorer in GENERATED_SCORERS)
+    if found and len(values) < LEAST:
+        found, reason = False, f"{len(values)} items; expected at least {LEAST} to draw from"
+    companions = [c for item in ground.items if (c := ground.base[item].companion) is not None]
+    mean = sum(companions) / len(companions) if companions else None
+    return Admission(task.name, len(values), mean_interval(values), ground.chance, found, reason, mean)
+
+
+def split(ground: Ground, count: int) -> tuple[list[str], list[str]]:
+    """Items to attack with and items to judge on, by a hash that nothing else uses."""
+    key = {item: hashlib.sha256(f"attack:{item}".encode()).digest() for item in ground.items}
+    order = sorted(ground.items, key=key.__getitem__)
+    count = min(count, len(order) // 2)
+    return order[:count], order[count:]
+
+
+def unit_scales(design: Design) -> Sequence[float]:
+    """Rungs of a profile: every second one, the ends included."""
+    return design.ladder[::2] if len(design.ladder) % 2 else design.ladder

@@ -1,0 +1,258 @@
+"""What a budget buys, in this order: brackets, worst case, profiles, plane, curvature, gradients; what is left over
+goes back to the brackets. Every stage gets a share of the time that is left, and says what it would have cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from catchment import landscape, models
+from catchment.errors import CatchmentError, InputError
+from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
+from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
+from catchment.workflows.scan_claims import claims
+from catchment.workflows.scan_job import CPU_BATCH, ScanJob, split, unit_scales
+
+PILOT = 4
+"""Units per scale from which the search guesses where a task is lost."""
+ATTACK_ITEMS = 16
+JUDGED_ITEMS = 128
+PLANE_ITEMS = 24
+CURVED_ITEMS = 4
+SHARES = {"basins": 0.55, "worst": 0.45, "profiles": 0.5, "plane": 0.6, "curvature": 0.8, "gradients": 1.0}
+"""Of the time that is left when a stage begins."""
+TITLES = {
+    "basins": "Basins", "worst": "Worst case", "profiles": "Profiles", "plane": "Plane", "curvature": "Curvature",
+    "gradients": "Gradients",
+}  # fmt: skip
+
+
+_Axes = tuple[tuple[Direction, Direction], tuple[float, float], tuple[str, str], list[PlanePoint]]
+
+
+class Stages:
+    """The stages of one scan, and what came out of them."""
+
+    def __init__(self, job: ScanJob, evaluator: Evaluator, field: Field) -> None:
+        self.job, self.evaluator, self.field = job, evaluator, field
+        self.panels: list[Panel] = []
+        self.worst: list[Worst] = []
+        self.plane: Plane | None = None
+        self.curvature: Curvature | None = None
+        self.gradients: Gradients | None = None
+        self._deadline = 0.0
+
+    def run(self) -> None:
+        """All stages in order, then the brackets again with what is left."""
+        s = self.job.settings
+        self._stage("basins", self._brackets, None)
+        self._stage("worst", self._worst, None)
+        self._stage("profiles", self._profiles, None)
+        if s.plane:
+            self._stage("plane", self._plane, self._plane_price)
+        self._stage("curvature", self._curvature, self._curvature_price)
+        if s.gradients:
+            self._stage("gradients", self._gradients, None, forced=True)
+        self._deadline = self.job.clock.budget
+        self._brackets()
+        self.evaluator.flush()
+
+    def _stage(
+        self, name: str, work: Callable[[], bool], price: Callable[[], float] | None, *, forced: bool = False
+    ) -> None:
+        """Run a stage within its share of the time left; a stage with a price that does not fit is not begun."""
+        clock = self.job.clock
+        share = max(clock.left, 0.0) * SHARES[name]
+        self._deadline = clock.spent + share
+        self.job.progress.status(TITLES[name].lower())
+        before = clock.spent
+        cost = price() if price is not None else None
+        bought, note = False, ""
+        if self.job.frozen or forced or cost is None or cost <= share:
+            try:
+                bought = work()
+            except NotStoredError:
+                bought = False
+            except CatchmentError as error:
+                note = str(error)
+                self.job.warnings.append(f"{TITLES[name].lower()}: {error}")
+        spent = clock.spent - before
+        left = None if bought else max(cost if cost is not None else self._rest(name), 1.0)
+        self.panels.append(Panel(name, TITLES[name], bought, round(spent, 1), left and round(left, 1), note))
+        self.job.save_plan(finished=False)
+
+    def _stop(self) -> bool:
+        return not self.job.frozen and self.job.clock.spent >= self._deadline
+
+    def _seconds(self, tokens: float, points: int = 0) -> float:
+        """What evaluating so many tokens at so many points takes, at the speed seen so far."""
+        e = self.evaluator
+        speed = e.fresh_tokens / e.seconds if e.seconds > 0 else 500.0
+        return tokens / speed + points * 0.1
+
+    def _tokens(self, task: str, items: int) -> float:
+        ground = self.evaluator.grounds[task]
+        return ground.prepared.tokens / len(ground.items) * items
+
+    def _rest(self, name: str) -> float:
+        """A rough price of a stage that was begun or skipped without one."""
+        design, tasks = self.field.design, self.job.admitted
+        unit = self._seconds(sum(2 * self._tokens(t, design.items_each) for t in tasks), 2)
+        if name == "basins":
+            return unit * 100
+        if name == "profiles":
+            return unit * self.job.settings.directions * len(unit_scales(design)) / 2
+        if name == "worst":
+            each = 3 * self.job.settings.steps * self.job.settings.restarts * ATTACK_ITEMS + JUDGED_ITEMS
+            return sum(self._seconds(5 * self._tokens(t, each)) for t in tasks)
+        return self.job.clock.budget / 2
+
+    def _brackets(self) -> bool:
+        tasks = self.job.admitted
+        if not self.field.guesses:
+            deadline = self._deadline
+            self._deadline = self.job.clock.spent + (deadline - self.job.clock.spent) / 3
+            landscape.scout(self.field, tasks, PILOT, self._stop)
+            self._deadline = deadline
+        landscape.search(self.field, tasks, self._stop)
+        return any(self.field.decided.get(task) for task in tasks)
+
+    def _profiles(self) -> bool:
+        scales = unit_scales(self.field.design)
+        tasks = [t for t in self.job.admitted if self.evaluator.grounds[t].prepared.task.scorer != "text"]
+        landscape.fill(self.field, tasks or self.job.admitted, scales, self.job.settings.directions, self._stop)
+        return all(any((task, scale) in self.field.units for task in self.job.admitted) for scale in scales)
+
+    def _batches(self, ground: Ground, items: Sequence[str]) -> list[Batch]:
+        part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[i] for i in items))
+        tokenizer = self.evaluator.engine.tokenizer
+        own = {
+            i: tokenizer.encode(ground.base[i].prediction, add_special_tokens=False)[: part.task.max_new_tokens]
+            for i in items
+        }
+        return landscape.answer_batches(part, own, CPU_BATCH, self.evaluator.engine.pad)
+
+    def _worst(self) -> bool:
+        s = self.job.settings
+        tasks = [t for t in self.job.admitted if self.evaluator.grounds[t].prepared.task.scorer != "text"]
+        start, end = self.job.clock.spent, self._deadline
+        for number, task in enumerate(tasks, 1):
+            self._deadline = start + (end - start) * number / len(tasks)
+            ground = self.evaluator.grounds[task]
+            attack, judged = split(ground, ATTACK_ITEMS)
+            self.job.progress.status(f"worst case · {task}")
+            found = landscape.worst(
+                self.evaluator, ground.with_items(judged[:JUDGED_ITEMS]), self._batches(ground, attack),
+                Effort(s.restarts, s.steps, seed=s.seed), level=1 - s.alpha, stop=self._stop,
+            )  # fmt: skip
+            if found is not None:
+                self.worst.append(found)
+        return bool(self.worst)
+
+    def _flagship(self) -> str:
+        """The task that plane and curvature are drawn for: the best above chance."""
+        grounds = [self.evaluator.grounds[t] for t in self.job.admitted]
+        return max(grounds, key=lambda g: (g.prepared.task.scorer != "text", g.score - g.chance)).name
+
+    def _plane_price(self) -> float:
+        points = self.job.settings.plane**2
+        return self._seconds(points * self._tokens(self._flagship(), PLANE_ITEMS), points)
+
+    def _plane(self) -> bool:
+        task = self._flagship()
+        ground = self.evaluator.grounds[task]
+        axes, reach, names, places = self._axes(task)
+        self.plane = landscape.plane(
+            self.evaluator, task, axes, reach, self.job.settings.plane, ground.items[:PLANE_ITEMS], names=names,
+            models=places, centre=self.job.side.card.name, stop=lambda: False,
+        )  # fmt: skip
+        return self.plane is not None
+
+    def _axes(
+        self, task: str
+    ) -> tuple[tuple[Direction, Direction], tuple[float, float], tuple[str, str], list[PlanePoint]]:
+        s, mover = self.job.settings, self.evaluator.mover
+        self.evaluator.home()
+        first, second = (landscape.gaussian(mover.subspace, s.seed, 2**20 + i) for i in (0, 1))
+        found = landscape.basin(self.field, task)
+        middle = found.estimate.estimate if found.estimate else found.high or found.low or self.field.design.ladder[-1]
+        if not s.through:
+            pair: tuple[Direction, Direction] = (first, second)
+            if s.filter_normalised:
+                model = self.evaluator.engine.model
+                pair = (landscape.filter_normalised(model, first), landscape.filter_normalised(model, second))
+                return pair, (1.0, 1.0), ("filter-normalised 1", "filter-normalised 2"), []
+            return pair, (2.5 * middle, 2.5 * middle), ("random 1", "random 2"), []
+        ways = [self._way(spec) for spec in s.through]
+        if len(ways) == 1:
+            way = ways[0]
+            one = landscape.Stored(mover.subspace, {n: way.delta(n) for n in mover.subspace.shapes}, way.address)
+            axes = (one, landscape.orthogonal(one, first))
+            place = PlanePoint(s.through[0], way.alpha, 0.0)
+            return axes, (1.5 * way.alpha, 1.5 * way.alpha), (f"to {s.through[0]}", "random"), [place]
+        one, two, places = landscape.through(*ways)
+        named = [dataclasses.replace(p, name=n) for p, n in zip(places, s.through, strict=True)]
+        reach = (1.5 * max(abs(p.x) for p in places), 1.5 * max(abs(p.y) for p in places))
+        return (one, two), reach, (f"to {s.through[0]}", f"to {s.through[1]}, across"), named
+
+    def _way(self, spec: str) -> Towards:
+        options = {k: v for k, v in self.job.settings.model_options().items() if k != "revision"}
+        other = models.load(spec, **{**options, "dtype": self.job.side.card.dtype})
+        try:
+            found = landscape.towards(
+                self.evaluator.engine.model, other.model, self.job.subspace, other.card.weights_hash
+            )
+        except CatchmentError as error:
+            raise InputError(f"--through {spec!r}: {error}") from error
+        return found
+
+    def _curved(self) -> tuple[list[str], list[Batch], int]:
+        """Tasks, batches and products for the Hessian: as many vectors as a quarter of the free memory holds."""
+        choices = [t for t in self.job.admitted if self.evaluator.grounds[t].prepared.task.scorer != "text"]
+        tasks = choices or self.job.admitted
+        grounds = [self.evaluator.grounds[t] for t in tasks]
+        batches = [b for ground in grounds for b in self._batches(ground, ground.items[:CURVED_ITEMS])]
+        products = int(max(4, min(15, 6e9 / (4 * self.job.subspace.size) / 2)))
+        return tasks, batches, products
+
+    def _curvature_price(self) -> float:
+        _, batches, products = self._curved()
+        rows = sum(batch.input_ids.numel() for batch in batches)
+        return self._seconds(10.0 * rows * (1.5 * products + 3))
+
+    def _curvature(self) -> bool:
+        tasks, batches, products = self._curved()
+        family = {"kind": "curvature", "subspace": self.job.subspace.hash, "seed": self.job.settings.seed, "of": tasks}
+        kept = self.evaluator.kept(tasks[0], family, f"{products}")
+        if kept is not None:
+            self.curvature = from_json(Curvature, kept)
+            return True
+        self.evaluator.home()
+        model, subspace = self.evaluator.engine.model, self.job.subspace
+        if subspace.kind == "frame":
+            raise InputError("curvature in a low-rank frame is not measured; expected all, globs or a sparse support.")
+        self.curvature = landscape.curvature(
+            model, subspace.weights(model), batches, k=min(3, max(1, products // 6)), steps=max(4, products // 2),
+            products=products, seed=self.job.settings.seed, project=_project(self.job),
+        )  # fmt: skip
+        self.evaluator.keep(tasks[0], family, f"{products}", to_json(self.curvature))
+        return True
+
+    def _gradients(self) -> bool:
+        self.gradients = claims(self.job, self.evaluator, self._batches, self._flagship())
+        return True
+
+
+def _project(job: ScanJob) -> Any:
+    """Zeroes what lies outside a sparse support; ``None`` for whole tensors."""
+    if job.subspace.kind != "sparse":
+        return None
+
+    def project(name: str, tensor: Any) -> Any:
+        kept = tensor.new_zeros(tensor.shape)
+        index = job.subspace.support[name].to(tensor.device)
+        kept.view(-1)[index] = tensor.reshape(-1)[index]
+        return kept
+
+    return project

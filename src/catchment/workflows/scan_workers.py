@@ -1,0 +1,60 @@
+"""``--workers N``: the directions of a profile, spread over processes; what they measure goes into the shared store."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from catchment.errors import ModelError
+from catchment.landscape import NotStoredError
+from catchment.runs import LocalExecutor
+from catchment.settings import ScanSettings
+from catchment.workflows.progress import Progress
+from catchment.workflows.scan_job import RESERVE, ScanJob, admit, open_scan, unit_scales
+
+SHARE = 0.6
+"""Of the time left that workers may take; the search goes on from what they measured."""
+
+
+def prefetch(job: ScanJob) -> None:
+    """Measure units ``w, w + N, ...`` of every scale of a profile in worker w, until done or out of time.
+
+    Raises:
+        ModelError: A model in memory cannot be sent to other processes; or a worker failed.
+    """
+    s = job.settings
+    if not isinstance(s.model, str):
+        raise ModelError("workers load the model themselves; expected a name or a path, not a model in memory.")
+    seconds = job.clock.left * SHARE
+    calls = [(_worker, (dataclasses.replace(s, out=None, workers=1), w, s.workers, seconds)) for w in range(s.workers)]
+    job.progress.status(f"directions on {s.workers} processes")
+    for outcome in LocalExecutor(s.workers).run(calls):
+        if not outcome.ok:
+            raise ModelError(f"worker {outcome.index} failed: {outcome.error}")
+
+
+def _worker(settings: ScanSettings, number: int, workers: int, seconds: float) -> int:
+    """One process: its share of the units of each scale. Returns how many units it measured."""
+    if torch.cuda.is_available() and settings.device is None:
+        settings = dataclasses.replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    settings = dataclasses.replace(settings, budget=f"{seconds + RESERVE:.0f}")
+    job = open_scan(settings, Progress(), None)
+    admit(job)
+    done = 0
+    with job.evaluator() as evaluator:
+        field = job.field(evaluator)
+        try:
+            for unit in range(number, settings.directions, workers):
+                for scale in unit_scales(field.design):
+                    if job.clock.left <= 0:
+                        return done
+                    due = [t for t in job.admitted if unit < field.design.units(evaluator.grounds[t])]
+                    if due:
+                        field.unit(due, scale, unit)
+                        done += 1
+        except NotStoredError:
+            pass
+    return done
