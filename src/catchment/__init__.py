@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from catchment.capabilities import Format, Item, Scores, Task, agreement, evaluate
+    from catchment.landscape import Subspace, displaced, gaussian, towards
     from catchment.models import Increment, LoadedModel, load, make_increment
-    from catchment.records import Comparison
+    from catchment.records import Comparison, Scan
     from catchment.training import CapabilityCallback
     from catchment.workflows.compare import compare
+    from catchment.workflows.scan import scan
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "compare": "workflows",
+    "scan": "workflows",
+    "Subspace": "landscape",
+    "displaced": "landscape",
+    "gaussian": "landscape",
+    "towards": "landscape",
     "evaluate": "capabilities",
     "agreement": "capabilities",
     "Task": "capabilities",
@@ -34,6 +41,7 @@ _WHERE = {
     "make_increment": "models",
     "CapabilityCallback": "training",
     "Comparison": "records",
+    "Scan": "records",
 }
 
 __all__ = [
@@ -43,13 +51,19 @@ __all__ = [
     "Increment",
     "Item",
     "LoadedModel",
+    "Scan",
     "Scores",
+    "Subspace",
     "Task",
     "agreement",
     "compare",
+    "displaced",
     "evaluate",
+    "gaussian",
     "load",
     "make_increment",
+    "scan",
+    "towards",
 ]
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 
 HELP = """\
-catchment: what did my fine-tune lose?
+catchment: what did my fine-tune lose, and how far can this model move?
 
 usage: catchment VERB ...
 
   compare BASE TUNED    gained, lost, kept, undecided; the items that flipped
+  scan    MODEL         basins, worst case, profiles: how far it can move
   report  OUT           the page again, from the record
   tasks                 the built-in tasks
 
 catchment VERB --help explains a verb; catchment --version prints the version.
 Exit code 0: fine; 1: a bound that was asked for is broken; 2: error.
 """
-VERBS = ("compare", "report", "tasks")
+VERBS = ("compare", "scan", "report", "tasks")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from catchment.cli import VERBS
 from catchment.errors import CatchmentError, InputError, did_you_mean
-from catchment.settings import CompareSettings, read_config
+from catchment.settings import CompareSettings, ScanSettings, read_config
 
 INTERRUPTED = 130
+C = TypeVar("C", "CompareCommand", "ScanCommand")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ class CompareCommand(CompareSettings):
     config: Path | None = None
 
 
+@dataclass(frozen=True)
+class ScanCommand(ScanSettings):
+    """How far can this model move before it loses what it can do?
+
+    Attributes:
+        json: Print the record as JSON instead of the table.
+        config: YAML file of settings; the command line wins.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    json: bool = False
+    config: Path | None = None
+
+
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb and return its exit code."""
     return guarded(lambda: _run(verb, list(arguments)))
@@ -43,6 +58,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 def _run(verb: str, arguments: list[str]) -> int:
     if verb == "compare":
         return _compare(arguments)
+    if verb == "scan":
+        return _scan(arguments)
     if verb == "report":
         return _report(arguments)
     if verb == "tasks":
@@ -74,26 +91,35 @@ def guarded(work: Callable[[], int]) -> int:
 
 def parse_compare(arguments: list[str]) -> CompareCommand:
     """Settings of ``compare`` from the arguments and, below them, from ``--config``."""
+    command = _parse(CompareCommand, CompareSettings, ("base", "tuned"), "catchment compare", arguments)
+    return dataclasses.replace(command, out=command.out or default_out(command.base, command.tuned))
+
+
+def parse_scan(arguments: list[str]) -> ScanCommand:
+    """Settings of ``scan``, likewise."""
+    command = _parse(ScanCommand, ScanSettings, ("model",), "catchment scan", arguments)
+    return dataclasses.replace(command, out=command.out or default_out(command.model))
+
+
+def _parse(command: type[C], settings: type, names: tuple[str, ...], prog: str, arguments: list[str]) -> C:
     config = _option(arguments, "--config")
-    values = read_config(Path(config), CompareSettings) if config else {}
-    default: Any = CompareCommand(**{"base": tyro.MISSING, "tuned": tyro.MISSING, **values}) if values else None
-    command = tyro.cli(
-        CompareCommand,
-        prog="catchment compare",
+    values = read_config(Path(config), settings) if config else {}
+    default: Any = command(**{**dict.fromkeys(names, tyro.MISSING), **values}) if values else None
+    found: Any = tyro.cli(
+        command,
+        prog=prog,
         args=arguments,
         default=default,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
     )
-    tasks = tuple(name for word in command.tasks for name in ([word] if Path(word).exists() else word.split(",")))
-    return dataclasses.replace(command, tasks=tuple(t for t in tasks if t), out=command.out or default_out(command))
+    tasks = tuple(name for word in found.tasks for name in ([word] if Path(word).exists() else word.split(",")))
+    return dataclasses.replace(found, tasks=tuple(t for t in tasks if t))
 
 
-def default_out(settings: CompareSettings) -> Path:
-    """``catchment-out/<base>-vs-<tuned>``, from the last parts of the names."""
-    names = [
-        re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in (settings.base, settings.tuned)
-    ]
-    return Path("catchment-out") / "-vs-".join(names)
+def default_out(*specs: str) -> Path:
+    """``catchment-out/<base>-vs-<tuned>``, or ``catchment-out/<model>-scan``, from the last parts of the names."""
+    names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
+    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-scan")
 
 
 def _option(arguments: Sequence[str], name: str) -> str | None:
@@ -138,6 +164,35 @@ def _compare(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
+def _scan(arguments: list[str]) -> int:
+    command = parse_scan(arguments)
+    settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
+    from rich.console import Console
+
+    from catchment.cli.live import LiveProgress
+
+    console = Console(stderr=command.json)
+    quiet()
+    from catchment import report, workflows
+    from catchment.records import to_json
+
+    with LiveProgress(console) as progress:
+        if settings.dry_run:
+            lines = workflows.scan_plan(settings, progress)
+        else:
+            found = workflows.run_scan(settings, progress)
+    if settings.dry_run:
+        for line in lines:
+            console.print(line, highlight=False)
+        return 0
+    assert settings.out is not None
+    if command.json:
+        print(to_json(found))
+    else:
+        report.print_scan(found, console, settings.out / "report.html")
+    return 0
+
+
 def quiet() -> None:
     """No progress bars and no advice from the libraries below: ours stand for them."""
     import logging
@@ -167,20 +222,27 @@ def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
     from catchment import report
-    from catchment.records import Comparison, from_json
+    from catchment.records import Comparison, Scan, from_json
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: catchment report OUT\n\nWrites OUT/report.html again from OUT/comparison.json.")
+        print("usage: catchment report OUT\n\nWrites OUT/report.html again from OUT/comparison.json or OUT/scan.json.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    path = Path(arguments[0]) / "comparison.json"
-    if not path.is_file():
-        raise InputError(f"{str(path)!r}: no such file; expected the OUT folder of a finished comparison.")
+    out = Path(arguments[0])
+    path = next((out / name for name in ("comparison.json", "scan.json") if (out / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{str(out)!r} holds no comparison.json and no scan.json; expected a finished OUT folder.")
+    text = path.read_text(encoding="utf-8")
     try:
-        comparison = from_json(Comparison, path.read_text(encoding="utf-8"))
+        if path.name == "scan.json":
+            scan = from_json(Scan, text)
+            report.print_scan(scan, Console(), report.write_scan_page(scan, out / "report.html"))
+        else:
+            comparison = from_json(Comparison, text)
+            report.print_comparison(comparison, Console(), report.write_page(comparison, out / "report.html"))
     except ValueError as error:
-        raise InputError(f"{str(path)!r} is not a comparison record ({str(error).splitlines()[0]}).") from error
-    page = report.write_page(comparison, path.parent / "report.html")
-    report.print_comparison(comparison, Console(), page)
+        if isinstance(error, CatchmentError):
+            raise
+        raise InputError(f"{str(path)!r} is not a record of ours ({str(error).splitlines()[0]}).") from error
     return 0
 
 

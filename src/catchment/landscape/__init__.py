@@ -15,7 +15,7 @@ from catchment.landscape.directions import (
     towards,
 )
 from catchment.landscape.displace import Mover, displaced
-from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, batches_of
 from catchment.landscape.gradients import gaussian_share, oscillation, quasi_sparsity, random_init, summarise
 from catchment.landscape.losses import Batch, accumulate_gradient, answer_batches, batch_loss, mean_loss
 from catchment.landscape.plane import orthogonal, plane, through
@@ -46,6 +46,7 @@ __all__ = [
     "barrier",
     "basin",
     "batch_loss",
+    "batches_of",
     "check",
     "curvature",
     "displaced",

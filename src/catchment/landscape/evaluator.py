@@ -9,16 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run
-from catchment.errors import CatchmentError
+from catchment.errors import CatchmentError, TaskError
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
+from catchment.landscape.losses import Batch, answer_batches
 from catchment.records import Row
 from catchment.runs import Cell
 
@@ -131,7 +131,8 @@ class Evaluator:
         missing: dict[str, Sequence[str]] = {}
         for task, items in wanted.items():
             table = self._table(task, family)
-            have = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
+            kept = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
+            have = {item: dataclasses.replace(row, item=item) for item, row in kept.items()}
             found[task] = have
             cost = self._count(task, items)
             if len(have) < len(items):
@@ -143,17 +144,30 @@ class Evaluator:
             begin = time.perf_counter()
             self.mover.place(*moves)
             for task, items in missing.items():
-                found[task] = self.fresh(task, items)
-                self._keep(task, family, label, found[task])
+                have, fresh = found[task], self.fresh(task, items)
+                self._keep(task, family, label, {item: row for item, row in fresh.items() if item not in have})
+                found[task] = fresh | have  # a row that was kept stays as it is: batches may round otherwise
             self.seconds += time.perf_counter() - begin
         self.broken += sum(BROKEN in row.flags for rows in found.values() for row in rows.values())
         return found
 
     def fresh(self, task: str, items: Sequence[str]) -> dict[str, Row]:
-        """Rows of the model where it stands now; nothing is looked up or kept."""
+        """Rows of the model where it stands now, in the order of the items; nothing is looked up or kept."""
         ground = self.grounds[task]
         part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[item] for item in items))
-        return {row.item: _finite(row) for row in run(self.engine, part)}
+        rows = {row.item: row for row in self._run(part)}
+        return {item: rows[item] for item in items}
+
+    def _run(self, part: Prepared) -> list[Row]:
+        """Rows; where outputs are not finite, which the one evaluation path refuses, a flagged 0 for that item."""
+        try:
+            return run(self.engine, part)
+        except TaskError:  # of these scorers it says one thing only; a task's own function may fail for its own reasons
+            if part.task.scorer == "callable":
+                raise
+        if len(part.encoded) == 1:
+            return [Row(part.encoded[0].item.id, 0.0, "", flags=(BROKEN,))]
+        return [row for e in part.encoded for row in self._run(dataclasses.replace(part, encoded=(e,)))]
 
     def _count(self, task: str, items: Sequence[str]) -> int:
         ground = self.grounds[task]
@@ -219,12 +233,15 @@ class Evaluator:
         self.flush()
 
 
-def _finite(row: Row) -> Row:
-    """A row as it is, or, of a model that was moved so far that its outputs are not finite, a flagged 0."""
-    numbers = [row.score, *row.logprobs, *([] if row.companion is None else [row.companion])]
-    if all(math.isfinite(number) for number in numbers):
-        return row
-    return dataclasses.replace(row, score=0.0, logprobs=(), companion=None, flags=(*row.flags, BROKEN))
+def batches_of(evaluator: Evaluator, ground: Ground, items: Sequence[str], batch_tokens: int = 1024) -> list[Batch]:
+    """Right answers of some items as differentiable batches; where none is known, what the model itself answered."""
+    part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[i] for i in items))
+    tokenizer = evaluator.engine.tokenizer
+    own = {
+        i: tokenizer.encode(ground.base[i].prediction, add_special_tokens=False)[: part.task.max_new_tokens]
+        for i in items
+    }
+    return answer_batches(part, own, batch_tokens, evaluator.engine.pad)
 
 
 def subset(ground: Ground, stream: str, unit: int, count: int, redraw: bool = False) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from catchment.landscape.directions import Towards
-from catchment.landscape.evaluator import Evaluator, Ground
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError
 from catchment.records import Barrier, Interval, Node, Outcome, Room, Row, SubspaceCard
 from catchment.statistics import crossing, mean_interval, paired_interval
 
-BETWEEN = (0.25, 0.5, 0.75)
+BETWEEN = (0.5, 0.25, 0.75)
 BEYOND = (1.5, 2.0, 3.0, 4.0)
 BISECTIONS = 2
 LADDER = (*BETWEEN, 1.0, *BEYOND)
@@ -59,6 +59,13 @@ def measure(ray: Ray, tasks: Sequence[str], stop: Stop = lambda: False) -> None:
     def below(task: str, t: float) -> bool:
         return ray.drop(task, t) <= ray.evaluator.grounds[task].tau
 
+    try:
+        _measure(ray, tasks, below, stop)
+    except NotStoredError:
+        return
+
+
+def _measure(ray: Ray, tasks: Sequence[str], below: Callable[[str, float], bool], stop: Stop) -> None:
     for t in BETWEEN:
         if stop():
             return

@@ -3,6 +3,16 @@
 from catchment.workflows.compare import broken_bounds, compare, plan_only, run_comparison
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
-from catchment.workflows.scan import run_scan, scan
+from catchment.workflows.scan import run_scan, scan, scan_plan
 
-__all__ = ["Plan", "Progress", "broken_bounds", "compare", "plan_only", "run_comparison", "run_scan", "scan"]
+__all__ = [
+    "Plan",
+    "Progress",
+    "broken_bounds",
+    "compare",
+    "plan_only",
+    "run_comparison",
+    "run_scan",
+    "scan",
+    "scan_plan",
+]

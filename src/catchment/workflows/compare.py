@@ -16,7 +16,7 @@ import torch
 from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, Item, Task, agreement_rows, gates, sample
 from catchment.errors import InputError, ModelError, did_you_mean
-from catchment.records import AgreementResult, Comparison, Drift, Flip, Row, TextResult, from_json, to_json
+from catchment.records import AgreementResult, Comparison, Drift, Flip, Room, Row, TextResult, from_json, to_json
 from catchment.runs import Store, cell_key, write_atomic
 from catchment.settings import CompareSettings
 from catchment.workflows import results, rounds
@@ -25,6 +25,7 @@ from catchment.workflows.measure import POLICY, fill
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
 from catchment.workflows.recover import check_recover, recover
+from catchment.workflows.rooms import rooms
 
 
 def compare(
@@ -96,7 +97,8 @@ def _work(job: Job) -> Comparison:
     rounds.rounds(job)
     rounds.formats(job)
     drift = _drift(job)
-    comparison = _record(job, drift)
+    found = rooms(job)
+    comparison = _record(job, drift, found)
     if job.settings.recover is not None:
         job.progress.status("looking for the best point between base and tuned")
         comparison = dataclasses.replace(comparison, recovered=recover(job))
@@ -152,7 +154,7 @@ def _agreement(job: Job, task: Task) -> dict[str, Row]:
     return {item.id: have[item.id] for item in items if item.id in have}
 
 
-def _record(job: Job, drift: Drift | None) -> Comparison:
+def _record(job: Job, drift: Drift | None, found: tuple[Room, ...]) -> Comparison:
     s = job.settings
     tasks = tuple(dataclasses.replace(job.result(task), formats=job.format_results(task)) for task in job.tasks)
     texts: tuple[TextResult, ...] = ()
@@ -179,6 +181,7 @@ def _record(job: Job, drift: Drift | None) -> Comparison:
         texts=texts,
         agreements=agreements,
         drift=drift,
+        rooms=found,
         conditions=_conditions(job),
         plan={**json.loads(job.plan.to_json()), "sentence": job.plan.sentence()},
         warnings=tuple(dict.fromkeys([*job.warnings, *job.base.notes, *job.tuned.notes])),

@@ -37,7 +37,8 @@ class TaskPlan:
 @dataclass(frozen=True)
 class Plan:
     """``frozen``: the numbers of items are final. ``doubled``: mean half-width that twice the budget would buy.
-    ``text``: bits per byte are measured. ``cut``: the budget ended before the planned items did."""
+    ``text``: bits per byte are measured. ``cut``: the budget ended before the planned items did. ``room_items``: items
+    per point of the room, once they are known; ``room_done``: nothing more is measured for it."""
 
     tasks: tuple[TaskPlan, ...]
     budget: float | None
@@ -48,6 +49,8 @@ class Plan:
     doubled: float | None = None
     text: bool = True
     cut: bool = False
+    room_items: int | None = None
+    room_done: bool = False
 
     def of(self, name: str) -> TaskPlan:
         return next(t for t in self.tasks if t.task == name)

@@ -14,6 +14,8 @@ from catchment.workflows.plan import PILOT, Plan, allocate, first_plan, freeze, 
 
 CHUNK = 256
 """Items per task between two looks at the clock."""
+ROOM_SHARE = 0.3
+"""Of the time left after the pilot that is kept for the room."""
 RESERVE = 6.0
 """Seconds of a budget that are kept for drift, record and page."""
 
@@ -27,7 +29,7 @@ def settle_plan(job: Job) -> None:
     first(job)
     if not job.plan.frozen:
         _pilot(job)
-    _save_plan(job)
+    save_plan(job)
 
 
 def _ask(job: Job) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def _ask(job: Job) -> dict[str, Any]:
     s = job.settings
     return {
         "tasks": [[t.name, t.hash()] for t in job.tasks], "limit": s.limit, "budget": s.budget, "formats": s.formats,
+        "room": s.room,
         "batch_tokens": s.batch_tokens,
     }  # fmt: skip
 
@@ -51,7 +54,8 @@ def _frozen_plan(job: Job) -> Plan | None:
     return plan if content["ask"] == _ask(job) and plan.frozen else None
 
 
-def _save_plan(job: Job) -> None:
+def save_plan(job: Job) -> None:
+    """Write the plan to OUT, so that a run that is killed goes on with it."""
     if job.settings.out is not None:
         content = {"ask": _ask(job), "plan": json.loads(job.plan.to_json())}
         write_atomic(job.out / "plan.json", json.dumps(content, indent=1))
@@ -119,6 +123,8 @@ def _speed(job: Job) -> float:
 def _allocate(job: Job, costs: dict[str, float], closed: set[str], speed: float) -> None:
     assert job.plan.budget is not None
     left = job.plan.budget - job.elapsed - RESERVE - _extra_seconds(job, speed)
+    if job.settings.room and not job.base.classifies:
+        left *= 1 - ROOM_SHARE
     job.plan = allocate(job.plan, costs, max(left, 0.0) * 0.9, closed, job.settings.formats - 1)
 
 
@@ -185,7 +191,7 @@ def _cut(job: Job, items: dict[str, int]) -> None:
     """The machine became slower than planned: stop here, say so, and make what was reached the plan."""
     reached = tuple(dataclasses.replace(t, items=items[t.task], format_items=0) for t in job.plan.tasks)
     job.plan = freeze(dataclasses.replace(job.plan, tasks=reached, text=False, cut=True))
-    _save_plan(job)
+    save_plan(job)
 
 
 def _tokens_left(job: Job) -> float:
@@ -207,14 +213,14 @@ def formats(job: Job) -> None:
         if late(job):
             plans = [dataclasses.replace(t, format_items=0) if t.task == task.name else t for t in job.plan.tasks]
             job.plan = dataclasses.replace(job.plan, tasks=tuple(plans))
-            _save_plan(job)
+            save_plan(job)
         count = job.plan.of(task.name).format_items
         for form in task.formats[1 : job.settings.formats]:
             if count:
                 _measure(job, task, 0, count, form.name)
     if late(job) and job.plan.text:
         job.plan = dataclasses.replace(job.plan, text=False)
-        _save_plan(job)
+        save_plan(job)
 
 
 def late(job: Job) -> bool:

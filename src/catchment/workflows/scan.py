@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from catchment import landscape, report
-from catchment.capabilities import Task
+from catchment.capabilities import Task, measure_speed, sample
 from catchment.errors import InputError, TaskError, did_you_mean
 from catchment.landscape import Evaluator, Field
 from catchment.records import Basin, Scan, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
+from catchment.workflows.job import CPU_BATCH
 from catchment.workflows.measure import POLICY
 from catchment.workflows.progress import Progress
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
@@ -74,6 +75,29 @@ def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None) 
         return _work(job)
     with Store(job.out).lock("scan"):
         return _work(job)
+
+
+def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
+    """What a scan would measure, its cost and memory, in lines of text. Loads the model and measures its speed."""
+    job = open_scan(dataclasses.replace(settings, out=None), progress, None)
+    engine = job.side.engine(settings.batch_tokens or CPU_BATCH)
+    speed = measure_speed(engine).tokens_per_second
+    lines = [
+        f"{job.side.card.name}: {job.card.size:,} of {job.side.card.parameters:,} weights may move ({job.card.what}), "
+        f"RMS {job.card.rms:.4g}; about {speed:,.0f} tokens a second here",
+    ]
+    low, high, rungs = settings.scales(job.card.rms)
+    lines.append(f"ladder: {rungs} scales from {low:.3g} to {high:.3g}, depth {settings.depth}")
+    whole = 0.0
+    for task in job.tasks:
+        items = sample(task.items, settings.limit, settings.seed)
+        tokens = job.side.prepare(task, task.formats[0].name, items[:32]).tokens / min(len(items), 32)
+        whole += tokens * len(items)
+        lines.append(f"{task.name}: {len(items):,} items of about {tokens:.0f} tokens")
+    copies = "no copy" if job.subspace.kind == "sparse" else "1 copy of the moved weights, or 2 without their files"
+    lines.append(f"own scores: about {whole / speed:,.0f} s of the budget of {settings.seconds:,.0f} s")
+    lines.append(f"memory beside the model: {copies} ({4 * job.card.size / 1e6:,.0f} MB each in float32)")
+    return lines
 
 
 def _work(job: ScanJob) -> Scan:

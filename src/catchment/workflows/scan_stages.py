@@ -12,7 +12,7 @@ from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
 from catchment.workflows.scan_claims import claims
-from catchment.workflows.scan_job import CPU_BATCH, ScanJob, split, unit_scales
+from catchment.workflows.scan_job import ScanJob, split, unit_scales
 
 PILOT = 4
 """Units per scale from which the search guesses where a task is lost."""
@@ -125,13 +125,7 @@ class Stages:
         return all(any((task, scale) in self.field.units for task in self.job.admitted) for scale in scales)
 
     def _batches(self, ground: Ground, items: Sequence[str]) -> list[Batch]:
-        part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[i] for i in items))
-        tokenizer = self.evaluator.engine.tokenizer
-        own = {
-            i: tokenizer.encode(ground.base[i].prediction, add_special_tokens=False)[: part.task.max_new_tokens]
-            for i in items
-        }
-        return landscape.answer_batches(part, own, CPU_BATCH, self.evaluator.engine.pad)
+        return landscape.batches_of(self.evaluator, ground, items)
 
     def _worst(self) -> bool:
         s = self.job.settings

@@ -1,0 +1,156 @@
+"""The room of a fine-tune inside ``compare``: where it stands on its own way, and the barrier on it.
+
+Measured in this order, as far as the budget goes: the ray itself, random moves in the same subspace (``typical``), an
+attack there (``worst``). No verdict rests on the last two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from catchment import landscape
+from catchment.capabilities import Task
+from catchment.errors import CatchmentError
+from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
+from catchment.records import Room, Row
+from catchment.runs import Cell, cell_key
+from catchment.statistics import ladder
+from catchment.workflows import results
+from catchment.workflows.job import CPU_BATCH, Job
+from catchment.workflows.rounds import late, save_plan
+
+MOST_ITEMS, LEAST_ITEMS = 256, 32
+RAY_POINTS = 6
+"""Points of a ray, as far as plans go."""
+TAU = 0.1
+TYPICAL = Design(ladder(1 / 16, 16.0, 9), depth=0, items_each=8, fixed=True)
+"""Random moves: scales as multiples of the tune's own alpha."""
+TYPICAL_UNITS = 6
+ATTACK_ITEMS, JUDGED_ITEMS = 12, 64
+EFFORT = Effort(restarts=1, steps=4, looks=4)
+
+
+def rooms(job: Job) -> tuple[Room, ...]:
+    """Rooms of the tasks that were lost or kept. Empty, with a warning, where the two models cannot be subtracted."""
+    tasks = [task for task in job.tasks if job.result(task).verdict in ("lost", "kept")]
+    if not _possible(job) or not tasks or job.plan.room_items == 0:
+        return ()
+    base, tuned = job.base.loaded, job.tuned.loaded
+    job.progress.status("the way from base to tuned")
+    try:
+        way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
+    except CatchmentError as error:
+        job.warnings.append(f"no room: {error}")
+        return ()
+    if job.plan.room_items is None:
+        job.plan = dataclasses.replace(job.plan, room_items=_items(job, tasks))
+        save_plan(job)
+    grounds = [ground for task in tasks if len((ground := _ground(job, task)).items) >= 8]
+    frozen = job.plan.room_done
+    engine = job.base.engine(job.plan.batch_tokens or CPU_BATCH)
+    mover = Mover(base.model, way.subspace, files=base.files)
+    keep = _keeper(job)
+    with Evaluator(engine, mover, grounds, keep, frozen=frozen, on_tokens=job.progress.advance) as evaluator:
+        found = _measured(job, evaluator, way, grounds)
+    if not frozen:
+        job.plan = dataclasses.replace(job.plan, room_done=True)
+        save_plan(job)
+    return found
+
+
+def _possible(job: Job) -> bool:
+    a, b = job.base.card, job.tuned.card
+    same = a.weights_hash == b.weights_hash or a.architecture != b.architecture
+    return job.settings.room and not same and not (a.quantization or b.quantization or job.base.classifies)
+
+
+def _items(job: Job, tasks: list[Task]) -> int:
+    """Items per point: as many as the time left can pay for."""
+    if job.plan.budget is None or job.plan.speed is None:
+        return MOST_ITEMS
+    each = RAY_POINTS * sum(job.plan.of(task.name).tokens for task in tasks) / job.plan.speed
+    left = job.plan.budget - job.elapsed
+    return max(LEAST_ITEMS, min(MOST_ITEMS, int(0.8 * left / max(each, 1e-9))))
+
+
+def _ground(job: Job, task: Task) -> Ground:
+    form = task.formats[0].name
+    base, tuned = (job.table(side, task, form) for side in job.sides)
+    shared = [item for item in task.items if item.id in base and item.id in tuned]
+    key = {i.id: hashlib.sha256(f"room:{job.settings.seed}:{i.id}".encode()).digest() for i in shared}
+    chosen = sorted(shared, key=lambda item: key[item.id])[: job.plan.room_items]
+    rows = [base[item.id] for item in chosen]
+    chance = results.chance_of(task, rows)
+    tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)
+    prepared = job.base.prepare(task, form, chosen)
+    return Ground(prepared, base, tuple(item.id for item in chosen), chance, max(tau, 1e-6))
+
+
+def _keeper(job: Job) -> Callable[[Ground, Mapping[str, Any]], Cell]:
+    def cell(ground: Ground, address: Mapping[str, Any]) -> Cell:
+        task = ground.prepared.task
+        conditions = {**job.base.conditions(task, ground.prepared.form.name), "moved": dict(address)}
+        return job.store.cell(cell_key(conditions), conditions)
+
+    return cell
+
+
+def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground]) -> tuple[Room, ...]:
+    names = [ground.name for ground in grounds]
+    tables: dict[str, dict[str, Row]] = {
+        task.name: job.table(job.tuned, task, task.formats[0].name) for task in job.tasks if task.name in names
+    }
+    ray = landscape.Ray(evaluator, way, tables)
+
+    def stop() -> bool:
+        return not evaluator.frozen and late(job)
+
+    job.progress.status("room of the fine-tune")
+    landscape.measure(ray, names, stop)
+    card = way.subspace.card(evaluator.mover.model)
+    found = {name: landscape.room(ray, name, card, 1 - job.settings.alpha, len(names)) for name in names}
+    for name, span in _typical(evaluator, way, names, job, stop).items():
+        found[name] = dataclasses.replace(found[name], typical=span)
+    for ground in grounds:
+        if not stop():
+            job.progress.status(f"worst case · {ground.name}")
+            found[ground.name] = dataclasses.replace(found[ground.name], worst=_worst(evaluator, way, ground, stop))
+    return tuple(found.values())
+
+
+def _typical(
+    evaluator: Evaluator, way: Towards, names: list[str], job: Job, stop: Callable[[], bool]
+) -> dict[str, tuple[float, float | None]]:
+    """sigma_S / alpha_S as an interval, an estimate over few directions; empty when the budget is spent."""
+    if stop():
+        return {}
+    job.progress.status("random moves of the tune's size")
+    scales = tuple(way.alpha * scale for scale in TYPICAL.ladder)
+    field = Field(evaluator, dataclasses.replace(TYPICAL, ladder=scales, seed=job.settings.seed))
+    landscape.scout(field, names, TYPICAL_UNITS, stop)
+    spans: dict[str, tuple[float, float | None]] = {}
+    for name in names:
+        seen = field.scales(name)
+        estimate = landscape.basin(field, name).estimate if len(seen) > 1 else None
+        if estimate is not None:
+            open_end = estimate.high >= seen[-1]
+            spans[name] = (estimate.low / way.alpha, None if open_end else estimate.high / way.alpha)
+        elif len(seen) > 1 and not math.isclose(seen[0], seen[-1]):
+            spans[name] = (seen[-1] / way.alpha, None)
+    return spans
+
+
+def _worst(evaluator: Evaluator, way: Towards, ground: Ground, stop: Callable[[], bool]) -> float | None:
+    """Attack radius / ||tuned - base||, where an attack was found in the time left."""
+    half = min(ATTACK_ITEMS, len(ground.items) // 2)
+    attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
+    batches = landscape.batches_of(evaluator, ground, attack)
+    try:
+        found = landscape.worst(evaluator, ground.with_items(judged), batches, EFFORT, stop=stop)
+    except (NotStoredError, CatchmentError):
+        return None
+    return None if found is None or found.radius is None else found.radius / way.alpha
