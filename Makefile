@@ -3,6 +3,7 @@
 # make proofs NAME=independent BUDGET=60m   goes on where it stopped, writes tables with n per cell
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 BUDGET ?= 5m
@@ -45,9 +46,18 @@ check: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py
 
-bench: $(VENV)/.dev $(VENV)/.model
+# Peers of the landscape benchmark, in an environment of their own. GOLDSTEIN=DIR: tomgoldstein/loss-landscape's source.
+$(PEERS)/.installed: benchmarks/peers.txt constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(PEERS)/bin/pip install -q --disable-pip-version-check -c constraints.txt -r benchmarks/peers.txt
+	touch $@
+
+bench: $(VENV)/.dev $(VENV)/.model $(PEERS)/.installed
 	$(BIN)/python benchmarks/bench_start.py
 	$(BIN)/python benchmarks/bench_lm_eval.py
+	$(BIN)/python benchmarks/bench_landscape.py --peers-python $(PEERS)/bin/python $(if $(GOLDSTEIN),--goldstein $(GOLDSTEIN))
+	$(BIN)/python benchmarks/bench_basin.py
 
 proofs: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python proofs/$(NAME).py --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)

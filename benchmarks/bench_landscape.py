@@ -45,7 +45,8 @@ UNITS = {
     "theta0_at_position": "where the model's own weights lie on the line, counted in points from 0",
     "plane_second_singular_value": "of the two axes, over the first: 1 for a square plane, 0 for a line",
     "tied_over_untied": "movement of a tied embedding over that of an untied one; 1.41 where it moves twice",
-    "bf16_off_line": "as off_line; that of 'reference: stored' is what rounding alone does",
+    "bf16_off_direction": "sine of the angle between the way from end to end and the direction asked for, in bf16; "
+    "that of 'reference: stored' is what rounding alone does",
 }
 
 
@@ -161,7 +162,7 @@ def print_tables(tools: dict[str, Any]) -> None:
         "centre_evaluated": "centre", "weights_restored": "restored", "requires_grad_kept": "grad flag",
         "share_of_positive_entries": "positive", "cosine_of_two_lines": "cos lines", "plane_cosine_of_axes": "cos axes",
         "plane_second_singular_value": "2nd sv", "plane_error_in_steps": "plane err", "tied_over_untied": "tied",
-        "frozen_base_moved": "LoRA base", "bf16_off_line": "bf16 off", "non_finite_score_reported": "NaN kept",
+        "frozen_base_moved": "LoRA base", "bf16_off_direction": "bf16 off", "non_finite_score_reported": "NaN kept",
     }  # fmt: skip
     print(f"\n{'tool':20} " + " ".join(f"{word:>9}" for word in keys.values()))
     for name, tool in tools.items():

@@ -96,6 +96,7 @@ def on_a_line(
         "scores_returned_unchanged": [float(v) for v in returned] == [float(i + 1) for i in range(steps)],
         "spacing_error_in_steps": float(rest.norm(dim=1).max()) / step,
         "off_line": float(rest.norm()) / spread,
+        "off_direction": off_direction(tool, last),
         "centre_evaluated": any(recorder.at_centre),
         "theta0_at_position": -float(axes[0] @ axes[1]) / step**2,
         "points": steps,
@@ -109,6 +110,13 @@ def on_a_line(
         "gradients_kept": grad is not None and bool((grad == 1).all()),
         "training_mode_kept": model.training,
     }
+
+
+def off_direction(tool: Tool, moved: Tensor) -> float | None:
+    """Sine of the angle between the way from one end to the other and the direction that was asked for."""
+    if not len(tool.asked):
+        return None
+    return math.sqrt(max(0.0, 1 - cosine(moved, torch.cat([thin(d) for d in tool.asked])) ** 2))
 
 
 def of_two_draws(tool: Tool, folder: Path, device: str) -> dict[str, Any]:
@@ -177,15 +185,17 @@ def of_lora(tool: Tool, folder: Path, device: str) -> dict[str, Any]:
 
 
 def of_bf16(tool: Tool, folder: Path, device: str) -> dict[str, Any]:
-    """The same line in bf16. ``bf16_off_line`` of a tool that moves from a clean copy is what rounding alone does."""
+    """A line in bf16. A tool that adds steps to steps stays straight, but its roundings add up to another direction:
+    ``bf16_off_direction``; of a tool that starts from clean weights every time it is what rounding once does."""
     found = on_a_line(tool, folder, device, "bf16", BF16_LINE, BF16_REACH)
-    kept = ("off_line", "dtypes_seen", "centre_evaluated", "weights_restored", "spacing_error_in_steps")
+    kept = ("off_line", "off_direction", "dtypes_seen", "centre_evaluated", "weights_restored", "left_at")
     return {f"bf16_{key}": found[key] for key in kept}
 
 
 def facts(tool: Tool, folder: Path, device: str) -> dict[str, Any]:
     """All of the above; what raises is reported as what it raised."""
     found: dict[str, Any] = {}
+    tool.keep = True
     parts: dict[str, Callable[..., dict[str, Any]]] = {
         "line": on_a_line,
         "draws": of_two_draws,

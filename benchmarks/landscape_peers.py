@@ -32,9 +32,13 @@ class Seen:
 
 
 class Tool:
-    """How a tool is used. ``lines`` and ``plane`` return what the tool returns: scores by position."""
+    """How a tool is used. ``lines`` and ``plane`` return what the tool returns: scores by position. With ``keep``, the
+    last line's direction as it was asked for is left in ``asked``, in the order of the parameters; where the tool does
+    not tell, it stays empty."""
 
     note = ""
+    keep = False
+    asked: Any = ()
 
     def __init__(self, folder: Path, extra: Path | None = None) -> None:
         self.folder = folder
@@ -96,6 +100,8 @@ class Ours(Tool):
                     mover.place((direction, scale * position))
                     scores.append(seen())
                 found.append(scores)
+        if self.keep:
+            self.asked = [direction.delta(name) for name, _ in model.named_parameters() if name in subspace.shapes]
         return found
 
     def plane(self, model: Any, seen: Seen, steps: int, reach: float) -> Any:
@@ -156,6 +162,7 @@ class Stored(Tool):
             direction.clear()
             direction += [torch.randn_like(w) for w in weights]
             found.append([self._visit(weights, clean, seen, [(direction, scale * x)]) for x in positions(steps)])
+        self.asked = direction if self.keep else ()
         return found
 
     def plane(self, model: Any, seen: Seen, steps: int, reach: float) -> Any:
@@ -180,38 +187,57 @@ class Stored(Tool):
 
 
 class Seeded(Tool):
-    note = "reference: nothing kept; the direction is redrawn from its seed to add it, and again to subtract it"
+    note = (
+        "reference: nothing kept; from point to point the direction is redrawn from its seed and the difference of the "
+        "scales is added; at the end the last scale is subtracted"
+    )
 
-    def _add(self, model: Any, seed: int, scale: float) -> None:
+    def _walk(self, model: Any, seed: int, way: float) -> None:
         import torch
 
         device = next(model.parameters()).device
         generator = torch.Generator(device).manual_seed(seed)
         for weight in (p.data for p in model.parameters()):
             drawn = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device=device)
-            weight.add_(drawn, alpha=scale)
+            weight.add_(drawn, alpha=way)
 
-    def _visit(self, model: Any, seen: Seen, moves: list[tuple[int, float]]) -> float:
-        for seed, scale in moves:
-            self._add(model, seed, scale)
-        score = seen()
-        for seed, scale in reversed(moves):
-            self._add(model, seed, -scale)
-        return score
+    def _draws(self, model: Any, seed: int) -> list[Any]:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in model.parameters()]
 
     def lines(self, model: Any, seen: Seen, count: int, steps: int, reach: float) -> list[Any]:
         scale, found = reach * unit(model), []
         for seed in range(count):
             seen.line()
-            found.append([self._visit(model, seen, [(seed, scale * x)]) for x in positions(steps)])
+            here, scores = 0.0, []
+            for position in positions(steps):
+                self._walk(model, seed, scale * position - here)
+                here = scale * position
+                scores.append(seen())
+            self._walk(model, seed, -here)
+            found.append(scores)
+        self.asked = self._draws(model, count - 1) if self.keep else ()
         return found
 
     def plane(self, model: Any, seen: Seen, steps: int, reach: float) -> Any:
-        scale = reach * unit(model)
-        return [
-            [self._visit(model, seen, [(0, scale * x), (1, scale * y)]) for x in positions(steps)]
-            for y in positions(steps)
-        ]
+        scale, here, rows = reach * unit(model), [0.0, 0.0], []
+
+        def walk(*there: float) -> None:
+            for seed, goal in enumerate(there):
+                if goal != here[seed]:
+                    self._walk(model, seed, goal - here[seed])
+                    here[seed] = goal
+
+        for y in positions(steps):
+            row = []
+            for x in positions(steps):
+                walk(scale * x, scale * y)
+                row.append(seen())
+            rows.append(row)
+        walk(0.0, 0.0)
+        return rows
 
     def draw(self, model: Any) -> Callable[[], None]:
         import torch
@@ -266,6 +292,7 @@ class Landscaper(Tool):
             scores, _ = compute_loss_landscape(
                 model, None, directions, lambda *_: seen(), steps=steps, distance=reach, dim=dim, device=device
             )
+        self.asked = directions[0] if self.keep else ()
         return scores
 
     def lines(self, model: Any, seen: Seen, count: int, steps: int, reach: float) -> list[Any]:
@@ -315,6 +342,7 @@ class Goldstein(Tool):
 
     def lines(self, model: Any, seen: Seen, count: int, steps: int, reach: float) -> list[Any]:
         import numpy
+        import torch
 
         library, found = self._library(), []
         weights, _states = library.get_weights(model), copy.deepcopy(model.state_dict())
@@ -327,6 +355,7 @@ class Goldstein(Tool):
                     library.set_weights(model, weights, axes, step)
                     scores.append(seen())
                 found.append(scores)
+                self.asked = [torch.from_numpy(d[()]) for d in axes[0]] if self.keep else ()
         return found
 
     def plane(self, model: Any, seen: Seen, steps: int, reach: float) -> Any:

@@ -220,10 +220,14 @@ class ScanSettings:
             raise InputError(f"plane {self.plane}: expected an odd number of points per side, e.g. 11, or 0 for none.")
         if self.items not in ("fresh", "fixed"):
             raise InputError(f"items {self.items!r}: expected 'fresh' or 'fixed'.")
+        if self.memory not in ("auto", "mapped", "copy", "low"):
+            raise InputError(f"memory {self.memory!r}: expected 'auto', 'mapped', 'copy' or 'low'.")
         if len(self.through) > 2:
             raise InputError(
                 f"through names {len(self.through)} models; a plane goes through this one and at most two."
             )
+        if self.through and (self.filter_normalised or not self.plane):
+            raise InputError("through draws the plane; expected a plane above 0, and no filter-normalised axes.")
         if not self.tasks:
             raise InputError("tasks is empty: expected at least one, e.g. 'default'.")
         self.scales(1.0)

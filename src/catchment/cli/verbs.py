@@ -35,6 +35,9 @@ class CompareCommand(CompareSettings):
     json: bool = False
     config: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
+
 
 @dataclass(frozen=True)
 class ScanCommand(ScanSettings):
@@ -48,6 +51,9 @@ class ScanCommand(ScanSettings):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     json: bool = False
     config: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -171,11 +177,11 @@ def _scan(arguments: list[str]) -> int:
 
     from catchment.cli.live import LiveProgress
 
-    console = Console(stderr=command.json)
     quiet()
     from catchment import report, workflows
     from catchment.records import to_json
 
+    console = Console(stderr=command.json, quiet=not workflows.first_process())
     with LiveProgress(console) as progress:
         if settings.dry_run:
             lines = workflows.scan_plan(settings, progress)
@@ -187,7 +193,8 @@ def _scan(arguments: list[str]) -> int:
         return 0
     assert settings.out is not None
     if command.json:
-        print(to_json(found))
+        if workflows.first_process():
+            print(to_json(found))
     else:
         report.print_scan(found, console, settings.out / "report.html")
     return 0

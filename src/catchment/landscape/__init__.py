@@ -1,6 +1,6 @@
 """What moving the weights costs: subspaces, directions, exact displacement, and what is measured along the way."""
 
-from catchment.landscape.basin import Design, Field, basin, fill, items_each, profile, scout, search
+from catchment.landscape.basin import Design, Field, basin, fill, items_each, profile, scout, search, sharpen
 from catchment.landscape.check import check
 from catchment.landscape.curvature import Hessian, curvature, top_eigenvalues, trace
 from catchment.landscape.directions import (
@@ -67,6 +67,7 @@ __all__ = [
     "room",
     "scout",
     "search",
+    "sharpen",
     "summarise",
     "through",
     "top_eigenvalues",

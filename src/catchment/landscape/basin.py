@@ -119,14 +119,14 @@ class Field:
     pilot: dict[tuple[str, float], list[Unit]] = field(default_factory=dict)
 
     def measure(self, tasks: Sequence[str], scale: float, count: int) -> None:
-        """Raise the units of these tasks at a scale to ``count``; the pairs are shared by the tasks."""
-        first = min(len(self.units.get((task, scale), [])) for task in tasks)
-        for number in range(first, count):
-            due = [task for task in tasks if len(self.units.setdefault((task, scale), [])) == number]
-            before = self.evaluator.evaluations, self.evaluator.tokens
-            for task, unit in self.unit(due, scale, number).items():
+        """Raise the units of these tasks at a scale to ``count``, or to the most that a task may have; the pairs are
+        shared by the tasks."""
+        most = {task: self.design.units(self.evaluator.grounds[task]) for task in tasks}
+        for number in range(count):
+            due = [t for t in tasks if len(self.units.setdefault((t, scale), [])) == number < most[t]]
+            for task, unit in self.unit(due, scale, number).items() if due else ():
                 self.units[task, scale].append(unit)
-            self._book(due, before)
+                self._book(task, unit)
 
     def unit(self, tasks: Sequence[str], scale: float, number: int, stream: str = "") -> dict[str, Unit]:
         """The ``number``-th unit of each task at a scale: looked up, or measured."""
@@ -149,11 +149,10 @@ class Field:
             for task, ids in wanted.items()
         }
 
-    def _book(self, tasks: Sequence[str], before: tuple[int, int]) -> None:
-        for task in tasks:
-            spent = self.spent.setdefault(task, [0, 0])
-            spent[0] += (self.evaluator.evaluations - before[0]) // len(tasks)
-            spent[1] += (self.evaluator.tokens - before[1]) // len(tasks)
+    def _book(self, task: str, unit: Unit) -> None:
+        spent = self.spent.setdefault(task, [0, 0])
+        spent[0] += 2 * len(unit.base)
+        spent[1] += 2 * self.evaluator.cost(task, [row.item for row in unit.base])
 
     def drops(self, task: str, scale: float) -> list[float]:
         """Value of each unit that decides."""
@@ -169,8 +168,16 @@ class Field:
         known = {scale for table in tables for (name, scale), units in table.items() if name == task and units}
         return sorted(known)
 
-    def outcome(self, task: str, scale: float) -> Outcome:
-        return decide_mean(self.drops(task, scale), self.evaluator.grounds[task].tau, self.design.error)
+    def settle(self, task: str, scale: float) -> bool:
+        """Note what the units at a scale decide, if they do or are as many as may be. It is looked at after every
+        :data:`CHUNK` units only, so that what a profile added in between changes no look."""
+        drops = self.drops(task, scale)
+        full = len(drops) >= self.design.units(self.evaluator.grounds[task])
+        looked = drops if full else drops[: len(drops) - len(drops) % CHUNK]
+        outcome = decide_mean(looked, self.evaluator.grounds[task].tau, self.design.error)
+        if full or outcome != "undecided":
+            self.decided.setdefault(task, {})[scale] = outcome
+        return full or outcome != "undecided"
 
 
 def scout(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda: False) -> None:
@@ -206,7 +213,7 @@ def search(field_: Field, tasks: Sequence[str], stop: Stop = lambda: False) -> N
     design = field_.design
     decided = field_.decided
     try:
-        while not stop():
+        while True:
             wants: dict[str, float] = {}
             for task in tasks:
                 known = decided.setdefault(task, {})
@@ -218,13 +225,13 @@ def search(field_: Field, tasks: Sequence[str], stop: Stop = lambda: False) -> N
             first = min(wants, key=lambda t: (len(decided[t]), len(field_.units.get((t, wants[t]), []))))
             scale = wants[first]
             due = [task for task in wants if wants[task] == scale]
+            settled = [field_.settle(task, scale) for task in due]
+            if any(settled):
+                continue
+            if stop():
+                return
             have = min(len(field_.units.get((task, scale), [])) for task in due)
-            room = {task: design.units(field_.evaluator.grounds[task]) for task in due}
-            field_.measure([t for t in due if room[t] > have], scale, min(have + CHUNK, max(room.values())))
-            for task in due:
-                outcome = field_.outcome(task, scale)
-                if outcome != "undecided" or len(field_.units[task, scale]) >= room[task]:
-                    decided[task][scale] = outcome
+            field_.measure(due, scale, have + CHUNK - have % CHUNK)
     except NotStoredError:
         return
 
@@ -242,6 +249,22 @@ def fill(field_: Field, tasks: Sequence[str], scales: Sequence[float], count: in
                     field_.measure(due, scale, reached)
     except NotStoredError:
         return
+
+
+def sharpen(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda: False, rungs: int = 4) -> None:
+    """Up to ``count`` units at the ``rungs`` rungs nearest to each task's estimate, in turns over the tasks: estimates
+    become narrower, brackets stay as they are."""
+    near: dict[str, list[float]] = {}
+    for task in tasks:
+        found = _estimate(field_, task)
+        if found is not None:
+            order = sorted(field_.design.ladder, key=lambda s: abs(math.log(s / found.estimate)))
+            near[task] = sorted(order[:rungs])
+    for reached in range(CHUNK, count + CHUNK, CHUNK):
+        for task, scales in near.items():
+            if stop():
+                return
+            fill(field_, [task], scales, min(reached, count), stop)
 
 
 def basin(field_: Field, task: str) -> Basin:
@@ -264,9 +287,8 @@ def basin(field_: Field, task: str) -> Basin:
 def _node(field_: Field, task: str, scale: float) -> Node:
     drops, design = field_.drops(task, scale), field_.design
     outcome = field_.decided.get(task, {}).get(scale, "undecided")
-    return Node(
-        scale, outcome, mean_sequence(drops, min(2 * design.error, 0.5)), len(drops), 2 * len(drops) * design.items_each
-    )
+    evaluations = 2 * sum(len(unit.base) for unit in field_.units[task, scale])
+    return Node(scale, outcome, mean_sequence(drops, min(2 * design.error, 0.5)), len(drops), evaluations)
 
 
 def _estimate(field_: Field, task: str) -> Interval | None:
@@ -276,7 +298,7 @@ def _estimate(field_: Field, task: str) -> Interval | None:
     if not scales or max(len(x) for x in drops) < 2:
         return None
     table = [[x[i] if i < len(x) else math.nan for x in drops] for i in range(max(map(len, drops)))]
-    return crossing_interval(scales, table, ground.tau, level=0.95, seed=field_.design.seed)
+    return crossing_interval(scales, table, ground.tau, level=0.95, seed=field_.design.seed, shared=False)
 
 
 def stricts(field_: Field, task: str) -> tuple[Strict, ...]:
@@ -316,7 +338,7 @@ def _point(field_: Field, ground: Ground, scale: float, level: float) -> Profile
     companion = None
     if ground.prepared.task.scorer != "text" and all(_known(row) for r in rows for row in r):
         sums = [(sum(row.companion or 0.0 for row in r), len(r)) for r in rows]
-        companion = cluster_band(sums, level, field_.design.seed, bounds=None)
+        companion = cluster_band(sums, level, field_.design.seed)
     return ProfilePoint(scale, score, len(units), sum(map(len, rows)), companion)
 
 

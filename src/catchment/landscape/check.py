@@ -36,7 +36,7 @@ def check(
     for scale in sorted({min(scales), max(scales)}) if scales else []:
         with mover.at((direction, scale)):
             found.append((scale, *mover.realised(direction, scale)))
-    size, off = (max((row[i] for row in found), key=lambda v: abs(v - (i == 1)), default=1.0) for i in (1, 2))
+    size, off = (max((row[i] for row in found), key=lambda v: abs(v - (i == 1)), default=float(i == 1)) for i in (1, 2))
     for scale, realised, off_axis in found:
         if abs(realised - 1) > REALISED or off_axis > 10 * REALISED:
             failed |= scale == max(scales)
@@ -71,6 +71,9 @@ def _centre(evaluator: Evaluator) -> float:
     for name in wanted:
         for item, row in own[name].items():
             other = there[name][item]
+            if row.flags != other.flags:  # one of the two is not finite, or a tie was broken
+                worst = 1.0
+                continue
             pairs = [(row.score, other.score), *zip(row.logprobs, other.logprobs, strict=True)]
             pairs += [] if row.companion is None or other.companion is None else [(row.companion, other.companion)]
             worst = max(worst, *(abs(a - b) for a, b in pairs))

@@ -169,10 +169,14 @@ class Evaluator:
             return [Row(part.encoded[0].item.id, 0.0, "", flags=(BROKEN,))]
         return [row for e in part.encoded for row in self._run(dataclasses.replace(part, encoded=(e,)))]
 
-    def _count(self, task: str, items: Sequence[str]) -> int:
+    def cost(self, task: str, items: Sequence[str]) -> int:
+        """Tokens that evaluating these items together takes."""
         ground = self.grounds[task]
+        return cost_tokens(ground.prepared.task, [ground.encoded[item] for item in items], ground.prepared.prefix)
+
+    def _count(self, task: str, items: Sequence[str]) -> int:
         self.evaluations += len(items)
-        cost = cost_tokens(ground.prepared.task, [ground.encoded[item] for item in items], ground.prepared.prefix)
+        cost = self.cost(task, items)
         self.tokens += cost
         self._on_tokens(cost)
         return cost

@@ -66,6 +66,7 @@ def plane(
                 companions[x, y] = sum(known) / len(known) if len(known) == len(rows) else math.nan
     except NotStoredError:
         return None
+    evaluator.mover.restore()  # the way to another model is read off the live weights
     grid = tuple(tuple(values[x, y] for x in xs) for y in ys)
     beside = tuple(tuple(companions[x, y] for x in xs) for y in ys)
     whole = not any(math.isnan(c) for row in beside for c in row)
@@ -91,9 +92,11 @@ def through(first: Towards, second: Towards) -> tuple[Stored, Stored, tuple[Plan
     orthogonal to it. Memory: both axes.
 
     Raises:
-        InputError: The three lie on one line.
+        InputError: The three lie on one line, or the two ways are in different subspaces.
     """
     subspace, root = first.subspace, math.sqrt(first.subspace.size)
+    if second.subspace.hash != subspace.hash:
+        raise InputError("the ways to the two models lie in different subspaces; make both with the same one.")
     a = {name: first.delta(name) for name in subspace.shapes}
     b = {name: second.delta(name) for name in subspace.shapes}
     along = sum(float(a[name].double() @ b[name].double()) for name in a) / subspace.size

@@ -153,40 +153,38 @@ def worst(
     if set(ground.items) & {item for batch in batches for item in batch.items}:
         raise InputError("items of the ascent are scored too; expected disjoint ones. Split the items first.")
     hunt = _Hunt(evaluator, ground, batches, effort, level)
-    nodes: list[Node] = []
-    losses: list[float] = []
-    note = ""
+    looked: list[tuple[Node, float]] = []
+    following: float | None
+    note, broken, tried = "", math.inf, 0
     try:
-        base_loss, radius = hunt.begin()
-        while len(nodes) < effort.looks and not stop():
+        base_loss, following = hunt.begin()
+        while following is not None and tried < effort.looks and not stop():
+            tried += 1
             try:
-                node, loss = hunt.look(radius)
+                looked.append(hunt.look(following))
             except ModelError as error:
-                note, node, loss = str(error), None, math.nan
-            if node is not None:
-                nodes.append(node)
-                losses.append(loss)
-            following = _next_radius(nodes, radius if node is None else None, effort)
-            if following is None:
-                break
-            radius = following
+                note, broken = str(error), min(broken, following)
+            following = _next_radius([node for node, _ in looked], broken, effort)
     except NotStoredError:
         pass
-    if not nodes:
+    if not looked and not note:
         return None
+    looked.sort(key=lambda pair: pair[0].scale)
+    nodes = tuple(node for node, _ in looked)
     found = min((n.scale for n in nodes if n.outcome == "outside"), default=None)
     survived = max((n.scale for n in nodes if n.outcome != "outside" and n.scale < (found or math.inf)), default=None)
     return Worst(
-        ground.name, ground.tau, found, survived, tuple(sorted(nodes, key=lambda n: n.scale)), effort.restarts,
-        effort.steps, len({i for b in batches for i in b.items}), len(ground.items), base_loss, tuple(losses), note,
+        ground.name, ground.tau, found, survived, nodes, effort.restarts, effort.steps,
+        len({i for b in batches for i in b.items}), len(ground.items), base_loss, tuple(loss for _, loss in looked),
+        note,
     )  # fmt: skip
 
 
-def _next_radius(nodes: Sequence[Node], broken: float | None, effort: Effort) -> float | None:
-    """The radius to look at next; ``None`` at an end of the range. ``broken``: the last one was not even finite."""
-    outside = min([n.scale for n in nodes if n.outcome == "outside"] + ([broken] if broken else []), default=None)
-    inside = max((n.scale for n in nodes if n.outcome != "outside" and n.scale < (outside or math.inf)), default=None)
-    if outside is None:
+def _next_radius(nodes: Sequence[Node], broken: float, effort: Effort) -> float | None:
+    """The radius to look at next; ``None`` at an end of the range. ``broken``: the smallest one that was not finite."""
+    outside = min([broken, *(n.scale for n in nodes if n.outcome == "outside")])
+    inside = max((n.scale for n in nodes if n.outcome != "outside" and n.scale < outside), default=None)
+    if outside == math.inf:
         following = (inside or effort.smallest) * STRIDE
     elif inside is None:
         following = outside / STRIDE
@@ -226,26 +224,39 @@ class _Hunt:
         return kept[0], min(max(kept[1], self.effort.smallest), self.effort.largest)
 
     def look(self, radius: float) -> tuple[Node, float]:
-        """Attack at one radius and judge; an attack that was judged before is not looked for again."""
+        """Attack at one radius and judge; an attack that was judged before is not looked for again.
+
+        Raises:
+            ModelError: The loss is not finite there; this is kept too.
+        """
         name, family, label = self.ground.name, self.family(), f"{radius!r}"
         kept = self.evaluator.kept(name, family, label)
         wanted = {name: self.ground.items}
         if kept is None:
-            attack = ascend(self.evaluator, self.batches, radius, self._starts(), self.effort.steps, family)
+            try:
+                attack = ascend(self.evaluator, self.batches, radius, self._starts(), self.effort.steps, family)
+            except ModelError as error:
+                self.evaluator.keep(name, family, label, [None, str(error)])
+                raise
             rows = self.evaluator.rows(family, label, wanted, (attack.direction, radius))[name]
             self.evaluator.keep(name, family, label, kept := [attack.loss])
+        elif kept[0] is None:
+            raise ModelError(kept[1])
         else:
             rows = self.evaluator.rows(family, label, wanted)[name]
         return self._judged(radius, rows), kept[0]
 
     def _starts(self) -> list[Direction]:
-        """The gradient at the model's own weights, then random directions."""
+        """The gradient at the model's own weights, where it is not zero, then random directions."""
         self.evaluator.mover.restore()
         subspace = self.evaluator.mover.subspace
         _, gradient = _gradient(self.evaluator, self.batches)
-        norm = _rms(gradient, subspace.size) or 1.0
-        first = Stored(subspace, {n: g / norm for n, g in gradient.items()}, {"attack": "gradient"})
-        return [first, *(unit(gaussian(subspace, self.effort.seed, i)) for i in range(self.effort.restarts - 1))]
+        norm = _rms(gradient, subspace.size)
+        starts: list[Direction] = []
+        if 0 < norm < math.inf:
+            starts.append(Stored(subspace, {n: g / norm for n, g in gradient.items()}, {"attack": "gradient"}))
+        missing = max(self.effort.restarts, 1) - len(starts)
+        return [*starts, *(unit(gaussian(subspace, self.effort.seed, i)) for i in range(missing))]
 
     def _judged(self, radius: float, rows: Mapping[str, Row]) -> Node:
         value, base = self.ground.value, self.ground.base

@@ -1,6 +1,6 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
-from catchment.models.families import FAMILIES, KINDS, Family, family_of, locate
+from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
 from catchment.models.identity import (
     aliases,
     config_hash,
@@ -44,6 +44,7 @@ __all__ = [
     "family_of",
     "find_device",
     "from_vector",
+    "is_block",
     "load",
     "locate",
     "make_increment",

@@ -237,3 +237,13 @@ def locate(name: str, family: Family | None = None) -> tuple[int | None, str]:
     (7, 'ffn')
     """
     return (family or _GENERIC).locate(name)
+
+
+def is_block(module: str, family: Family | None = None) -> bool:
+    """Whether a module's name is that of a whole block.
+
+    >>> is_block("model.layers.3"), is_block("model.layers.3.mlp"), is_block("model.layers")
+    (True, False, False)
+    """
+    found = re.search((family or _GENERIC).block, f"{module}.")
+    return found is not None and found.end() == len(module) + 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -99,10 +100,17 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tensor]
         matched = fnmatch.filter(weights, pattern) if any(c in pattern for c in "*?[") else [pattern]
         matched = [name for name in matched if name in weights]
         if not matched:
-            hint = did_you_mean(pattern, weights)
+            hint = did_you_mean(pattern, weights) or _part_meant(pattern, weights)
             raise InputError(f"pattern {pattern!r} matches none of the {len(weights)} weights.{hint}")
         chosen.update(matched)
     return {name: tensor for name, tensor in weights.items() if name in chosen}
+
+
+def _part_meant(pattern: str, names: Iterable[str]) -> str:
+    """For a glob: the part of a name that is closest to the first of its words that no name has."""
+    parts = {part for name in names for part in name.split(".")}
+    words = [word for word in re.split(r"[^\w-]+", pattern) if word and word not in parts]
+    return did_you_mean(words[0], sorted(parts)) if words else ""
 
 
 def to_vector(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> Tensor:

@@ -104,6 +104,8 @@ def crossing_interval(
     level: float,
     seed: int,
     repeats: int = 2000,
+    *,
+    shared: bool = True,
 ) -> Interval | None:
     """Interval for :func:`crossing` of the mean curve, over directions; ``None`` when the mean curve does not cross.
 
@@ -120,6 +122,8 @@ def crossing_interval(
         scales: Shape (R,), rising, above 0.
         drops_per_direction: Shape (D, R), NaN where a direction was not measured.
         tau, level, seed, repeats: Tolerance; coverage aimed at; of the redrawing.
+        shared: A row is one direction at all scales. ``False``: every scale has directions of its own, which are then
+            redrawn scale by scale, and D is the number of directions at the scales around the crossing.
 
     Raises:
         InputError: Shapes that do not match, fewer than two directions, a scale without any measurement.
@@ -136,11 +140,19 @@ def crossing_interval(
     estimate = crossing(steps, np.nanmean(rows, axis=0), tau)
     if estimate is None:
         return None
-    weights = _weights(size, repeats, seed)
-    counts = weights @ measured
-    curves = np.where(counts > 0, weights @ np.where(measured, rows, 0.0) / np.maximum(counts, 1), np.nan)
+    each = measured.sum(axis=0)
+    if shared:
+        weights = _weights(size, repeats, seed)
+        counts = weights @ measured
+        curves = np.where(counts > 0, weights @ np.where(measured, rows, 0.0) / np.maximum(counts, 1), np.nan)
+        few = int(each.min())
+    else:
+        columns = [rows[measured[:, j], j] for j in range(steps.size)]
+        redrawn = [_weights(c.size, repeats, seed + j) @ c / c.size for j, c in enumerate(columns)]
+        curves = np.stack(redrawn, axis=1)
+        after = int(np.searchsorted(steps, estimate))
+        few = int(each[max(after - 1, 0) : after + 1].min())
     found = np.sort(_first_crossings(steps, curves, tau))
-    few = int(measured.sum(axis=0).min())
     free = max(few if few > 1 else size, 2)
     tail = _normal_tail(student_quantile((1 - level) / 2, free - 1) * math.sqrt(free / (free - 1)))
     low = float(found[math.floor(tail * (repeats - 1))])

@@ -1,6 +1,7 @@
 """One function per verb: the Python API that the command line and notebooks call."""
 
 from catchment.workflows.compare import broken_bounds, compare, plan_only, run_comparison
+from catchment.workflows.distributed import first as first_process
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
 from catchment.workflows.scan import run_scan, scan, scan_plan
@@ -10,6 +11,7 @@ __all__ = [
     "Progress",
     "broken_bounds",
     "compare",
+    "first_process",
     "plan_only",
     "run_comparison",
     "run_scan",

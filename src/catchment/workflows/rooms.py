@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from catchment import landscape
+from catchment import landscape, models
 from catchment.capabilities import Task
 from catchment.errors import CatchmentError
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
@@ -41,6 +41,9 @@ def rooms(job: Job) -> tuple[Room, ...]:
         return ()
     base, tuned = job.base.loaded, job.tuned.loaded
     job.progress.status("the way from base to tuned")
+    if models.named_weights(base.model, "adapter"):
+        job.warnings.append("no room: the base stands under an adapter; merge it and save it for a way to start from")
+        return ()
     try:
         way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
     except CatchmentError as error:

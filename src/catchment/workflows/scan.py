@@ -18,6 +18,7 @@ from catchment.landscape import Evaluator, Field
 from catchment.records import Basin, Scan, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
+from catchment.workflows import distributed
 from catchment.workflows.job import CPU_BATCH
 from catchment.workflows.measure import POLICY
 from catchment.workflows.progress import Progress
@@ -60,18 +61,21 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
     tasks = options.get("tasks", ("default",))
     named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
     options["tasks"] = tuple(str(name) if isinstance(name, Path) else name for name in named)
+    for name in ("text", "chat_template"):
+        if name in options:
+            options[name] = str(options[name])
     for name in ("out", "store"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
-    if "through" in options and isinstance(options["through"], (str, Path)):
-        options["through"] = (options["through"],)
+    through = options.get("through", ())
+    options["through"] = tuple(str(m) for m in ((through,) if isinstance(through, (str, Path)) else through))
     return run_scan(ScanSettings(model, **options), progress or Progress(), tokenizer)
 
 
 def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None) -> Scan:
     """:func:`scan` with checked settings."""
     job = open_scan(settings, progress, tokenizer)
-    if settings.out is None:
+    if settings.out is None or not distributed.first():
         return _work(job)
     with Store(job.out).lock("scan"):
         return _work(job)
@@ -105,15 +109,15 @@ def _work(job: ScanJob) -> Scan:
     if not job.admitted:
         reasons = "; ".join(f"{a.task}: {a.reason}" for a in job.admissions)
         raise TaskError(f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks.")
-    job.save_plan(finished=False)
+    job.save_plan()
     if job.settings.workers > 1 and not job.frozen:
         prefetch(job)
     with job.evaluator() as evaluator:
         stages = Stages(job, evaluator, job.field(evaluator))
         stages.run()
         found = _record(job, evaluator, stages)
-    job.save_plan(finished=True)
-    if job.settings.out is not None:
+    job.save_plan(stages.panels, finished=True)
+    if job.settings.out is not None and distributed.first():
         write_atomic(job.out / "scan.json", to_json(found))
         report.write_scan_page(found, job.out / "report.html")
     return found
@@ -147,7 +151,8 @@ def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
         gradients=stages.gradients,
         conditions=_conditions(job, field, evaluator),
         plan={
-            "budget_seconds": job.clock.budget, "spent_seconds": round(job.clock.spent, 1),
+            "budget_seconds": job.clock.budget,
+            "spent_seconds": round(job.clock.spent_before if job.frozen else job.clock.spent, 1),
             "evaluations": evaluator.evaluations, "tokens": evaluator.tokens,
         },
         warnings=tuple(dict.fromkeys([*job.warnings, *job.side.notes, *evaluator.engine.notes])),

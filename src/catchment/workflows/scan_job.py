@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catchment import landscape
+from catchment import landscape, models
 from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, gates, resolve_tasks, sample
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
@@ -19,6 +19,7 @@ from catchment.records import Admission, Panel, Row, SubspaceCard
 from catchment.runs import Cell, Store, cell_key, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
 from catchment.statistics import admission, ladder, mean_interval, node_error
+from catchment.workflows import distributed
 from catchment.workflows.job import CPU_BATCH
 from catchment.workflows.measure import Side, fill
 from catchment.workflows.progress import Progress
@@ -39,16 +40,22 @@ class Clock:
 
     @property
     def spent(self) -> float:
-        return self.spent_before + time.monotonic() - self.started
+        return float(distributed.agreed(self.spent_before + time.monotonic() - self.started))
+
+    @property
+    def end(self) -> float:
+        """Seconds at which measuring stops; of a budget below half a minute a quarter is kept."""
+        return self.budget - min(RESERVE, self.budget / 4)
 
     @property
     def left(self) -> float:
-        return self.budget - RESERVE - self.spent
+        return self.end - self.spent
 
 
 @dataclass
 class ScanJob:
-    """One scan at work. ``frozen``: an equal scan was finished here; nothing is measured again."""
+    """One scan at work. ``frozen``: an equal scan was finished here; nothing is measured again, and ``bought`` is what
+    it said of its budget."""
 
     settings: ScanSettings
     side: Side
@@ -60,9 +67,9 @@ class ScanJob:
     subspace: Subspace
     card: SubspaceCard
     frozen: bool = False
+    bought: tuple[Panel, ...] = ()
     grounds: list[Ground] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
-    panels: list[Panel] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -94,17 +101,26 @@ class ScanJob:
     def field(self, evaluator: Evaluator) -> Field:
         return Field(evaluator, self.design())
 
-    def save_plan(self, finished: bool) -> None:
-        """Write what was spent, and whether the scan ran to its end."""
-        if self.settings.out is not None and not self.frozen:
-            content = {"ask": ask(self), "budget": self.clock.budget, "spent": self.clock.spent, "finished": finished}
+    def save_plan(self, panels: Sequence[Panel] = (), *, finished: bool = False) -> None:
+        """Write what was spent and on what, and whether the scan ran to its end."""
+        spent = self.clock.spent  # asked for by every process
+        if self.settings.out is not None and not self.frozen and distributed.first():
+            content = {
+                "ask": ask(self), "budget": self.clock.budget, "spent": spent, "finished": finished,
+                "panels": [dataclasses.asdict(panel) for panel in panels],
+            }  # fmt: skip
             write_atomic(self.out / "plan.json", json.dumps(content, indent=1))
 
 
 def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> ScanJob:
     """Load, refuse what cannot be scanned, find the clock of an earlier run in OUT."""
+    distributed.join()
     clock = Clock(settings.seconds)
+    if settings.workers > 1 and not isinstance(settings.model, (str, Path)):
+        raise InputError("workers load the model themselves; expected a name or a path, not a model in memory.")
     tasks = scan_tasks(settings)
+    for spec in settings.through:
+        models.resolve(str(spec))  # a name that means nothing is said before anything is measured
     progress.status("reading the model")
     side = Side(
         "base", settings.model, settings.model_options(), settings.chat_template, settings.system,
@@ -114,21 +130,26 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     if side.classifies:
         raise ModelError(f"{side.card.name} is a {side.card.architecture}; scan takes causal language models.")
     subspace = Subspace.parse(side.loaded.model, settings.subspace)
+    if settings.gradients and subspace.kind not in ("all", "glob"):
+        raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
     card = subspace.card(side.loaded.model)
     if card.rms == 0 and settings.ladder is None:
         raise InputError(
             f"subspace {settings.subspace!r} holds only zeros, so it has no scale; give --ladder LOW:HIGH:RUNGS."
         )
-    if settings.out is not None:
+    distributed.shard(side.loaded.model)
+    if settings.out is not None and distributed.first():
         fingerprint = {
             "model": side.card.weights_hash, "config": side.card.config_hash, "dtype": side.card.dtype,
             "subspace": subspace.hash, "seed": settings.seed, "chat_template": settings.chat_template,
             "system": settings.system,
         }  # fmt: skip
         claim_folder(settings.out, fingerprint, "scan")
-    store = Store(settings.store or cache_dir() / "store")
+    alone = distributed.processes() == 1
+    store = Store((settings.store or cache_dir() / "store") if alone else distributed.own_store())
     job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
-    _take_up(job)
+    if alone:
+        _take_up(job)
     return job
 
 
@@ -139,9 +160,15 @@ def scan_tasks(settings: ScanSettings) -> list[Task]:
         if task.scorer == "agreement":
             raise InputError(f"task {task.name!r} has no right answers to score; a scan needs labelled tasks.")
         gates.check_task(task)
-    if settings.text != "none" and not any(task.scorer == "text" for task in tasks):
-        tasks += [task for task in resolve_tasks([settings.text]) if task.name not in {t.name for t in tasks}]
-    return tasks
+    if settings.text == "none" or any(task.scorer == "text" for task in tasks):
+        return tasks
+    text = resolve_tasks([settings.text])[0]
+    if text.scorer != "text":
+        raise InputError(
+            f"--text {settings.text!r} is scored by {text.scorer!r}; expected 'text', 'none' or a .jsonl file with "
+            'lines like {"text": "..."}.'
+        )
+    return tasks if text.name in {task.name for task in tasks} else [*tasks, text]
 
 
 def ask(job: ScanJob) -> dict[str, Any]:
@@ -160,6 +187,7 @@ def _take_up(job: ScanJob) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
         same = kept["ask"] == ask(job)
         budget, spent, finished = float(kept["budget"]), float(kept["spent"]), bool(kept["finished"])
+        panels = tuple(Panel(**panel) for panel in kept["panels"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if not same:
@@ -167,7 +195,7 @@ def _take_up(job: ScanJob) -> None:
     job.clock.spent_before = spent
     job.frozen = finished and job.clock.budget <= budget
     if job.frozen:
-        job.clock.budget = budget
+        job.clock.budget, job.bought = budget, panels
 
 
 def admit(job: ScanJob) -> None:

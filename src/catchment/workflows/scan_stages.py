@@ -11,9 +11,12 @@ from catchment import landscape, models
 from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
+from catchment.workflows import distributed
 from catchment.workflows.scan_claims import claims
 from catchment.workflows.scan_job import ScanJob, split, unit_scales
 
+WHOLE = ("worst", "curvature", "gradients")
+"""Stages that take gradients, which weights cut over processes do not give whole."""
 PILOT = 4
 """Units per scale from which the search guesses where a task is lost."""
 ATTACK_ITEMS = 16
@@ -54,9 +57,21 @@ class Stages:
         self._stage("curvature", self._curvature, self._curvature_price)
         if s.gradients:
             self._stage("gradients", self._gradients, None, forced=True)
-        self._deadline = self.job.clock.budget
-        self._brackets()
+        self._rest_for_brackets()
         self.evaluator.flush()
+        if self.job.frozen:
+            self.panels = list(self.job.bought)
+
+    def _rest_for_brackets(self) -> None:
+        clock = self.job.clock
+        self._deadline, before = clock.end, clock.spent
+        bought = self._brackets()
+        landscape.sharpen(self.field, self.job.admitted, self.field.design.cap, self._stop)
+        first = self.panels[0]
+        seconds = round(first.seconds + clock.spent - before, 1)
+        self.panels[0] = dataclasses.replace(
+            first, bought=bought, seconds=seconds, price=None if bought else first.price
+        )
 
     def _stage(
         self, name: str, work: Callable[[], bool], price: Callable[[], float] | None, *, forced: bool = False
@@ -67,20 +82,22 @@ class Stages:
         self._deadline = clock.spent + share
         self.job.progress.status(TITLES[name].lower())
         before = clock.spent
-        cost = price() if price is not None else None
-        bought, note = False, ""
-        if self.job.frozen or forced or cost is None or cost <= share:
-            try:
+        cost, bought, note = None, False, ""
+        try:
+            if name in WHOLE and distributed.processes() > 1:
+                raise InputError("it needs the gradient of whole weights on one process; scan without torchrun for it.")
+            cost = price() if price is not None else None
+            if self.job.frozen or forced or cost is None or cost <= share:
                 bought = work()
-            except NotStoredError:
-                bought = False
-            except CatchmentError as error:
-                note = str(error)
-                self.job.warnings.append(f"{TITLES[name].lower()}: {error}")
+        except NotStoredError:
+            bought = False
+        except CatchmentError as error:
+            note = str(error)
+            self.job.warnings.append(f"{TITLES[name].lower()}: {error}")
         spent = clock.spent - before
         left = None if bought else max(cost if cost is not None else self._rest(name), 1.0)
         self.panels.append(Panel(name, TITLES[name], bought, round(spent, 1), left and round(left, 1), note))
-        self.job.save_plan(finished=False)
+        self.job.save_plan(self.panels)
 
     def _stop(self) -> bool:
         return not self.job.frozen and self.job.clock.spent >= self._deadline
@@ -88,7 +105,7 @@ class Stages:
     def _seconds(self, tokens: float, points: int = 0) -> float:
         """What evaluating so many tokens at so many points takes, at the speed seen so far."""
         e = self.evaluator
-        speed = e.fresh_tokens / e.seconds if e.seconds > 0 else 500.0
+        speed = distributed.agreed(e.fresh_tokens / e.seconds if e.seconds > 0 else 500.0)
         return tokens / speed + points * 0.1
 
     def _tokens(self, task: str, items: int) -> float:
@@ -191,6 +208,8 @@ class Stages:
         return (one, two), reach, (f"to {s.through[0]}", f"to {s.through[1]}, across"), named
 
     def _way(self, spec: str) -> Towards:
+        if models.named_weights(self.evaluator.engine.model, "adapter"):
+            raise InputError(f"--through {str(spec)!r}: the model stands under an adapter; merge it and save it first.")
         options = {k: v for k, v in self.job.settings.model_options().items() if k != "revision"}
         other = models.load(spec, **{**options, "dtype": self.job.side.card.dtype})
         try:
@@ -198,7 +217,7 @@ class Stages:
                 self.evaluator.engine.model, other.model, self.job.subspace, other.card.weights_hash
             )
         except CatchmentError as error:
-            raise InputError(f"--through {spec!r}: {error}") from error
+            raise InputError(f"--through {str(spec)!r}: {error}") from error
         return found
 
     def _curved(self) -> tuple[list[str], list[Batch], int]:

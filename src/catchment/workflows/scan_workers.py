@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from typing import Any
 
 import torch
 
@@ -11,7 +13,7 @@ from catchment.landscape import NotStoredError
 from catchment.runs import LocalExecutor
 from catchment.settings import ScanSettings
 from catchment.workflows.progress import Progress
-from catchment.workflows.scan_job import RESERVE, ScanJob, admit, open_scan, unit_scales
+from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
 
 SHARE = 0.6
 """Of the time left that workers may take; the search goes on from what they measured."""
@@ -21,27 +23,27 @@ def prefetch(job: ScanJob) -> None:
     """Measure units ``w, w + N, ...`` of every scale of a profile in worker w, until done or out of time.
 
     Raises:
-        ModelError: A model in memory cannot be sent to other processes; or a worker failed.
+        ModelError: A worker failed.
     """
-    s = job.settings
-    if not isinstance(s.model, str):
-        raise ModelError("workers load the model themselves; expected a name or a path, not a model in memory.")
-    seconds = job.clock.left * SHARE
-    calls = [(_worker, (dataclasses.replace(s, out=None, workers=1), w, s.workers, seconds)) for w in range(s.workers)]
+    s, seconds = job.settings, job.clock.left * SHARE
+    if seconds <= 0:
+        return
+    alone = dataclasses.replace(s, out=None, workers=1)
+    calls = [(_worker, (alone, job.side.tokenizer, w, s.workers, seconds)) for w in range(s.workers)]
     job.progress.status(f"directions on {s.workers} processes")
     for outcome in LocalExecutor(s.workers).run(calls):
         if not outcome.ok:
             raise ModelError(f"worker {outcome.index} failed: {outcome.error}")
 
 
-def _worker(settings: ScanSettings, number: int, workers: int, seconds: float) -> int:
+def _worker(settings: ScanSettings, tokenizer: Any, number: int, workers: int, seconds: float) -> int:
     """One process: its share of the units of each scale. Returns how many units it measured."""
+    deadline = time.monotonic() + seconds
     if torch.cuda.is_available() and settings.device is None:
         settings = dataclasses.replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    settings = dataclasses.replace(settings, budget=f"{seconds + RESERVE:.0f}")
-    job = open_scan(settings, Progress(), None)
+    job = open_scan(settings, Progress(), tokenizer)
     admit(job)
     done = 0
     with job.evaluator() as evaluator:
@@ -49,7 +51,7 @@ def _worker(settings: ScanSettings, number: int, workers: int, seconds: float) -
         try:
             for unit in range(number, settings.directions, workers):
                 for scale in unit_scales(field.design):
-                    if job.clock.left <= 0:
+                    if time.monotonic() >= deadline:
                         return done
                     due = [t for t in job.admitted if unit < field.design.units(evaluator.grounds[t])]
                     if due:

@@ -14,6 +14,7 @@ from catchment.records import Row
 from catchment.runs import Cell, Store, cell_key
 from tests.tiny import tiny_llama, tiny_tokenizer
 
+torch.set_num_threads(1)
 Score = Callable[[Tensor, int], float]
 """Score of the i-th item, from the move (weights less the model's own), float64, shape (k,)."""
 
@@ -52,6 +53,9 @@ class Oracle(Evaluator):
         self.own = theta.double().clone()
         self.score = score
         self.seen: list[tuple[str, tuple[str, ...], Tensor]] = []
+
+    def __enter__(self) -> Oracle:
+        return self
 
     @property
     def move(self) -> Tensor:

@@ -163,7 +163,7 @@ def test_a_scoring_function_that_fails_is_no_broken_model() -> None:
 
     good = Task("own", (Item("2 + 2?"),), "callable", function=lambda item, answer: 1.0, max_new_tokens=2)
     model = tiny.tiny_llama()
-    engine, ground = real_ground(model, good)
+    _, ground = real_ground(model, good)
     bad = dataclasses.replace(ground.prepared, task=dataclasses.replace(good, function=fails))
     seer = real(SUMS, model=model)
     seer.grounds["own"] = dataclasses.replace(ground, prepared=bad)
