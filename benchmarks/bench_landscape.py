@@ -179,7 +179,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/landscape-<date>.json")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<date>-landscape.json")
     options = parser.parse_args()
     date, before = datetime.date.today().isoformat(), os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +187,7 @@ def main() -> int:
         tools = {name: run_tool(name, Path(folder), options) for name in options.tools}
     record = {"date": date, "conditions": conditions(parameters, options, before), "units": UNITS}
     record |= {"bars": bars(tools), "tools": tools}
-    out = options.out or ROOT / "benchmarks" / "results" / f"landscape-{date}.json"
+    out = options.out or ROOT / "benchmarks" / "results" / f"{date}-landscape.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print_tables(tools)

@@ -11,6 +11,9 @@ from typing import Any, get_type_hints
 
 from catchment.errors import InputError, did_you_mean
 
+LARGEST = 1e4
+"""RMS displacement per weight at most: beyond it float16 weights are no numbers any more."""
+
 
 def cache_dir() -> Path:
     """Folder for what can be made again: ``$CATCHMENT_HOME``, or ``~/.cache/catchment``. It may not exist yet."""
@@ -245,9 +248,10 @@ class ScanSettings:
             found = float(low), float(high), int(rungs)
         except ValueError:
             raise InputError(f"ladder {self.ladder!r}: expected LOW:HIGH:RUNGS, e.g. 0.0005:0.05:15.") from None
-        if not 0 < found[0] < found[1] < float("inf") or found[2] < 8:
+        if not 0 < found[0] < found[1] <= LARGEST or not 8 <= found[2] <= 1000:
             raise InputError(
-                f"ladder {self.ladder!r}: expected 0 < LOW < HIGH and at least 8 rungs, e.g. 0.0005:0.05:15."
+                f"ladder {self.ladder!r}: expected 0 < LOW < HIGH <= {LARGEST:g} and 8 to 1000 rungs, e.g. "
+                "0.0005:0.05:15."
             )
         return found
 

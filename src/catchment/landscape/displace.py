@@ -160,10 +160,14 @@ class Mover:
             self.hold(direction)
         for part in self._parts:
             assert part.delta is not None
-            if part.index is None:
+            if part.index is not None:
+                part.write(_added(part.clean, part.delta, scale))
+            elif part.clean.dtype in (torch.float32, torch.float64):
                 torch.add(part.clean, part.delta, alpha=scale, out=part.weight)
             else:
-                part.write(torch.add(part.clean, part.delta, alpha=scale))
+                pieces = zip(*(t.split(_PIECE) for t in (part.weight, part.clean, part.delta)), strict=True)
+                for weight, clean, delta in pieces:
+                    weight.copy_(_added(clean, delta, scale))
 
     def hold(self, direction: Direction) -> None:
         """Draw a direction into memory: what :meth:`place` does when it meets a new one."""
@@ -190,7 +194,11 @@ class Mover:
             high = min(high, low + noise.BLOCK - (part.start + low) % noise.BLOCK)
             drawn = direction.delta(part.name, part.start + low, part.start + high, str(part.weight.device))
             with torch.no_grad():
-                torch.add(part.clean[low:high], drawn.to(part.clean.dtype), alpha=scale, out=part.weight[low:high])
+                clean, weight = part.clean[low:high], part.weight[low:high]
+                if clean.dtype == weight.dtype == torch.float32 and clean.device == weight.device:
+                    torch.add(clean, drawn, alpha=scale, out=weight)
+                else:
+                    weight.copy_(_added(clean.to(weight.device), drawn.to(clean.dtype), scale))
 
         noise.spread(one, pieces, self._parts[0].weight.device)
 
@@ -302,6 +310,12 @@ def _flat(name: str, tensor: Tensor) -> Tensor:
 
 def _plain(part: _Part) -> bool:
     return part.clean.dtype == torch.float32 and part.clean.device == part.weight.device
+
+
+def _added(clean: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """``clean + scale * delta`` in fp32 or wider, to be rounded once. (In half types torch rounds the scale itself.)"""
+    wide = torch.promote_types(clean.dtype, torch.float32)
+    return torch.add(clean.to(wide), delta.to(wide), alpha=scale)
 
 
 def _moved(direction: Direction, part: _Part, clean: Tensor, scale: float, low: int, high: int) -> Tensor:

@@ -113,8 +113,8 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
         return not evaluator.frozen and late(job)
 
     job.progress.status("room of the fine-tune")
+    card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet
     landscape.measure(ray, names, stop)
-    card = way.subspace.card(evaluator.mover.model)
     found = {name: landscape.room(ray, name, card, 1 - job.settings.alpha, len(names)) for name in names}
     for name, span in _typical(evaluator, way, names, job, stop).items():
         found[name] = dataclasses.replace(found[name], typical=span)

@@ -293,8 +293,15 @@ def test_a_real_attack_stays_in_its_subspace(kind: str, attacked: Any) -> None:
     with Mover(model, subspace) as mover:
         seer.mover = mover
         starts = [unit(gaussian(subspace, 0, i)) for i in range(2)]
+        _, gradient = module._gradient(seer, batches)
         own = []
         for start in starts:
+            sides = []
+            for step in (1e-3, -1e-3):
+                with mover.at((start, step)):
+                    sides.append(mean_loss(model, batches))
+            slope = sum(float(g.double() @ start.delta(n).double()) for n, g in gradient.items())
+            assert (sides[0] - sides[1]) / 2e-3 == pytest.approx(slope, rel=0.05, abs=0.02), "in these coordinates"
             with mover.at((start, radius)):
                 own.append(mean_loss(model, batches))
         found = ascend(seer, batches, radius, starts, 6, {"k": 1})
