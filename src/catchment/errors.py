@@ -22,6 +22,10 @@ class TaskError(CatchmentError):
     """A task cannot be built or scored honestly: unlabelled, empty, prompts that do not fit."""
 
 
+class NonFiniteError(TaskError):
+    """A model's outputs are NaN or infinite, so there is nothing to score."""
+
+
 class GateError(TaskError):
     """A validity gate refused a measurement that would have looked like a result."""
 

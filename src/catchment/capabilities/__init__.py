@@ -21,6 +21,7 @@ from catchment.capabilities.evaluate import (
     prepare,
     run,
     sample,
+    settle_path,
 )
 from catchment.capabilities.prompts import Encoded, expected_answer
 from catchment.capabilities.sources import resolve_tasks
@@ -66,6 +67,7 @@ __all__ = [
     "resolve_tasks",
     "run",
     "sample",
+    "settle_path",
     "without_trace",
 ]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from catchment.capabilities.prompts import Encoded, expected_answer
 from catchment.capabilities.tasks import Item, Task
-from catchment.errors import TaskError
+from catchment.errors import NonFiniteError, TaskError
 from catchment.records import Row
 
 TIE = 1e-4
@@ -71,10 +71,10 @@ def check_finite(item: Item, values: Sequence[float]) -> None:
     """Refuse numbers that are none.
 
     Raises:
-        TaskError: NaN or infinite values.
+        NonFiniteError: NaN or infinite values.
     """
     if not all(map(math.isfinite, values)):
-        raise TaskError(
+        raise NonFiniteError(
             f"item {item.id}: the model gave the log-probabilities {list(values)}; expected finite numbers. In float16 "
             f"large activations overflow: use dtype bfloat16 or float32. Otherwise the weights are broken."
         )

@@ -10,12 +10,12 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run
-from catchment.errors import CatchmentError, TaskError
+from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run, settle_path
+from catchment.errors import CatchmentError, NonFiniteError
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
 from catchment.landscape.losses import Batch, answer_batches
@@ -58,8 +58,6 @@ class Ground:
 
     def value(self, row: Row) -> float:
         """The score in [0, 1]; of a text the mean probability of a byte, ``2^(-bits per byte)``."""
-        if self.prepared.task.scorer == "text":
-            return 2.0**-row.companion if row.companion is not None and BROKEN not in row.flags else 0.0
         return row.score
 
     @property
@@ -141,6 +139,7 @@ class Evaluator:
         if missing:
             if self.frozen:
                 raise NotStoredError("the store holds no rows of a point that this plan needs; scan again.")
+            self._settle(missing)
             begin = time.perf_counter()
             self.mover.place(*moves)
             for task, items in missing.items():
@@ -150,6 +149,14 @@ class Evaluator:
             self.seconds += time.perf_counter() - begin
         self.broken += sum(BROKEN in row.flags for rows in found.values() for row in rows.values())
         return found
+
+    def _settle(self, tasks: Iterable[str]) -> None:
+        """Let the engine choose its path at the model's own weights: at a displaced point its check could fail for the
+        wrong reason."""
+        if self.engine.packed and not self.engine.checked:
+            self.mover.restore()
+            for task in tasks:
+                settle_path(self.engine, self.grounds[task].prepared)
 
     def fresh(self, task: str, items: Sequence[str]) -> dict[str, Row]:
         """Rows of the model where it stands now, in the order of the items; nothing is looked up or kept."""
@@ -162,9 +169,8 @@ class Evaluator:
         """Rows; where outputs are not finite, which the one evaluation path refuses, a flagged 0 for that item."""
         try:
             return run(self.engine, part)
-        except TaskError:  # of these scorers it says one thing only; a task's own function may fail for its own reasons
-            if part.task.scorer == "callable":
-                raise
+        except NonFiniteError:
+            pass
         if len(part.encoded) == 1:
             return [Row(part.encoded[0].item.id, 0.0, "", flags=(BROKEN,))]
         return [row for e in part.encoded for row in self._run(dataclasses.replace(part, encoded=(e,)))]

@@ -53,8 +53,10 @@ class Ray:
 
 
 def measure(ray: Ray, tasks: Sequence[str], stop: Stop = lambda: False) -> None:
-    """Measure what rooms and barriers are read from: the inner points, then outward while the mean drop is below tau,
-    then bisections around the first crossing. What is left when ``stop`` says so stays out, and rooms are wider."""
+    """Measure what rooms and barriers are read from: the inner points, then outward until one point beyond the first
+    mean drop above tau, then bisections around the first crossing. What is left when ``stop`` says so stays out, and
+    rooms are wider.
+    """
 
     def below(task: str, t: float) -> bool:
         return ray.drop(task, t) <= ray.evaluator.grounds[task].tau
@@ -71,11 +73,13 @@ def _measure(ray: Ray, tasks: Sequence[str], below: Callable[[str, float], bool]
             return
         ray.at(tasks, t)
     reaching = [task for task in tasks if all(below(task, t) for t in (*BETWEEN, 1.0))]
+    crossed: list[str] = []
     for t in BEYOND:
-        if stop() or not reaching:
+        if stop() or not reaching + crossed:
             break
-        ray.at(reaching, t)
-        reaching = [task for task in reaching if below(task, t)]
+        ray.at(reaching + crossed, t)  # one point beyond the first crossing, which is often too near to be shown
+        crossed = [task for task in reaching if not below(task, t)]
+        reaching = [task for task in reaching if task not in crossed]
     for _ in range(BISECTIONS):
         for task in tasks:
             known = sorted(t for t in ray.points[task])

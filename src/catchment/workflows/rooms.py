@@ -21,7 +21,7 @@ from catchment.runs import Cell, cell_key
 from catchment.statistics import ladder
 from catchment.workflows import results
 from catchment.workflows.job import CPU_BATCH, Job
-from catchment.workflows.rounds import late, save_plan
+from catchment.workflows.rounds import ROOM_SHARE, late, save_plan
 
 MOST_ITEMS, LEAST_ITEMS = 256, 32
 RAY_POINTS = 6
@@ -109,8 +109,13 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
     }
     ray = landscape.Ray(evaluator, way, tables)
 
+    started = job.elapsed
+
     def stop() -> bool:
-        return not evaluator.frozen and late(job)
+        if evaluator.frozen or job.plan.budget is None:
+            return False
+        # A run that was killed goes on with rows it had planned, whatever they take, but with no room without end.
+        return job.elapsed - started > ROOM_SHARE * job.plan.budget if job.resumed else late(job)
 
     job.progress.status("room of the fine-tune")
     card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet

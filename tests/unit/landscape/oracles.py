@@ -49,7 +49,8 @@ class Oracle(Evaluator):
     def __init__(self, size: int, grounds: Sequence[Ground], score: Score, **options: Any) -> None:
         theta = torch.randn(size, generator=torch.Generator().manual_seed(7))
         model = Vector(theta)
-        super().__init__(Engine(model, None), Mover(model, Subspace.all(model), memory="copy"), grounds, **options)
+        mover = Mover(model, Subspace.all(model), memory="copy")
+        super().__init__(Engine(model, None, packed=False), mover, grounds, **options)
         self.own = theta.double().clone()
         self.score = score
         self.seen: list[tuple[str, tuple[str, ...], Tensor]] = []

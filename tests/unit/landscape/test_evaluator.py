@@ -15,7 +15,6 @@ from catchment.errors import TaskError
 from catchment.landscape import Mover, NotStoredError, Subspace, gaussian
 from catchment.landscape.evaluator import subset
 from catchment.models import named_weights, weights_hash
-from catchment.records import Row
 from catchment.runs import Store
 from tests import tiny
 from tests.unit.landscape.oracles import NAMES, SUMS, Oracle, bare_ground, cells, real, real_ground
@@ -192,8 +191,6 @@ def test_the_model_is_restored_after_an_exception_inside() -> None:
 def test_the_value_of_a_text_is_the_mean_probability_of_a_byte() -> None:
     _, ground = real_ground(tiny.tiny_llama(), TEXT)
     item = ground.items[0]
-    assert ground.value(Row(item, 0.9, "", (), 3.0)) == 0.125
-    assert ground.value(Row(item, 0.9, "", (), 3.0, ("non-finite",))) == 0
     row = ground.base[item]
     size = len(ground.encoded[item].item.prompt.encode())
     assert ground.value(row) ** size == pytest.approx(2.718281828459045 ** row.logprobs[0], rel=1e-6)
