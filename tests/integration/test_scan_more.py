@@ -1,0 +1,270 @@
+"""``scan`` end to end, further: bad input, subspaces, gradients, planes through other models, workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import catchment
+from catchment.capabilities import Item, Task, sample
+from catchment.errors import CatchmentError, GateError, InputError, ModelError, TaskError
+from catchment.records import Scan, from_json
+from tests import tiny
+from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
+from tests.integration.test_scan import FEW, QUICK, forwards, honest, models, scan, stable, store_lines, task
+
+__all__ = ["forwards", "home", "models", "run_cli", "task"]
+torch.set_num_threads(1)
+
+BAD = [
+    (["{nowhere}"], "nowhere-model"),
+    (["{base}", "--subspace", "*.mpl.*"], "Did you mean"),
+    (["{base}", "--subspace", "frame:many"], "frame:RANK"),
+    (["{base}", "--subspace", "frame:0"], "frame rank 0"),
+    (["{base}", "--subspace", "sparse:nowhere.safetensors"], "nowhere.safetensors"),
+    (["{base}", "--budget", "0"], "90s, 4m"),
+    (["{base}", "--budget", "soon"], "90s, 4m"),
+    (["{base}", "--plane", "10"], "odd number of points"),
+    (["{base}", "--plane", "1"], "odd number of points"),
+    (["{base}", "--ladder", "0.1:0.01:9"], "0 < LOW < HIGH"),
+    (["{base}", "--ladder", "0.01:0.1:4"], "8 to 1000 rungs"),
+    (["{base}", "--ladder", "low:high"], "LOW:HIGH:RUNGS"),
+    (["{base}", "--ladder", "0.1:1e38:8"], "HIGH <= 10000"),
+    (["{base}", "--items", "stale"], "'fresh' or 'fixed'"),
+    (["{base}", "--memory", "huge"], "'mapped'"),
+    (["{base}", "--through", "{other}", "--plane", "0"], "through"),
+    (["{base}", "--through", "nowhere-model"], "nowhere-model"),
+    (["{base}", "--tau", "2"], "tau 2"),
+    (["{base}", "--directions", "1"], "directions 1"),
+    (["{base}", "--workers", "0"], "workers 0"),
+    (["{base}", "--tasks", "arithmetik"], "Did you mean 'arithmetic'"),
+    (["{base}", "--gradients", "--subspace", "frame:2"], "--gradients"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD, ids=[" ".join(a[1:]) or s for a, s in BAD])
+def test_bad_input_is_one_clear_line(
+    models: Path, tmp_path: Path, run_cli: Cli, arguments: list[str], said: str, forwards: Counter[str]
+) -> None:
+    names = {"base": models / "base", "other": models / "other", "nowhere": "nowhere-model"}
+    filled = [word.format(**names) for word in arguments]
+    if "--tasks" not in filled:
+        filled += ["--tasks", str(models / "echo.jsonl")]
+    result = run_cli("scan", *filled, "--text", "none", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert result.stderr.startswith("catchment: ")
+    assert result.stderr.count("\n") == 1
+    assert forwards["rows"] == 0  # said before anything was measured
+
+
+def test_unknown_settings_get_a_suggestion(models: Path, tmp_path: Path, run_cli: Cli) -> None:
+    with pytest.raises(InputError, match="Did you mean 'subspace'"):
+        scan(models, subspce="all")
+    with pytest.raises(InputError, match="no setting 'dry_run'"):
+        scan(models, dry_run=True)
+    config = tmp_path / "scan.yaml"
+    config.write_text("direktions: 4\n")
+    result = run_cli("scan", models / "base", "--config", config)
+    assert result.returncode == 2
+    assert "Did you mean 'directions'" in result.stderr
+    wrong = run_cli("scan", models / "base", "--subspce", "all")
+    assert wrong.returncode == 2
+    assert "--subspace" in wrong.stderr
+
+
+def test_tasks_that_the_model_cannot_do(models: Path, tmp_path: Path, task: Task, run_cli: Cli) -> None:
+    """Random weights are at chance on a task with random gold: in the record, and never silently left out."""
+    found = scan(models, tasks=[task, make_task("noise")], budget="1s")
+    by_name = {a.task: a for a in found.admissions}
+    assert by_name["echo"].admitted
+    assert not by_name["noise"].admitted
+    assert "chance" in by_name["noise"].reason
+    assert [basin.task for basin in found.basins] == ["echo"]
+    write_task(tmp_path / "noise.jsonl", make_task("noise"))
+    alone = run_cli(
+        "scan", models / "base", "--tasks", tmp_path / "noise.jsonl", "--text", "none", "--out", tmp_path / "out"
+    )
+    assert alone.returncode == 2
+    assert "none of the tasks can be scanned" in alone.stderr
+    assert "below the 0.483 needed" in alone.stderr
+    with pytest.raises(TaskError, match="expected at least 16"):
+        scan(models, tasks=[task], limit=12)
+    with pytest.raises(GateError, match="no label"):
+        scan(models, tasks=[task.with_items(tuple(Item(i.prompt, i.choices, -1) for i in task.items))])
+
+
+def test_a_first_rung_that_destroys_the_model(models: Path) -> None:
+    found = scan(models, ladder="5:5000:8")
+    (basin,) = found.basins
+    honest(basin)
+    assert (basin.low, basin.high) == (0.0, 5.0)
+    assert "lower --ladder" in basin.note
+    assert found.check.hash_after == found.check.hash_before
+    assert found.check.ok
+
+
+def test_outputs_that_are_not_finite_count_as_lost(models: Path, tmp_path: Path) -> None:
+    found = scan(models, ladder="1:9000:8", dtype="float16", out=tmp_path / "out", limit=24, tau=0.5, plane=0)
+    assert stable(from_json(Scan, (tmp_path / "out/scan.json").read_text())) == stable(found)
+    assert found.basins[0].low == 0
+    assert found.profiles[0].points[-1].score.estimate == 0
+    assert found.basins[0].high is not None
+    assert any("not finite" in warning for warning in found.warnings)
+    assert found.check.hash_after == found.check.hash_before
+
+
+def test_weights_that_cannot_be_moved(models: Path, task: Task) -> None:
+    """The card alone says that a model is quantised; tiny weights in 4 bits need a GPU."""
+    base = catchment.load(str(models / "base"))
+    base.card = dataclasses.replace(base.card, quantization="bitsandbytes-4bit")
+    with pytest.raises(ModelError, match="unquantised"):
+        catchment.scan(base, tasks=task, **QUICK)
+    broken = tiny.tiny_llama()
+    with torch.no_grad():
+        broken.lm_head.weight[3, 5] = float("nan")
+    with pytest.raises(GateError, match="lm_head"):
+        catchment.scan(broken, tokenizer=tiny.tiny_tokenizer(), tasks=task, **QUICK)
+
+
+def test_a_loss_that_is_not_finite_in_the_ascent(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every displaced loss is NaN: the scan goes on without a worst case, and the page says why."""
+    worst = importlib.import_module("catchment.landscape.worst")
+    monkeypatch.setattr(worst, "mean_loss", lambda *_: float("nan"))
+    real, calls = worst._gradient, iter(range(10**6))
+
+    def gradient(*arguments: Any) -> Any:
+        value, found = real(*arguments)
+        return (value if next(calls) < 2 else float("nan")), found
+
+    monkeypatch.setattr(worst, "_gradient", gradient)
+    found = scan(models, out=tmp_path / "out", **FEW)
+    (attack,) = found.worst
+    assert (attack.radius, attack.survived, attack.nodes) == (None, None, ())
+    assert "not finite" in attack.note
+    assert found.curvature is not None
+    assert "not finite" in (tmp_path / "out/report.html").read_text()
+    assert found.check.hash_after == found.check.hash_before
+
+
+def test_a_plane_through_a_model_of_another_shape(models: Path) -> None:
+    found = scan(models, through=models / "wide", **FEW)
+    assert found.plane is None
+    panel = next(p for p in found.panels if p.name == "plane")
+    assert not panel.bought
+    assert "no counterpart of the same shape" in panel.note
+    assert any("wide" in warning for warning in found.warnings)
+    assert found.curvature is not None  # the rest is there
+
+
+# ---------------------------------------------------------------------------------------- subspaces, planes, workers
+
+
+@pytest.mark.parametrize("subspace", ["*.mlp.*", "sparse", "frame:2"])
+def test_subspaces(models: Path, tmp_path: Path, subspace: str) -> None:
+    if subspace == "sparse":
+        base, tuned = tiny.tiny_llama(), tiny.tiny_llama()
+        with torch.no_grad():
+            for layer in tuned.model.layers:
+                layer.mlp.up_proj.weight[::3] += 0.01
+                layer.self_attn.q_proj.weight[:, 0] += 0.01
+        catchment.make_increment(base, tuned, tmp_path / "inc.safetensors")
+        subspace = f"sparse:{tmp_path / 'inc.safetensors'}"
+    found = scan(models, subspace=subspace, **FEW)
+    size, kind = {
+        "*": (2 * 3 * 48 * 32, "glob"),
+        "s": (2 * (16 * 32 + 32), "sparse"),
+        "f": (found.subspace.size, "frame"),
+    }[subspace[0]]
+    assert (found.subspace.size, found.subspace.kind) == (size, kind)
+    honest(found.basins[0])
+    assert found.worst
+    assert found.plane is not None
+    assert abs(found.plane.cosine) < 0.2
+    assert (found.curvature is None) == (kind == "frame")
+    assert found.check.ok or kind == "frame"
+
+
+def test_gradients(models: Path) -> None:
+    found = scan(models, gradients=True, **FEW)
+    gradients = found.gradients
+    assert gradients is not None
+    assert {share.name for share in gradients.pretrained} == {share.name for share in gradients.random}
+    assert all(0 < share.fresh_squared <= 1 for share in gradients.pretrained)
+    assert len(gradients.oscillation) == 4
+    assert found.check.hash_after == found.check.hash_before
+
+
+def test_planes_through_other_models(models: Path, tmp_path: Path, task: Task) -> None:
+    """The other model's own score stands where the plane says that it is."""
+    other = str(models / "other")
+    found = scan(models, through=other, **{**FEW, "plane": 7})
+    plane = found.plane
+    assert plane is not None
+    place = plane.models[1]
+    assert place.name == other
+    assert place.y == 0
+    assert place.x == pytest.approx(2 / 3 * plane.xs[-1])
+    rows = catchment.evaluate(catchment.load(other), task).rows
+    assert 0 < sum(row.score for row in rows) < len(rows)
+    column = plane.xs.index(min(plane.xs, key=lambda x: abs(x - place.x)))
+    assert plane.xs[column] == pytest.approx(place.x)
+    middle = plane.ys.index(0.0)
+    items = _plane_items(found, task)
+    assert plane.values[middle][column] == pytest.approx(sum(row.score for row in rows if row.item in items) / 24)
+
+
+def test_other_planes(models: Path) -> None:
+    options: dict[str, Any] = {**FEW, "plane": 5}
+    plane = scan(models, filter_normalised=True, **options).plane
+    assert plane is not None
+    assert not plane.comparable
+    assert plane.axes == ("filter-normalised 1", "filter-normalised 2")
+    pair = (str(models / "other"), str(models / "third"))
+    plane = scan(models, through=pair, **options).plane
+    assert plane is not None
+    assert [point.name for point in plane.models[1:]] == list(pair)
+    assert plane.models[2].y > 0
+    assert abs(plane.cosine) < 1e-4
+
+
+def _plane_items(found: Scan, task: Task) -> set[str]:
+    items = sample(task.items, FEW["limit"], 0)
+    key = {i.id: hashlib.sha256(f"0/{i.id}".encode()).digest() for i in items}
+    return set(sorted(key, key=key.__getitem__)[: found.plane.items if found.plane else 0])
+
+
+def test_workers_measure_the_same_rows(models: Path, tmp_path: Path, forwards: Counter[str]) -> None:
+    """Two processes fill the store with the rows that one process would have measured, and the record is the same."""
+    options = {**FEW, "directions": 6, "plane": 0, "tau": 0.9}
+    one = scan(models, store=tmp_path / "one", **options)
+    alone = forwards["rows"]
+    forwards.clear()
+    two = scan(models, store=tmp_path / "two", workers=2, **options)
+    assert two.basins == one.basins
+    assert two.profiles == one.profiles
+    assert two.worst == one.worst
+    assert forwards["rows"] < alone - 5 * 4 * 2 * 8  # at least the profile's units were measured elsewhere
+    first, second = (store_lines(tmp_path / name) for name in ("one", "two"))
+    assert len(first) > 500
+    assert set(first) <= set(second)
+
+
+def test_workers_need_a_model_that_they_can_load(task: Task) -> None:
+    with pytest.raises(InputError, match="not a model in memory"):
+        catchment.scan(tiny.tiny_llama(), tokenizer=tiny.tiny_tokenizer(), tasks=task, workers=2, **QUICK)
+
+
+def test_a_worker_that_fails_is_named(models: Path, tmp_path: Path) -> None:
+    """A task with a function of its own cannot be sent to another process."""
+    items = tuple(Item(i.prompt, gold=i.choices[i.gold]) for i in make_task(n=20).items)  # type: ignore[index]
+    task = Task("own", items, "callable", function=lambda item, answer: 1.0, max_new_tokens=1, chance=0.0)
+    with pytest.raises(CatchmentError, match="worker"):
+        scan(models, tasks=[task], workers=2)

@@ -1,0 +1,242 @@
+"""What surrounds the measuring of a scan: settings, the clock over interruptions, tasks, splits, plan.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catchment.capabilities import Format, Item, Task
+from catchment.capabilities.evaluate import Prepared
+from catchment.errors import InputError
+from catchment.landscape import Design, Ground
+from catchment.records import Panel, Row
+from catchment.settings import ScanSettings, read_config
+from catchment.statistics import ladder
+from catchment.workflows import scan_job
+from catchment.workflows.scan_job import RESERVE, Clock, scan_tasks, split, unit_scales
+
+ITEMS = tuple(Item(f"{k}?", ("a", "b"), k % 2, id=f"i{k}") for k in range(40))
+
+
+def task(name: str = "t", **options: Any) -> Task:
+    return Task(name, ITEMS, "choice", (Format("plain"),), **options)
+
+
+def ground(count: int = 40) -> Ground:
+    kept = ITEMS[:count]
+    prepared = Prepared(task(), Format("plain"), (), 0, 1, 1)
+    return Ground(prepared, {i.id: Row(i.id, 1.0, "a") for i in kept}, tuple(i.id for i in kept), 0.5, 0.05)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the clock reads, to be set."""
+    reading = [100.0]
+    monkeypatch.setattr(scan_job.time, "monotonic", lambda: reading[0])
+    return reading
+
+
+def test_a_clock_counts_what_earlier_runs_spent(now: list[float]) -> None:
+    clock = Clock(600.0, spent=50.0)
+    now[0] += 30
+    assert clock.spent == 80
+    assert clock.left == 600 - RESERVE - 80
+
+
+@pytest.mark.parametrize("budget", [0.5, 4.0, 20.0, 32.0, 600.0])
+def test_something_of_every_budget_can_be_spent(now: list[float], budget: float) -> None:
+    clock = Clock(budget)
+    assert 0.75 * budget <= clock.left < budget
+    assert clock.budget - clock.end <= RESERVE
+    now[0] += budget
+    assert clock.left < 0
+
+
+def test_the_default_ladder_follows_the_weights() -> None:
+    low, high, rungs = ScanSettings("m").scales(0.1)
+    assert (low, high, rungs) == (pytest.approx(0.1 / 256), pytest.approx(0.05), 15)
+    assert ScanSettings("m", ladder="0.001:0.1:9").scales(123.0) == (0.001, 0.1, 9)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"budget": "0"}, "budget"),
+    ({"budget": "-3s"}, "budget"),
+    ({"budget": 0}, "budget"),
+    ({"tau": 0.0}, "tau"),
+    ({"tau": 1.5}, "tau"),
+    ({"tau_absolute": 2.0}, "tau-absolute"),
+    ({"alpha": "5%"}, "alpha"),
+    ({"limit": 0}, "limit"),
+    ({"limit": "64"}, "limit"),
+    ({"directions": 1}, "directions"),
+    ({"directions": True}, "directions"),
+    ({"restarts": 0}, "restarts"),
+    ({"steps": 0}, "steps"),
+    ({"workers": 0}, "workers"),
+    ({"depth": -1}, "depth"),
+    ({"batch_tokens": 0}, "batch_tokens"),
+    ({"plane": 4}, "plane"),
+    ({"plane": 1}, "plane"),
+    ({"plane": -3}, "plane"),
+    ({"items": "other"}, "items"),
+    ({"memory": "ram"}, "memory"),
+    ({"through": ("a", "b", "c")}, "through"),
+    ({"through": ("a",), "plane": 0}, "through"),
+    ({"through": ("a",), "filter_normalised": True}, "through"),
+    ({"tasks": ()}, "tasks"),
+    ({"ladder": "1:2"}, "ladder"),
+    ({"ladder": "a:b:c"}, "ladder"),
+    ({"ladder": "0:1:8"}, "ladder"),
+    ({"ladder": "1:0.1:8"}, "ladder"),
+    ({"ladder": "nan:1:8"}, "ladder"),
+    ({"ladder": "0.1:inf:8"}, "ladder"),
+    ({"ladder": "0.1:1:7"}, "ladder"),
+    ({"ladder": "0.1:1:8.5"}, "ladder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), WRONG, ids=[f"{k}={v}" for o, _ in WRONG for k, v in [next(iter(o.items()))]]
+)
+def test_settings_that_mean_nothing(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        ScanSettings("m", **options)
+
+
+def test_settings_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "scan.yaml"
+    path.write_text("tasks: recall\nthrough: other\nbudget: 90\nfilter-normalised: false\nplane: 5\n")
+    values = read_config(path, ScanSettings)
+    settings = ScanSettings("m", **values)
+    assert (settings.tasks, settings.through, settings.seconds, settings.plane) == (("recall",), ("other",), 90.0, 5)
+    for line, said in (
+        ("direction: 3", "Did you mean 'directions'"),
+        ("plane: wide", "plane"),
+        ("ladder: [1, 2]", "ladder"),
+    ):
+        path.write_text(line)
+        with pytest.raises(InputError, match=said):
+            read_config(path, ScanSettings)
+
+
+def test_items_to_attack_with_are_never_judged() -> None:
+    attack, judged = split(ground(), 16)
+    assert len(attack) == 16
+    assert len(judged) == 24
+    assert not set(attack) & set(judged)
+    assert set(attack) | set(judged) == {item.id for item in ITEMS}
+    again = split(ground(39), 16)  # an item more or less moves few others
+    assert len(set(again[0]) & set(attack)) >= 15
+    few = split(ground(10), 16)
+    assert (len(few[0]), len(few[1])) == (5, 5)
+
+
+@pytest.mark.parametrize("rungs", [8, 9, 15, 16])
+def test_profiles_show_both_ends_of_the_ladder(rungs: int) -> None:
+    design = Design(ladder(0.001, 1.0, rungs))
+    scales = unit_scales(design)
+    assert scales[0] == design.ladder[0]
+    assert scales[-1] == design.ladder[-1]
+    assert set(scales) <= set(design.ladder)
+    assert 5 <= len(scales) <= 16
+
+
+def test_a_task_without_answers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree")
+    with pytest.raises(InputError, match="no right answers"):
+        scan_tasks(ScanSettings("m", tasks=(str(tmp_path / "prompts.txt"),)))
+
+
+def test_the_text_is_one_more_task_unless_there_is_one(tmp_path: Path) -> None:
+    prose = tmp_path / "prose.jsonl"
+    prose.write_text("\n".join(json.dumps({"text": f"some text number {k}"}) for k in range(20)))
+    recall = ScanSettings("m", tasks=(task(),), text="none")  # type: ignore[arg-type]
+    assert [t.name for t in scan_tasks(recall)] == ["t"]
+    assert [t.name for t in scan_tasks(dataclasses.replace(recall, text=str(prose)))] == ["t", "prose"]
+    given = dataclasses.replace(recall, tasks=(task(), str(prose)), text="text")  # type: ignore[arg-type]
+    assert [t.name for t in scan_tasks(given)] == ["t", "prose"]
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text(
+        "\n".join(json.dumps({"prompt": f"{k}?", "choices": ["a", "b"], "gold": k % 2}) for k in range(20))
+    )
+    with pytest.raises(InputError, match="--text"):
+        scan_tasks(dataclasses.replace(recall, text=str(labelled)))
+
+
+@dataclasses.dataclass
+class Job:
+    """As much of a job as the plan needs."""
+
+    settings: ScanSettings
+    tasks: list[Task]
+    out: Path
+    clock: Clock
+    frozen: bool = False
+    bought: tuple[Panel, ...] = ()
+
+
+def job(out: Path, budget: str = "10m", **options: Any) -> Any:
+    settings = ScanSettings("m", out=out, budget=budget, **options)
+    return Job(settings, [task()], out, Clock(settings.seconds))
+
+
+def written(out: Path, finished: bool, now: list[float], panels: tuple[Panel, ...] = (), **options: Any) -> None:
+    first = job(out, **options)
+    now[0] += 120
+    scan_job.ScanJob.save_plan(first, panels, finished=finished)
+
+
+PANELS = (Panel("plane", "Plane", False, 0.0, 12.5), Panel("basins", "Basins", True, 40.0))
+
+
+def test_a_killed_scan_goes_on_with_its_clock(now: list[float], tmp_path: Path) -> None:
+    written(tmp_path, False, now)
+    again = job(tmp_path)
+    scan_job._take_up(again)
+    assert not again.frozen
+    assert again.clock.spent == 120
+
+
+def test_a_finished_scan_is_not_measured_again(now: list[float], tmp_path: Path) -> None:
+    written(tmp_path, True, now, PANELS)
+    for budget in ("10m", "1m"):  # what was bought stays, and so does what it cost
+        again = job(tmp_path, budget)
+        scan_job._take_up(again)
+        assert again.frozen
+        assert again.clock.budget == 600
+        assert again.bought == PANELS
+    more = job(tmp_path, "20m")
+    scan_job._take_up(more)
+    assert not more.frozen
+    assert more.clock.left == pytest.approx(1200 - RESERVE - 120)
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"tau": 0.2}, {"limit": 64}, {"directions": 4}, {"through": ("other",)}, {"text": "none"}]
+)
+def test_another_question_has_a_clock_of_its_own(now: list[float], tmp_path: Path, options: dict[str, Any]) -> None:
+    written(tmp_path, True, now)
+    other = job(tmp_path, **options)
+    scan_job._take_up(other)
+    assert not other.frozen
+    assert other.clock.spent == 0
+
+
+@pytest.mark.parametrize("options", [{"workers": 4}, {"memory": "low"}])
+def test_how_it_is_measured_is_no_other_question(now: list[float], tmp_path: Path, options: dict[str, Any]) -> None:
+    written(tmp_path, True, now)
+    again = job(tmp_path, **options)
+    scan_job._take_up(again)
+    assert again.frozen
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"ask": 1', "null", '{"ask": {}, "budget": "x"}'])
+def test_a_damaged_plan_is_no_plan(tmp_path: Path, content: str) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    again = job(tmp_path)
+    scan_job._take_up(again)
+    assert not again.frozen
