@@ -28,7 +28,19 @@ import numpy as np
 import torch
 
 from catchment.capabilities import Format, Item, Task, make_engine, packs, prepare, run, sample
-from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace, basin, gaussian, scout, search, sharpen
+from catchment.landscape import (
+    Design,
+    Evaluator,
+    Field,
+    Ground,
+    Mover,
+    Subspace,
+    basin,
+    gaussian,
+    scout,
+    search,
+    sharpen,
+)
 from catchment.models import load
 from catchment.records import Row
 from catchment.statistics import crossing_interval, ladder

@@ -8,19 +8,18 @@ import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, Item, Task, agreement_rows, gates, sample
-from catchment.errors import InputError, ModelError, did_you_mean
+from catchment.errors import ModelError
 from catchment.records import AgreementResult, Comparison, Drift, Flip, Room, Row, TextResult, from_json, to_json
 from catchment.runs import Store, cell_key, write_atomic
 from catchment.settings import CompareSettings
 from catchment.workflows import results, rounds
-from catchment.workflows.job import Job, open_job
+from catchment.workflows.job import Job, as_settings, open_job
 from catchment.workflows.measure import POLICY, fill
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
@@ -58,19 +57,7 @@ def compare(
         >>> comparison["recall"].verdict  # doctest: +SKIP
         'lost'
     """
-    known = {f.name for f in dataclasses.fields(CompareSettings)} - {"dry_run", "fail_if_drop"}
-    for name in options:
-        if name not in known:
-            raise InputError(f"compare() has no setting {name!r}.{did_you_mean(name, known)}")
-    tasks = options.get("tasks", ("default",))
-    named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
-    options["tasks"] = tuple(str(name) if isinstance(name, Path) else name for name in named)
-    for name in ("text", "chat_template"):
-        if name in options:
-            options[name] = str(options[name])
-    for name in ("out", "recover", "prompts", "store"):
-        if options.get(name) is not None:
-            options[name] = Path(options[name])
+    options = as_settings(CompareSettings, options, "compare()", closed={"dry_run", "fail_if_drop"})
     return run_comparison(CompareSettings(base, tuned, **options), progress or Progress(), tokenizer)
 
 

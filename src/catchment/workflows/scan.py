@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from catchment import landscape, report
-from catchment.capabilities import Task, measure_speed, sample
-from catchment.errors import InputError, TaskError, did_you_mean
+from catchment.capabilities import measure_speed, sample
+from catchment.errors import TaskError
 from catchment.landscape import Evaluator, Field
 from catchment.records import Basin, Scan, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
 from catchment.workflows import distributed
-from catchment.workflows.job import CPU_BATCH
+from catchment.workflows.job import CPU_BATCH, as_settings
 from catchment.workflows.measure import POLICY
 from catchment.workflows.progress import Progress
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
@@ -54,19 +54,7 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
         >>> found.basins[0].low, found.basins[0].high  # doctest: +SKIP
         (0.0029, 0.0058)
     """
-    known = {f.name for f in dataclasses.fields(ScanSettings)} - {"dry_run", "model"}
-    for name in options:
-        if name not in known:
-            raise InputError(f"scan() has no setting {name!r}.{did_you_mean(name, known)}")
-    tasks = options.get("tasks", ("default",))
-    named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
-    options["tasks"] = tuple(str(name) if isinstance(name, Path) else name for name in named)
-    for name in ("text", "chat_template"):
-        if name in options:
-            options[name] = str(options[name])
-    for name in ("out", "store"):
-        if options.get(name) is not None:
-            options[name] = Path(options[name])
+    options = as_settings(ScanSettings, options, "scan()", closed={"dry_run", "model"})
     through = options.get("through", ())
     options["through"] = tuple(str(m) for m in ((through,) if isinstance(through, (str, Path)) else through))
     return run_scan(ScanSettings(model, **options), progress or Progress(), tokenizer)
