@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from catchment.landscape.directions import Direction, Gaussian, gaussian
-from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, subset
+from catchment.landscape.directions import gaussian
+from catchment.landscape.evaluator import BROKEN, Evaluator, Ground, NotStoredError, subset
 from catchment.records import Basin, Interval, Node, Outcome, Profile, ProfilePoint, Row, Strict
 from catchment.statistics import (
     bracket,
@@ -35,7 +35,6 @@ CHUNK = 4
 """Units between two looks at the clock and at the decision."""
 Stop = Callable[[], bool]
 Place = Literal["prompt", "inside", "outside"]
-Make = Callable[[Gaussian], Direction]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,6 @@ class Field:
 
     evaluator: Evaluator
     design: Design
-    make: Make | None = None
     units: dict[tuple[str, float], list[Unit]] = field(default_factory=dict)
     spent: dict[str, list[int]] = field(default_factory=dict)
     decided: dict[str, dict[float, Outcome]] = field(default_factory=dict)
@@ -133,8 +131,7 @@ class Field:
         stream = f"{self.design.seed}/{scale!r}{stream}"
         seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:6], "little")
         subspace, grounds = self.evaluator.mover.subspace, self.evaluator.grounds
-        drawn = gaussian(subspace, seed, number)
-        direction: Direction = drawn if self.make is None else self.make(drawn)
+        direction = gaussian(subspace, seed, number)
         family = {"subspace": subspace.hash, "scale": scale, **direction.address, "index": "unit"}
         wanted = {
             task: subset(grounds[task], f"{stream}/{task}", number, self.design.items_each, self.design.fixed)
@@ -322,12 +319,11 @@ def profile(field_: Field, task: str, level: float = 0.95) -> Profile:
     whole = len(known) == len(companions) and ground.prepared.task.scorer != "text"
     return Profile(
         ground.name,
-        "gaussian" if field_.make is None else "filter",
+        "gaussian",
         ground.score,
         ground.chance,
         points,
         sum(known) / len(known) if whole and known else None,
-        comparable=field_.make is None,
     )
 
 
@@ -343,7 +339,7 @@ def _point(field_: Field, ground: Ground, scale: float, level: float) -> Profile
 
 
 def _known(row: Row) -> bool:
-    return row.companion is not None or "non-finite" in row.flags
+    return row.companion is not None or BROKEN in row.flags
 
 
 def place(ground: Ground) -> Place:

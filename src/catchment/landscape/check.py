@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -44,7 +45,7 @@ def check(
                 f"at scale {scale:.3g} rounding leaves a move of {realised:.3f} times the intended size, "
                 f"{off_axis:.0%} of it off its axis: the weights' type is too coarse there"
             )
-    if plane_cosine is not None and abs(plane_cosine) > REALISED:
+    if plane_cosine is not None and abs(plane_cosine) > max(REALISED, 4 / math.sqrt(mover.subspace.size)):
         failed = True
         notes.append(f"the axes of the plane have cosine {plane_cosine:.3f}")
     evaluator.home()

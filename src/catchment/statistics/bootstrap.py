@@ -116,7 +116,8 @@ def crossing_interval(
     93% in simulations with 8 to 20 directions of very unequal slopes.
 
     The ends of the ladder are not crossed: ``low`` is 0 when it would lie below the smallest scale, where nothing was
-    measured, and ``high`` is the largest scale when some of the redrawn curves in question never cross.
+    measured, and ``high`` is then at least that scale; ``high`` is the largest scale when some of the redrawn curves in
+    question never cross.
 
     Args:
         scales: Shape (R,), rising, above 0.
@@ -157,7 +158,8 @@ def crossing_interval(
     tail = _normal_tail(student_quantile((1 - level) / 2, free - 1) * math.sqrt(free / (free - 1)))
     low = float(found[math.floor(tail * (repeats - 1))])
     high = float(found[math.ceil((1 - tail) * (repeats - 1))])
-    low = 0.0 if low < steps[0] else low
+    if low < steps[0]:  # nothing was measured below the first scale, so nothing says where in that gap
+        low, high = 0.0, max(high, float(steps[0]))
     return Interval(estimate, low, min(high, float(steps[-1])), level, "percentile bootstrap over directions")
 
 

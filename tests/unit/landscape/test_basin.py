@@ -20,8 +20,6 @@ from catchment.landscape import (
     Field,
     basin,
     fill,
-    filter_normalised,
-    gaussian,
     items_each,
     profile,
     scout,
@@ -418,20 +416,6 @@ def test_items_that_are_not_finite_count_as_lost() -> None:
     assert all(point.score.estimate == 0 for point in shape.points)
     assert to_json(found)
     assert to_json(shape)
-
-
-def test_filter_normalised_profiles_say_that_they_cannot_be_compared() -> None:
-    seer = real(NAMES)
-    field = Field(
-        seer, Design(ladder(0.01, 1, 8), items_each=2, fixed=True), lambda g: filter_normalised(seer.engine.model, g)
-    )
-    with seer:
-        before = gaussian(seer.mover.subspace, 0).comparable
-        fill(field, ["names"], field.design.ladder[:2], 2)
-        found = profile(field, "names")
-    assert before
-    assert (found.direction, found.comparable) == ("filter", False)
-    assert len(found.points) == 2
 
 
 def test_items_of_a_unit_leave_enough_units() -> None:

@@ -157,3 +157,28 @@ def test_crossings_are_covered(missing: bool) -> None:
 def test_bad_settings_are_refused(call: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         call()
+
+
+def test_a_crossing_below_the_first_scale_may_be_anywhere_below_it() -> None:
+    """A pilot that was stopped after its two largest scales, where all is lost already."""
+    drops = np.full((8, 2), 0.8) + 0.01 * np.arange(8)[:, None]
+    found = crossing_interval([8.0, 16.0], drops, tau=0.07, level=0.95, seed=0, shared=False)
+    assert found is not None
+    assert found.low == 0.0
+    assert found.high >= 8.0
+
+
+def test_own_directions_at_every_scale_are_redrawn_scale_by_scale() -> None:
+    """Few directions far from the crossing do not widen an interval that many directions near it decide."""
+    draw = np.random.default_rng(0)
+    scales = [1.0, 2.0, 4.0, 8.0]
+    table = np.full((200, 4), np.nan)
+    table[:4, 0], table[:4, 3] = 0.0, 0.9
+    table[:, 1], table[:, 2] = 0.02 + 0.1 * draw.standard_normal(200), 0.12 + 0.1 * draw.standard_normal(200)
+    shared = crossing_interval(scales, table, tau=0.07, level=0.95, seed=0)
+    own = crossing_interval(scales, table, tau=0.07, level=0.95, seed=0, shared=False)
+    assert shared is not None
+    assert own is not None
+    assert own.estimate == pytest.approx(shared.estimate)
+    assert own.high - own.low < 0.8 * (shared.high - shared.low)
+    assert own.low < 3.0 < own.high
