@@ -8,7 +8,18 @@ import os
 import sys
 from pathlib import Path
 
-ROOMS = ("capabilities", "landscape", "models", "records", "report", "runs", "settings", "statistics", "training", "workflows")
+ROOMS = (
+    "capabilities",
+    "landscape",
+    "models",
+    "records",
+    "report",
+    "runs",
+    "settings",
+    "statistics",
+    "training",
+    "workflows",
+)
 
 
 def undocumented() -> list[str]:

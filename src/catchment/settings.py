@@ -66,7 +66,7 @@ class CompareSettings:
         chat_template: "auto", "none", or a Jinja file.
         system: System prompt.
         seed: Chooses the items.
-        batch_tokens: Padded tokens per forward pass. Default: found on this machine.
+        batch_tokens: Padded tokens per forward pass. Default: 1024 on a CPU, else found on this machine.
         drop_long: Leave out items longer than the context instead of refusing the task.
         dtype: "auto", "float32", "bfloat16" or "float16"; both models the same.
         device: "cpu", "cuda", "cuda:1", "mps".
@@ -161,7 +161,7 @@ class ScanSettings:
         chat_template: "auto", "none", or a Jinja file.
         system: System prompt.
         seed: Chooses items and directions.
-        batch_tokens: Padded tokens per forward pass. Default: found on this machine.
+        batch_tokens: Padded tokens per forward pass. Default: 1024 on a CPU, else found on this machine.
         drop_long: Leave out items longer than the context instead of refusing the task.
         dtype: "auto", "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", "mps".

@@ -272,3 +272,32 @@ def test_a_task_that_is_undecided_has_none(task: Task) -> None:
     comparison = compare(tiny.tiny_llama(), moved(0.005), few)
     assert comparison["echo"].verdict == "undecided"
     assert comparison.rooms == ()
+
+
+@pytest.mark.parametrize("place", ["batches_of", "worst", "scout"])
+def test_a_room_that_fails_does_not_cost_the_comparison(
+    task: Task, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The ray is there when only the attack fails; the verdict is there in any case."""
+    from catchment import landscape
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(landscape, place, fails)
+    comparison = compare(tiny.tiny_llama(), moved(0.1), task)
+    assert comparison["echo"].verdict == "lost"
+    assert any("room" in warning and "memory ran out" in warning for warning in comparison.warnings)
+    assert len(comparison.rooms) == (0 if place == "scout" else 1)
+    assert all(room.worst is None for room in comparison.rooms)
+
+
+def test_a_room_without_memory_for_an_attack(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catchment import landscape
+
+    monkeypatch.setattr(landscape, "free_memory", lambda device: 1e5)
+    comparison = compare(tiny.tiny_llama(), moved(0.1), task)
+    (room,) = comparison.rooms
+    assert room.worst is None
+    assert room.typical is not None
+    assert any("GB of free memory" in warning for warning in comparison.warnings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -321,3 +322,109 @@ def test_two_scans_on_one_out(models: Path, tmp_path: Path) -> None:
     scan(models, out=tmp_path / "out", budget="0.02s")
     with Store(tmp_path / "out").lock("scan"), pytest.raises(StoreError, match="in use"):
         scan(models, out=tmp_path / "out", budget="1s")
+
+
+def test_a_larger_budget_keeps_what_the_store_holds(
+    models: Path, tmp_path: Path, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a stage would cost: what was measured costs nothing. And the speed of the first run is remembered."""
+    from catchment.workflows.scan_stages import Stages
+
+    first = scan(models, out=tmp_path / "out", budget="10m", **FEW)
+    assert first.plane is not None
+    kept = json.loads((tmp_path / "out/plan.json").read_text())["kept"]
+    assert kept["speed"] > 0
+    assert kept["point"] > 0
+    forwards.clear()
+    for name in ("_plane_price", "_curvature_price"):
+        monkeypatch.setattr(Stages, name, lambda self: 1e9)
+    paces = []
+    pace = Stages._pace
+    monkeypatch.setattr(Stages, "_pace", lambda self: paces.append(pace(self)) or paces[-1])
+    more = scan(models, out=tmp_path / "out", budget="11m", **FEW)
+    assert more.plane == first.plane
+    assert more.curvature == first.curvature
+    assert all(panel.bought for panel in more.panels)
+    assert paces[0] == (kept["speed"], kept["point"])
+    fresh = scan(models, store=tmp_path / "other", **FEW)
+    assert fresh.plane is None
+    assert fresh.curvature is None
+    assert {p.name: p.price for p in fresh.panels if p.price} == {"plane": 1e9, "curvature": 1e9}
+
+
+def test_a_spent_budget_still_gives_what_the_store_holds(models: Path, tmp_path: Path) -> None:
+    """Killed after the last row and before the record, with nothing of the budget left."""
+    first = scan(models, out=tmp_path / "out", **FEW)
+    plan = tmp_path / "out/plan.json"
+    content = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**content, "finished": False, "spent": 10_000.0}))
+    again = scan(models, out=tmp_path / "out", **FEW)
+    assert again.basins[0].low == first.basins[0].low > 0
+    assert again.worst == first.worst
+    assert again.plane == first.plane
+    assert again.curvature == first.curvature
+
+
+def test_a_finished_scan_whose_store_is_gone_is_measured_again(
+    models: Path, tmp_path: Path, home: Path, forwards: Counter[str]
+) -> None:
+    first = scan(models, out=tmp_path / "out", **FEW)
+    for store in (None, tmp_path / "other"):
+        if store is None:
+            shutil.rmtree(home / "store")
+        forwards.clear()
+        again = scan(models, out=tmp_path / "out", store=store, **FEW)
+        assert forwards["rows"] > 500
+        assert again.basins == first.basins
+        assert again.worst == first.worst
+        assert again.plane == first.plane
+        assert any("measured again" in warning for warning in again.warnings)
+        assert json.loads((tmp_path / "out/plan.json").read_text())["spent"] < 300
+    forwards.clear()
+    last = scan(models, out=tmp_path / "out", **FEW)
+    assert forwards["rows"] <= 2 * 16
+    assert not any("measured again" in warning for warning in last.warnings)
+
+
+def test_a_scan_that_is_stopped_has_paid_for_its_time(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the first stage writes the clock; a kill leaves what was written on the way."""
+    from catchment import landscape
+    from catchment.workflows import scan_stages
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    plan = tmp_path / "out/plan.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(landscape, "sharpen", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scan(models, out=tmp_path / "out", plane=0, **{**FEW, "directions": 2})
+    stopped = json.loads(plan.read_text())
+    assert not stopped["finished"]
+    assert stopped["kept"]["speed"] > 0
+    written = []
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_stages, "SAVE_SECONDS", 0.0)
+        patch.setattr(landscape, "worst", interrupted)
+        save = scan_stages.ScanJob.save_plan
+        patch.setattr(
+            scan_stages.ScanJob, "save_plan", lambda job, *a, **k: (written.append(len(a)), save(job, *a, **k))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            scan(models, out=tmp_path / "two", seed=1, plane=0, **FEW)
+    assert len(written) > 4  # at its begin, on the way through the first stage, and at the end
+
+
+def test_tasks_of_ones_own_and_a_model_in_memory_with_an_out(task: Task, tmp_path: Path) -> None:
+    model = tiny.tiny_llama()
+    options: dict[str, Any] = {
+        "tokenizer": tiny.tiny_tokenizer(),
+        "tasks": task,
+        "out": tmp_path / "out",
+        **QUICK,
+        **FEW,
+    }
+    first = catchment.scan(model, **options)
+    assert stable(catchment.scan(model, **options)) == stable(first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,11 @@ def test_a_loss_that_is_not_finite_in_the_ascent(models: Path, tmp_path: Path, m
     """Every displaced loss is NaN: the scan goes on without a worst case, and the page says why."""
     worst = importlib.import_module("catchment.landscape.worst")
     monkeypatch.setattr(worst, "mean_loss", lambda *_: float("nan"))
-    real, calls = worst._gradient, iter(range(10**6))
+    real = worst._gradient
 
-    def gradient(*arguments: Any) -> Any:
-        value, found = real(*arguments)
-        return (value if next(calls) < 2 else float("nan")), found
+    def gradient(evaluator: Any, batches: Any) -> Any:
+        value, found = real(evaluator, batches)
+        return (float("nan") if evaluator.mover.displaced else value), found
 
     monkeypatch.setattr(worst, "_gradient", gradient)
     found = scan(models, out=tmp_path / "out", **FEW)
@@ -268,3 +269,139 @@ def test_a_worker_that_fails_is_named(models: Path, tmp_path: Path) -> None:
     task = Task("own", items, "callable", function=lambda item, answer: 1.0, max_new_tokens=1, chance=0.0)
     with pytest.raises(CatchmentError, match="worker"):
         scan(models, tasks=[task], workers=2)
+
+
+# ------------------------------------------------------------------------------------ a stage that fails costs no other
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "said"),
+    [
+        ("curvature", torch.OutOfMemoryError("CUDA out of memory"), "memory ran out"),
+        ("curvature", ValueError("Out of range float values"), "no finite numbers"),
+        ("worst", MemoryError("8 GB"), "memory ran out"),
+        ("sharpen", TaskError("the scorer failed on item 3."), "the scorer failed on item 3"),
+        ("plane", ZeroDivisionError("division by zero"), "no finite numbers"),
+        ("check", TaskError("the scorer failed on item 3."), "could not be made: the scorer failed"),
+    ],
+)
+def test_one_error_does_not_cost_the_record(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception, said: str
+) -> None:
+    from catchment import landscape
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(landscape, function, fails)
+    found = scan(models, out=tmp_path / "out", **FEW)
+    assert from_json(Scan, (tmp_path / "out/scan.json").read_text()).warnings == found.warnings
+    assert any(said in warning for warning in found.warnings)
+    assert found.basins[0].low > 0
+    panels = {panel.name: panel for panel in found.panels}
+    if function in panels:
+        assert not panels[function].bought
+        assert said in panels[function].note
+        assert panels[function].price is None  # no budget buys it
+    assert all(panel.bought for name, panel in panels.items() if name != function)
+    assert found.check.ok == (function != "check")
+    assert found.check.hash_after == found.check.hash_before
+
+
+def test_faults_of_the_program_are_not_hidden(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catchment import landscape
+
+    monkeypatch.setattr(landscape, "curvature", lambda *_, **__: {}["missing"])
+    with pytest.raises(KeyError):
+        scan(models, **FEW)
+
+
+def test_stages_that_do_not_fit_are_not_begun(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was measured when there was memory is there."""
+    from catchment import landscape
+
+    with monkeypatch.context() as patch:
+        patch.setattr(landscape, "free_memory", lambda device: 1e5)
+        found = scan(models, store=tmp_path / "one", out=tmp_path / "out", **FEW)
+    panels = {panel.name: panel for panel in found.panels}
+    for name in ("worst", "curvature"):
+        assert (panels[name].bought, panels[name].price) == (False, None)
+        assert "GB of free memory" in panels[name].note
+        assert any("GB of free memory" in warning and name[:5] in warning for warning in found.warnings)
+    assert found.plane is not None
+    page = (tmp_path / "out/report.html").read_text()
+    assert "No budget buys it here. It needs about" in page
+    low = scan(models, store=tmp_path / "one", memory="low", **FEW)
+    assert low.worst == ()
+    whole = scan(models, store=tmp_path / "one", **FEW)
+    assert whole.worst
+    monkeypatch.setattr(landscape, "free_memory", lambda device: 1e5)
+    assert scan(models, store=tmp_path / "one", **FEW).worst == whole.worst
+    assert scan(models, store=tmp_path / "one", **FEW).curvature == whole.curvature
+
+
+def test_curvature_and_gradients_of_other_items_are_others(models: Path, tmp_path: Path) -> None:
+    """What one scan keeps in the store is not another's that looks at other items."""
+    options: dict[str, Any] = {**FEW, "gradients": True, "plane": 0, "seed": 3}
+    scan(models, store=tmp_path / "shared", **{**options, "limit": 40})
+    shared = scan(models, store=tmp_path / "shared", **options)
+    alone = scan(models, store=tmp_path / "other", **options)
+    assert shared.curvature == alone.curvature
+    assert shared.gradients == alone.gradients
+
+
+def test_a_plane_stops_with_its_share(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are kept, and the next run finds them where they are: the plane is laid out as it was."""
+    from catchment import landscape
+
+    plane = landscape.plane
+
+    def cut(*arguments: Any, stop: Any, **options: Any) -> Any:
+        looks = iter(range(4))
+        return plane(*arguments, stop=lambda: stop() or next(looks, None) is None, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(landscape, "plane", cut)
+        first = scan(models, out=tmp_path / "out", **FEW)
+    panel = next(p for p in first.panels if p.name == "plane")
+    assert first.plane is None
+    assert not panel.bought
+    assert panel.price
+    more = scan(models, out=tmp_path / "out", budget="11m", **FEW)
+    assert more.plane is not None
+    places = Counter(line.split('"item": "')[1].split(":")[0] for _, line in store_lines_of_planes())
+    assert len(places) == 9  # none beside those of the grid
+
+
+def store_lines_of_planes() -> list[tuple[str, str]]:
+    """Rows of the store whose address is a plane's: two numbers with a comma."""
+    import os
+    import re
+
+    lines = store_lines(Path(os.environ["CATCHMENT_HOME"]) / "store")
+    return [(cell, text) for cell, text in lines if re.search(r'"item": ?"-?[\d.e-]+,-?[\d.e-]+:', text)]
+
+
+def test_torchrun_refuses_planes_through_models(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catchment.workflows import distributed, scan_job
+
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "join", lambda: None)
+    settings = catchment.settings.ScanSettings(str(models / "base"), through=(str(models / "other"),))
+    with pytest.raises(InputError, match="--through"):
+        scan_job.open_scan(settings, catchment.workflows.progress.Progress(), None)
+
+
+def test_gradients_under_an_adapter_are_refused(task: Task) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(tiny.tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        with pytest.raises(InputError, match=r"--gradients.*adapter"):
+            catchment.scan(model.eval(), tokenizer=tiny.tiny_tokenizer(), tasks=task, gradients=True, **QUICK)
+
+
+def test_a_task_that_can_never_be_inside_is_said(models: Path) -> None:
+    found = scan(models, limit=24, **{**QUICK, "tau": 0.1, "budget": "0.02s"})
+    assert any("no scale can be shown to be inside" in warning and "--limit" in warning for warning in found.warnings)

@@ -2,7 +2,7 @@
 
 from catchment.landscape.basin import Design, Field, basin, fill, items_each, profile, scout, search, sharpen
 from catchment.landscape.check import check
-from catchment.landscape.curvature import Hessian, curvature, top_eigenvalues, trace
+from catchment.landscape.curvature import Hessian, curvature, curvature_memory, top_eigenvalues, trace, vectors
 from catchment.landscape.directions import (
     Direction,
     FilterNormalised,
@@ -18,10 +18,11 @@ from catchment.landscape.displace import Mover, displaced
 from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, batches_of
 from catchment.landscape.gradients import gaussian_share, oscillation, quasi_sparsity, random_init, summarise
 from catchment.landscape.losses import Batch, accumulate_gradient, answer_batches, batch_loss, mean_loss
+from catchment.landscape.memory import free_memory
 from catchment.landscape.plane import orthogonal, plane, through
 from catchment.landscape.rays import Ray, barrier, measure, room
 from catchment.landscape.subspace import Subspace
-from catchment.landscape.worst import Effort, ascend, unit, worst
+from catchment.landscape.worst import Effort, ascend, attack_memory, unit, worst
 
 __all__ = [
     "Batch",
@@ -43,15 +44,18 @@ __all__ = [
     "accumulate_gradient",
     "answer_batches",
     "ascend",
+    "attack_memory",
     "barrier",
     "basin",
     "batch_loss",
     "batches_of",
     "check",
     "curvature",
+    "curvature_memory",
     "displaced",
     "fill",
     "filter_normalised",
+    "free_memory",
     "gaussian",
     "gaussian_share",
     "items_each",
@@ -74,5 +78,6 @@ __all__ = [
     "towards",
     "trace",
     "unit",
+    "vectors",
     "worst",
 ]

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from catchment.errors import InputError
+from catchment.errors import InputError, ModelError
+from catchment.landscape.directions import dot
 from catchment.landscape.losses import Batch, accumulate_gradient, batch_loss, probing, scored_tokens, wide
+from catchment.landscape.subspace import Subspace
 from catchment.records import Curvature, Interval
 from catchment.statistics import unbounded_paired_interval
 
@@ -152,6 +154,25 @@ def _kept(project: Project, name: str, weight: Tensor) -> Tensor:
     return mask.nonzero()[:, 0]
 
 
+def _images(operator: Symmetric, vectors: Tensor) -> Tensor:
+    """Rows v to rows H v.
+
+    Raises:
+        ModelError: One of them is not finite.
+    """
+    images = operator.apply(vectors)
+    _finite("products with the Hessian", images)
+    return images
+
+
+def _finite(what: str, values: Tensor | Sequence[float]) -> None:
+    if not all(math.isfinite(float(end)) for end in torch.aminmax(torch.as_tensor(values))):  # NaN wins in both
+        raise ModelError(
+            f"{what} are not finite; expected finite numbers. Second derivatives overflow in float16: use bfloat16 or "
+            "float32. Otherwise the weights are broken."
+        )
+
+
 def _against(vector: Tensor, basis: Tensor) -> Tensor:
     """The part of ``vector`` orthogonal to the rows of ``basis``; twice, because once leaves rounding behind."""
     for _ in range(2):
@@ -187,7 +208,7 @@ def lanczos(operator: Symmetric, steps: int, seed: int) -> tuple[Tensor, list[fl
     tiny = 10 * torch.finfo(operator.dtype).eps
     for step in range(steps):
         basis[step] = vector / vector.norm()
-        image = operator.apply(basis[step : step + 1])[0]
+        image = _images(operator, basis[step : step + 1])[0]
         size = float(image.norm())
         diagonal.append(float(basis[step] @ image))
         if step + 1 == steps:
@@ -207,7 +228,7 @@ def top_eigenvalues(
 
     A residual is ||H v - lambda v|| for the unit vector v returned, from one more product each, and not the Lanczos
     bound: an eigenvalue of H lies within it, whatever rounding did before. Which one is not known: a larger eigenvalue
-    may have been missed after few steps. Cost: steps + k products. Memory: steps + 2 k vectors.
+    may have been missed after few steps. Cost: steps + k products. Memory: steps + k vectors, or 4 k.
 
     Args:
         k: How many; fewer come back where the matrix is smaller.
@@ -217,6 +238,7 @@ def top_eigenvalues(
 
     Raises:
         InputError: k below 1, or more eigenvalues than steps.
+        ModelError: A product is not finite.
 
     Source: Lanczos 1950; Parlett 1998, The Symmetric Eigenvalue Problem, chapter 13 and theorem 4.5.1.
     """
@@ -225,12 +247,13 @@ def top_eigenvalues(
     if not 1 <= k <= steps:
         raise InputError(f"k={k} eigenvalues from {steps} steps; expected 1 <= k <= steps. Take more steps.")
     basis, diagonal, off = lanczos(operator, steps, seed)
+    _finite("Lanczos coefficients", [*diagonal, *off])
     _, small = eigh_tridiagonal(diagonal, off)
     chosen = torch.tensor(small[:, ::-1][:, :k].T.copy(), dtype=operator.dtype, device=operator.device)
     vectors = chosen @ basis
     del basis
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    images = operator.apply(vectors)
+    images = _images(operator, vectors)
     values = (vectors * images).sum(dim=1)
     residuals = (images - values[:, None] * vectors).norm(dim=1)
     order = values.argsort(descending=True)
@@ -245,10 +268,11 @@ def trace(operator: Symmetric, products: int = 30, seed: int = 0, level: float =
     with the rows of Q an orthonormal basis of H S for s = products/3 normal vectors S. The first term is exact
     given Q; the rest is a mean over independent probes, unbiased, with Student's t-interval over them. The interval
     trusts the central limit theorem over probes, and is about probes alone, not about items. Matrices of rank up to s
-    come out exact. Cost: at most ``products`` products. Memory: products + s vectors.
+    come out exact. Cost: at most ``products`` products. Memory: products vectors, 2 more at most.
 
     Raises:
         InputError: fewer than 4 products.
+        ModelError: A product is not finite.
 
     Source: Meyer, Musco, Musco & Woodruff 2021, arXiv 2010.09649, algorithm 1.
     """
@@ -258,12 +282,12 @@ def trace(operator: Symmetric, products: int = 30, seed: int = 0, level: float =
         )
     generator = torch.Generator().manual_seed(seed)
     sketch = min(products // 3, operator.size)
-    basis = _orthonormal(operator.apply(_normal(sketch, operator, generator)))
-    exact = float((basis * operator.apply(basis)).sum(dtype=torch.float64)) if len(basis) else 0.0
+    basis = _orthonormal(_images(operator, _normal(sketch, operator, generator)))
+    exact = sum(_along(basis, _images(operator, basis))) if len(basis) else 0.0
     probes = _signs(products - 2 * sketch, operator, generator)
     for row in range(len(probes)):
         probes[row] = _against(probes[row], basis)
-    rest = (probes * operator.apply(probes)).sum(dim=1, dtype=torch.float64).tolist()
+    rest = _along(probes, _images(operator, probes))
     interval = unbounded_paired_interval([0.0] * len(rest), rest, level)
     return replace(
         interval,
@@ -272,6 +296,11 @@ def trace(operator: Symmetric, products: int = 30, seed: int = 0, level: float =
         high=exact + interval.high,
         method="hutch++",
     )
+
+
+def _along(vectors: Tensor, images: Tensor) -> list[float]:
+    """v . H v of each row, in float64."""
+    return [dot(vector, image) for vector, image in zip(vectors, images, strict=True)]
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
@@ -285,6 +314,20 @@ def _orthonormal(rows: Tensor) -> Tensor:
             rows[kept] = part / size
             kept += 1
     return rows[:kept]
+
+
+def vectors(steps: int, k: int, products: int) -> int:
+    """Vectors of the subspace that :func:`curvature` holds at most, float32, beside the copies of whole weights that a
+    product takes: the larger of ``steps + k`` (or 4 k) for Lanczos and about ``products`` for the trace."""
+    sketch = products // 3
+    return max(steps + max(k, 2), 4 * k, sketch + 2 * (products - 2 * sketch))
+
+
+def curvature_memory(subspace: Subspace, steps: int = 20, k: int = 3, products: int = 30) -> int:
+    """Most bytes that :func:`curvature` needs, activations and their graph left out: :func:`vectors`, and four dense
+    copies of the weights in float32 (the gradient, its tangent, the product and its parts; measured 3.8)."""
+    entries = sum(math.prod(shape) for shape in subspace.shapes.values())
+    return 4 * (subspace.size * vectors(steps, k, products) + 4 * entries)
 
 
 def curvature(
@@ -302,20 +345,21 @@ def curvature(
     """Loss, gradient norm, top eigenvalues and trace of the Hessian over the subspace.
 
     Cost: about 10 (steps + k + products) bare forward passes over the batches, the products of the trace 7 each.
-    Memory: the larger of steps + 2 k and 4/3 products vectors of the subspace, and what :class:`Hessian` says.
+    Memory: :func:`curvature_memory`, and the graph of one batch.
 
     Args:
         steps: Lanczos steps. products: for the trace. seed: of the start vector and of the probes.
 
     Raises:
         InputError: see :class:`Hessian`, :func:`top_eigenvalues`, :func:`trace`.
-        ModelError: the loss is not finite.
+        ModelError: the loss, or a product with the Hessian, is not finite.
     """
     hessian = Hessian(model, weights, batches, project)
     loss, gradient = accumulate_gradient(model, weights, batches)
     slope = float(hessian.flatten(gradient).norm())
     del gradient
-    top, residuals, _ = top_eigenvalues(hessian, k, steps, seed)
+    top, residuals = top_eigenvalues(hessian, k, steps, seed)[:2]  # the eigenvectors are not kept for the trace
     whole = trace(hessian, products, seed, level)
+    _finite("results of the curvature", [slope, *top, *residuals, whole.estimate, whole.low, whole.high])
     items = {item for batch in batches for item in batch.items}
     return Curvature(loss, slope, top, residuals, whole, hessian.size, hessian.products, len(items), hessian.tokens)

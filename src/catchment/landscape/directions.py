@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +21,8 @@ from catchment.landscape.sharding import local, whole
 from catchment.landscape.subspace import Subspace
 from catchment.models import effective_weights
 
-_PIECE = 1 << 22
+PIECE = 1 << 22
+"""Numbers that are looked at together."""
 
 
 class Direction(Protocol):
@@ -49,6 +50,31 @@ class Direction(Protocol):
     def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
         """Coordinates ``start`` to ``stop`` in one tensor, fp32, 1-D: entries of the flattened tensor, or, in a sparse
         subspace, of its support."""
+
+
+def length(subspace: Subspace, name: str) -> int:
+    """Numbers that ``delta(name)`` has; in a frame more than the dimensions that the tensor contributes."""
+    return subspace.coordinates(name) if subspace.kind == "sparse" else math.prod(subspace.shapes[name])
+
+
+def pieces(
+    directions: Sequence[Direction], name: str, device: str, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of several directions in one tensor, at most 4M numbers at a time, from ``start`` to ``stop``.
+    Of a direction that cannot be cut the whole stretch is drawn, once."""
+    stop = length(directions[0].subspace, name) if stop is None else stop
+    drawn = [None if d.cuttable else d.delta(name, start, stop, device) for d in directions]
+    for low in range(start, stop, PIECE):
+        high = min(low + PIECE, stop)
+        yield tuple(
+            d.delta(name, low, high, device) if kept is None else kept[low - start : high - start]
+            for d, kept in zip(directions, drawn, strict=True)
+        )
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of two 1-D tensors in float64. Memory: two pieces."""
+    return sum(float(x.double() @ y.double()) for x, y in zip(a.split(PIECE), b.split(PIECE), strict=True))
 
 
 @dataclass(frozen=True)
@@ -155,7 +181,7 @@ class Towards:
         return self.alpha * math.sqrt(self.subspace.size)
 
     def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "cpu") -> Tensor:
-        a, b = (side[name].to(device)[start:stop].float() for side in (self.start, self.end))
+        a, b = (side[name][start:stop].to(device).float() for side in (self.start, self.end))
         return (b - a) / self.alpha
 
     def at(self, name: str, clean: Tensor, scale: float, start: int, stop: int) -> Tensor:
@@ -196,35 +222,54 @@ def towards(model: nn.Module, other: nn.Module, subspace: Subspace | None = None
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    pieces = zip(a.split(_PIECE), b.split(_PIECE), strict=True)
+    pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)
     return sum(float((y.to(x.device).double() - x.double()).square().sum()) for x, y in pieces)
 
 
 def moved_subspace(model: nn.Module, other: nn.Module, dense: float = 0.2) -> Subspace:
     """The weights in which two models differ: their entries where fewer than ``dense`` of all differ, else the tensors
-    that hold a difference.
+    that hold a difference. Memory: at most ``dense`` of all entries in int32.
 
     Raises:
         ModelError: Nothing differs.
     """
     own, goal = effective_weights(model), effective_weights(other)
+    most = dense * sum(own[name].numel() for name in own)
+    tensors: list[str] = []
     support: dict[str, Tensor] = {}
+    moved = 0
     for name in own:
         if name not in goal or tuple(goal[name].shape) != tuple(own[name].shape):
             raise ModelError(f"weight {name!r} has no counterpart of the same shape in the other model.")
-        differs = whole(own[name]).reshape(-1).cpu() != whole(goal[name]).reshape(-1).cpu()
-        index = differs.nonzero().reshape(-1)
-        if index.numel():
-            support[name] = index
-    if not support:
+        found: list[Tensor] = []
+        for index in _differing(own[name], goal[name]):
+            moved += index.numel()
+            found.append(index)
+            if moved >= most:
+                break
+        if found:
+            tensors.append(name)
+        if moved < most and found:
+            support[name] = torch.cat(found)
+        elif moved >= most:  # from here on only names are looked for
+            support.clear()
+    if not tensors:
         raise ModelError("the two models have equal weights; there is no direction between them.")
-    moved = sum(index.numel() for index in support.values())
-    if moved < dense * sum(own[name].numel() for name in own):
+    if moved < most:
         return Subspace.sparse(model, support, f"the {moved:,} entries that the tune changed")
-    tensors = list(support)
     return Subspace(
         "glob", f"the {len(tensors)} tensors that the tune changed", {n: tuple(own[n].shape) for n in tensors}
     )
+
+
+def _differing(one: Tensor, other: Tensor) -> Iterator[Tensor]:
+    """Flat indices of the entries that differ, on the CPU, piece by piece; pieces without any are left out."""
+    a, b = (whole(side).reshape(-1) for side in (one, other))
+    kind = torch.int32 if a.numel() < 2**31 else torch.int64
+    for number, (x, y) in enumerate(zip(a.split(PIECE), b.split(PIECE), strict=True)):
+        index = (x != y.to(x.device)).nonzero().reshape(-1)
+        if index.numel():
+            yield index.add_(number * PIECE).to("cpu", kind)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,15 +1,15 @@
 """The one way to move weights: from clean weights every time, and back to them bit for bit.
 
 A displaced weight is always ``cast(theta + scale * delta)``, formed from the clean ``theta``; nothing is ever added
-and subtracted again, which would change most weights in the last bit.
+and subtracted again, which would change most weights in the last bit. With weights of a half type ``delta`` itself is
+rounded to that type first; the product and the sum are in fp32.
 """
 
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import InputError, ModelError, StoreError
+from catchment.errors import InputError, ModelError
+from catchment.landscape import memory as clean_memory
 from catchment.landscape import noise, sharding
-from catchment.landscape.directions import Direction, Gaussian, Towards
+from catchment.landscape.directions import Direction, Gaussian, Towards, dot
 from catchment.landscape.subspace import Subspace
 from catchment.models import mapped_weights
-from catchment.settings import cache_dir
 
 Memory = Literal["auto", "mapped", "copy", "low"]
 MODES = ("auto", "mapped", "copy", "low")
 _PIECE = 1 << 20
+_MEASURED = 1 << 22
 
 
 @dataclass
@@ -90,15 +91,17 @@ class Mover:
         self._held: Direction | None = None
         self._spill: Path | None = None
         weights = subspace.weights(model)
+        self._devices = {name: str(sharding.local(tensor).device) for name, tensor in weights.items()}
         if subspace.kind == "sparse":
             self.mode: str = "support"
             self._parts = [self._sparse_part(name, tensor) for name, tensor in weights.items()]
             return
-        mapped = _matching(weights, files) if memory != "copy" else {}
-        self.mode = _choose(memory, weights, mapped)
-        if self.mode == "low":
-            missing = {n: w for n, w in weights.items() if n not in mapped}
-            mapped |= self._spilled(missing) if missing else {}
+        mapped = clean_memory.matching(weights, files) if memory != "copy" else {}
+        self.mode = clean_memory.choose(memory, weights, mapped)
+        missing = {n: w for n, w in weights.items() if n not in mapped}
+        if self.mode == "low" and missing:
+            self._spill = clean_memory.spill(missing)
+            mapped |= mapped_weights([self._spill])
         self._parts = [self._part(name, tensor, mapped.get(name)) for name, tensor in weights.items()]
 
     def _sparse_part(self, name: str, tensor: Tensor) -> _Part:
@@ -112,21 +115,6 @@ class Mover:
         flat = _flat(name, tensor)
         clean = flat.clone() if mapped is None else mapped.reshape(-1)
         return _Part(name, flat, clean, None, sharding.flat_start(name, tensor))
-
-    def _spilled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The clean weights in a temporary file, mapped."""
-        from safetensors.torch import save_file
-
-        folder = cache_dir() / "spill"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".safetensors", delete=False) as file:
-                self._spill = Path(file.name)
-            save_file({n: sharding.local(w).contiguous() for n, w in weights.items()}, str(self._spill))
-        except OSError as error:
-            self.close()
-            raise StoreError(f"cannot write the clean weights to {folder}: {error}; set CATCHMENT_HOME.") from error
-        return mapped_weights([self._spill])
 
     def place(self, *moves: tuple[Direction, float]) -> None:
         """Put the model at ``theta + sum_i scale_i * delta_i``.
@@ -169,6 +157,16 @@ class Mover:
                 for weight, clean, delta in pieces:
                     weight.copy_(_added(clean, delta, scale))
 
+    def device(self, name: str) -> str:
+        """Where the directions of a tensor are drawn: with its weights. A CPU and a GPU draw different numbers."""
+        return self._devices.get(name, "cpu")
+
+    def drop(self) -> None:
+        """Forget the direction that is held, and free it; the model stays where it stands."""
+        self._held = None
+        for part in self._parts:
+            part.delta = None
+
     def hold(self, direction: Direction) -> None:
         """Draw a direction into memory: what :meth:`place` does when it meets a new one."""
         self._held = None
@@ -208,7 +206,7 @@ class Mover:
         for part in self._parts:
             wide = torch.promote_types(part.clean.dtype, torch.float32)
             whole = part.index is not None or not all(direction.cuttable for direction, _ in moves)
-            step = part.clean.numel() if whole else _PIECE
+            step = max(part.clean.numel(), 1) if whole else _PIECE  # of a cut tensor nothing may be here
             for low in range(0, part.clean.numel(), step):
                 high = min(low + step, part.clean.numel())
                 clean = part.clean[low:high].to(part.weight.device, wide)
@@ -236,18 +234,19 @@ class Mover:
 
     def realised(self, direction: Direction, scale: float) -> tuple[float, float]:
         """``(size, off_axis)`` of the displacement as it stands after rounding, against the one intended:
-        size = ||d|| / ||scale delta||, off_axis = ||d - projection|| / ||d||. The model must stand there."""
+        size = ||d|| / ||scale delta||, off_axis = ||d - projection|| / ||d||. The model must stand there. Memory: a
+        few pieces of a tensor; a direction that cannot be cut is drawn tensor by tensor."""
         dd = dt = tt = 0.0
         for part in self._parts:
-            there = part.weight if part.index is None else part.weight[part.index]
-            clean = part.clean.double().cpu()
-            done = there.double().cpu() - clean
-            if isinstance(direction, Towards):
-                intended = direction.end[part.name][part.start : part.stop].double().cpu().sub_(clean)
-                intended.mul_(scale / direction.alpha)
-            else:
-                intended = direction.delta(part.name, part.start, part.stop).double().mul_(scale)
-            dd, dt, tt = dd + float(done @ done), dt + float(done @ intended), tt + float(intended @ intended)
+            device = self.device(part.name)
+            drawn = None if direction.cuttable else direction.delta(part.name, part.start, part.stop, device)
+            for low in range(0, part.clean.numel(), _MEASURED):
+                here = slice(low, min(low + _MEASURED, part.clean.numel()))
+                there = part.weight[here] if part.index is None else part.weight[part.index[here]]
+                clean = part.clean[here].to(device).double()
+                done = there.double().sub_(clean)
+                intended = _intended(direction, part, here, clean, drawn).mul_(scale)
+                dd, dt, tt = dd + dot(done, done), dt + dot(done, intended), tt + dot(intended, intended)
         if tt == 0 or dd == 0:
             return (1.0 if tt == dd else 0.0), 0.0
         return (dd / tt) ** 0.5, max(1 - dt * dt / (dd * tt), 0.0) ** 0.5
@@ -257,8 +256,7 @@ class Mover:
         self.restore()
         self._parts, self._held = [], None
         if self._spill is not None:
-            with suppress(OSError):
-                self._spill.unlink()
+            clean_memory.remove(self._spill)
             self._spill = None
 
     @contextmanager
@@ -327,50 +325,21 @@ def _moved(direction: Direction, part: _Part, clean: Tensor, scale: float, low: 
     return torch.add(clean, drawn.to(part.clean.dtype).to(clean.dtype), alpha=scale)
 
 
+def _intended(direction: Direction, part: _Part, here: slice, clean: Tensor, drawn: Tensor | None) -> Tensor:
+    """A piece of the direction in float64, on the device of ``clean``; ``drawn`` where it cannot be cut."""
+    first, last = part.start + here.start, part.start + here.stop
+    if isinstance(direction, Towards):  # its own start is the live model, which is displaced
+        end = direction.end[part.name][first:last].to(clean.device).double()
+        return end.sub_(clean).div_(direction.alpha)
+    found = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
+    return found.double()
+
+
 def _edges(start: int, count: int) -> list[int]:
     """Where the blocks of a part begin, so that no block of noise is drawn twice."""
     first = -start % noise.BLOCK
     inner = range(first, count, noise.BLOCK)
     return sorted({0, *inner}) if count else []
-
-
-def _matching(weights: Mapping[str, Tensor], files: Sequence[Path]) -> dict[str, Tensor]:
-    """Mapped tensors that equal the weights bit for bit; on a GPU, and for cut weights, none."""
-    if not files:
-        return {}
-    found = {}
-    stored = mapped_weights(files)
-    for name, tensor in weights.items():
-        there = stored.get(name)
-        if there is None or sharding.is_sharded(tensor) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-            continue
-        same = there.dtype == tensor.dtype and there.shape == tensor.shape
-        if same and torch.equal(there.reshape(-1).view(torch.uint8), tensor.detach().reshape(-1).view(torch.uint8)):
-            found[name] = there
-    return found
-
-
-def _choose(memory: Memory, weights: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> str:
-    if memory in ("copy", "low"):
-        return memory
-    size = sum(sharding.local(w).nbytes for w in weights.values())
-    kept = sum(w.nbytes for n, w in weights.items() if n in mapped)
-    mode = "mapped" if kept > size / 2 else "copy"
-    needed = size + (size - kept)
-    if memory == "auto" and needed > 0.8 * _free(next(iter(weights.values())).device):
-        return "low"
-    return mode
-
-
-def _free(device: torch.device) -> float:
-    """Free memory in bytes, as far as it can be told."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
 
 
 @contextmanager

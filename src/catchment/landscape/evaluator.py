@@ -24,10 +24,11 @@ from catchment.runs import Cell
 
 FLUSH_SECONDS = 2.0
 BROKEN = "non-finite"
+_JSON = "json#"  # no label begins like this, so no "label:item" is taken for it
 
 
 class NotStoredError(CatchmentError):
-    """A frozen evaluator was asked for rows that the store does not have."""
+    """Rows were asked for that the store does not have, of a frozen evaluator or without a way to measure them."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +122,27 @@ class Evaluator:
             family, label: Together the address of the point: the family names a cell of the store, the label the
                 point in it. They must decide ``moves``.
             wanted: Items per task.
+            moves: None to look up only; the model's own weights are a move of scale 0.
 
         Raises:
-            NotStoredError: Frozen, and not kept.
+            NotStoredError: Not all of them are kept, and the evaluator is frozen or there is no move.
         """
         found: dict[str, dict[str, Row]] = {}
         missing: dict[str, Sequence[str]] = {}
         for task, items in wanted.items():
             table = self._table(task, family)
             kept = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
-            have = {item: dataclasses.replace(row, item=item) for item, row in kept.items()}
-            found[task] = have
-            cost = self._count(task, items)
-            if len(have) < len(items):
+            found[task] = {item: dataclasses.replace(row, item=item) for item, row in kept.items()}
+            if len(found[task]) < len(items):
                 missing[task] = items
-                self.fresh_tokens += cost
+        if missing and self.frozen:
+            raise NotStoredError("the store holds no rows of a point that this plan needs; scan again.")
+        if missing and not moves:  # at the model's own weights they would be kept under an address that means others
+            raise NotStoredError("rows of a point are not kept, and no move was given; expected the move.")
+        for task, items in wanted.items():
+            cost = self._count(task, items)
+            self.fresh_tokens += cost if task in missing else 0
         if missing:
-            if self.frozen:
-                raise NotStoredError("the store holds no rows of a point that this plan needs; scan again.")
             self._settle(missing)
             begin = time.perf_counter()
             self.mover.place(*moves)
@@ -200,11 +204,13 @@ class Evaluator:
         return self._tables[key]
 
     def _keep(self, task: str, family: Mapping[str, Any], label: str, rows: Mapping[str, Row]) -> None:
-        key = self._key(task, family)
         fresh = [dataclasses.replace(row, item=f"{label}:{item}") for item, row in rows.items()]
-        self._tables[key].update({row.item: row for row in fresh})
+        self._book(task, family, fresh)
+
+    def _book(self, task: str, family: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        self._table(task, family).update({row.item: row for row in rows})
         if self._cell is not None:
-            self._waiting.setdefault(key, []).extend(fresh)
+            self._waiting.setdefault(self._key(task, family), []).extend(rows)
             if time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
 
@@ -214,14 +220,15 @@ class Evaluator:
         Raises:
             NotStoredError: Frozen, and not kept.
         """
-        row = self._table(task, family).get(f"{label}:json")
+        row = self._table(task, family).get(f"{_JSON}{label}")
         if row is None and self.frozen:
             raise NotStoredError("the store lacks a result that this plan needs; scan again.")
         return None if row is None else json.loads(row.prediction)
 
     def keep(self, task: str, family: Mapping[str, Any], label: str, value: Any) -> None:
         """Keep JSON that belongs to an address and is no score: a loss, a curvature."""
-        self._keep(task, family, label, {"json": Row("json", 0.0, json.dumps(value, allow_nan=False))})
+        content = json.dumps(value, allow_nan=False)
+        self._book(task, family, [Row(f"{_JSON}{label}", 0.0, content)])
 
     def flush(self) -> None:
         """Make what was measured durable."""

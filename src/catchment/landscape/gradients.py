@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from catchment.errors import InputError, ModelError
-from catchment.landscape.losses import Batch, accumulate_gradient, mean_loss, scored_tokens
-from catchment.models import Family, family_of, locate, named_weights
-from catchment.records import Gradients, Oscillation, Share
+from catchment.landscape.losses import Batch, accumulate_gradient, mean_loss
+from catchment.models import Family, family_of, locate
+from catchment.records import Oscillation, Share
 
 TOPS = (0.001, 0.01, 0.05, 0.1)
 _CHUNK = 1 << 22
@@ -266,48 +266,4 @@ def summarise(
         centre=centre,
         amplitude=math.fsum(bends) / len(bends),
         rise=math.fsum(ends) / len(ends) / centre - 1,
-    )
-
-
-def gradient_claims(
-    model: Any,
-    weights: Mapping[str, Tensor],
-    batches_a: Sequence[Batch],
-    batches_b: Sequence[Batch],
-    *,
-    seed: int = 0,
-    tops: Sequence[float] = TOPS,
-    oscillations: Sequence[Oscillation] = (),
-) -> Gradients:
-    """Shares of the model's gradient, of the same architecture at random initialisation, and of Gaussian entries.
-
-    Cost and errors: twice :func:`quasi_sparsity`, and one more model in memory. ``items`` and ``tokens`` are those of
-    ``batches_b``, whose gradient is measured.
-
-    Args:
-        weights: Of the model's base; the random model's are taken by the same names.
-        seed: Of the random initialisation.
-        oscillations: Kept in the record as it is.
-
-    Raises:
-        InputError: a weight that the random model has not, such as an adapter's.
-    """
-    own = quasi_sparsity(model, weights, batches_a, batches_b, tops)
-    twin = random_init(model, seed)
-    there = named_weights(twin)
-    missing = next((name for name in weights if name not in there), None)
-    if missing is not None:
-        raise InputError(
-            f"weight {missing!r} does not exist in a fresh {type(twin).__name__}; expected the base's weights, because "
-            f"an adapter has no random initialisation to compare with."
-        )
-    random = quasi_sparsity(twin, {name: there[name] for name in weights}, batches_a, batches_b, tops)
-    items = {item for batch in batches_b for item in batch.items}
-    return Gradients(
-        pretrained=own,
-        random=random,
-        gaussian=tuple((top, *gaussian_share(top)) for top in tops),
-        oscillation=tuple(oscillations),
-        items=len(items),
-        tokens=scored_tokens(batches_b),
     )

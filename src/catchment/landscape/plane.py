@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from catchment.errors import InputError
-from catchment.landscape.directions import Direction, Stored, Towards
+from catchment.landscape.directions import PIECE, Direction, Stored, Towards, dot, length, pieces
 from catchment.landscape.displace import Mover
 from catchment.landscape.evaluator import Evaluator, NotStoredError
 from catchment.records import Plane, PlanePoint
@@ -77,11 +77,12 @@ def plane(
 
 
 def cosine(mover: Mover, one: Direction, other: Direction) -> float:
-    """Of the angle between two directions, over the whole subspace, in float64. Cost: both are drawn once."""
+    """Of the angle between two directions, over the whole subspace, in float64, as the mover draws them. Cost: both
+    are drawn once, piece by piece."""
     ab = aa = bb = 0.0
     for name in mover.subspace.shapes:
-        a, b = one.delta(name).double(), other.delta(name).double()
-        ab, aa, bb = ab + float(a @ b), aa + float(a @ a), bb + float(b @ b)
+        for a, b in pieces((one, other), name, mover.device(name)):
+            ab, aa, bb = ab + dot(a, b), aa + dot(a, a), bb + dot(b, b)
     return ab / math.sqrt(aa * bb) if aa * bb > 0 else math.nan
 
 
@@ -99,15 +100,16 @@ def through(first: Towards, second: Towards) -> tuple[Stored, Stored, tuple[Plan
         raise InputError("the ways to the two models lie in different subspaces; make both with the same one.")
     a = {name: first.delta(name) for name in subspace.shapes}
     b = {name: second.delta(name) for name in subspace.shapes}
-    along = sum(float(a[name].double() @ b[name].double()) for name in a) / subspace.size
-    across = {name: b[name] - along * a[name] for name in a}
-    rms = math.sqrt(sum(float(v.double() @ v.double()) for v in across.values())) / root
+    along = sum(dot(a[name], b[name]) for name in a) / subspace.size
+    for name in a:
+        b[name].sub_(a[name], alpha=along)
+    rms = math.sqrt(sum(dot(v, v) for v in b.values())) / root
     if rms < 1e-4:
         raise InputError("the three models lie on one line; a plane needs two that differ in direction.")
     identity: dict[str, Any] = {"through": [first.identity, second.identity]}
     axes = (
         Stored(subspace, a, {**identity, "axis": 1}),
-        Stored(subspace, {name: v / rms for name, v in across.items()}, {**identity, "axis": 2}),
+        Stored(subspace, {name: v.div_(rms) for name, v in b.items()}, {**identity, "axis": 2}),
     )
     places = (
         PlanePoint(first.identity, first.alpha, 0.0),
@@ -116,14 +118,24 @@ def through(first: Towards, second: Towards) -> tuple[Stored, Stored, tuple[Plan
     return *axes, places
 
 
-def orthogonal(one: Direction, other: Direction) -> Stored:
-    """``other`` without its part along ``one``, RMS 1. Memory: one direction."""
+def orthogonal(one: Direction, other: Direction, mover: Mover | None = None) -> Stored:
+    """``other`` without its part along ``one``, RMS 1. Memory: one direction.
+
+    Args:
+        mover: Both are drawn where it draws them, with the weights; without one on the CPU. A GPU draws other numbers.
+    """
     subspace = one.subspace
+    device = {name: "cpu" if mover is None else mover.device(name) for name in subspace.shapes}
     ab = aa = 0.0
     for name in subspace.shapes:
-        a, b = one.delta(name).double(), other.delta(name).double()
-        ab, aa = ab + float(a @ b), aa + float(a @ a)
-    kept = {name: other.delta(name) - (ab / aa) * one.delta(name) for name in subspace.shapes}
-    rms = math.sqrt(sum(float(v.double() @ v.double()) for v in kept.values()) / subspace.size)
-    unit = {name: torch.div(v, rms) for name, v in kept.items()}
+        for a, b in pieces((one, other), name, device[name]):
+            ab, aa = ab + dot(a, b), aa + dot(a, a)
+    kept = {}
+    for name in subspace.shapes:
+        kept[name] = torch.empty(length(subspace, name), device=device[name])
+        parts = zip(kept[name].split(PIECE), pieces((one, other), name, device[name]), strict=True)
+        for out, (a, b) in parts:
+            torch.sub(b, a, alpha=ab / aa, out=out)
+    rms = math.sqrt(sum(dot(v, v) for v in kept.values()) / subspace.size)
+    unit = {name: v.div_(rms) for name, v in kept.items()}
     return Stored(subspace, unit, {"of": other.address, "across": one.address}, comparable=one.comparable)

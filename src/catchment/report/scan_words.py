@@ -326,10 +326,10 @@ def offer(panel: Panel, panels: Sequence[Panel], plan: Mapping[str, object]) -> 
     """What a panel that was not bought would take, and the budget that buys it.
 
     The budget is that of the plan (``budget_seconds``), or the seconds that were spent, plus the price, in whole
-    minutes upwards.
+    minutes upwards. A panel without a price but with a note was refused: its note says why.
     """
     if panel.price is None:
-        return "its price here is not known"
+        return "no budget buys it here" if panel.note else "its price here is not known"
     planned = plan.get("budget_seconds")
     spent = float(planned) if isinstance(planned, (int, float)) else sum(p.seconds for p in panels if p.bought)
     minutes = max(1, math.ceil((spent + panel.price) / 60 - 1e-9))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -65,4 +66,6 @@ def shard(model: Any) -> None:
 def own_store() -> Path:
     """A store that lasts as long as this process: kept rows that one process sees and another does not would make them
     part ways."""
-    return Path(tempfile.mkdtemp(prefix="catchment-rank-"))
+    folder = Path(tempfile.mkdtemp(prefix="catchment-rank-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

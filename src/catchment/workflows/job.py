@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import Task, gates, resolve_tasks
+from catchment.capabilities import Task, gates, measure_speed, resolve_tasks
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
 from catchment.settings import CompareSettings, cache_dir
-from catchment.workflows import results
+from catchment.workflows import distributed, results
 from catchment.workflows.measure import Side
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
@@ -96,6 +96,18 @@ class Job:
             base = {item: row for item, row in base.items() if item in shared}
             found.append(results.format_result(form, base, tuned, alpha=self.settings.alpha))
         return tuple(found)
+
+
+def batch_tokens(side: Side, asked: int | None) -> int:
+    """Padded tokens per forward pass: those asked for; on a CPU :data:`CPU_BATCH`; elsewhere measured, once, on this
+    model. Processes that share a model take :data:`CPU_BATCH` too, because each would measure something else."""
+    if asked:
+        return asked
+    if side.card.device.startswith("cpu") or side.classifies or distributed.processes() > 1:
+        return CPU_BATCH
+    engine = side.engine(CPU_BATCH)
+    engine.batch_tokens = measure_speed(engine).batch_tokens
+    return engine.batch_tokens
 
 
 def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> Job:

@@ -19,7 +19,7 @@ from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover,
 from catchment.records import Room, Row
 from catchment.runs import Cell, cell_key
 from catchment.statistics import ladder
-from catchment.workflows import results
+from catchment.workflows import limits, results
 from catchment.workflows.job import CPU_BATCH, Job
 from catchment.workflows.rounds import ROOM_SHARE, late, save_plan
 
@@ -35,7 +35,19 @@ EFFORT = Effort(restarts=1, steps=4, looks=4)
 
 
 def rooms(job: Job) -> tuple[Room, ...]:
-    """Rooms of the tasks that were lost or kept. Empty, with a warning, where the two models cannot be subtracted."""
+    """Rooms of the tasks that were lost or kept. Empty, with a warning, where the two models cannot be subtracted, or
+    where memory or numbers fail on the way: a comparison is whole without them."""
+    try:
+        return _rooms(job)
+    except Exception as error:
+        reason = limits.failure(error)
+        if reason is None:
+            raise
+        job.warnings.append(f"no room: {reason}")
+        return ()
+
+
+def _rooms(job: Job) -> tuple[Room, ...]:
     tasks = [task for task in job.tasks if job.result(task).verdict in ("lost", "kept")]
     if not _possible(job) or not tasks or job.plan.room_items == 0:
         return ()
@@ -126,14 +138,16 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
     for ground in grounds:
         if not stop():
             job.progress.status(f"worst case · {ground.name}")
-            found[ground.name] = dataclasses.replace(found[ground.name], worst=_worst(evaluator, way, ground, stop))
+            worst = _worst(job, evaluator, way, ground, stop)
+            found[ground.name] = dataclasses.replace(found[ground.name], worst=worst)
     return tuple(found.values())
 
 
 def _typical(
     evaluator: Evaluator, way: Towards, names: list[str], job: Job, stop: Callable[[], bool]
 ) -> dict[str, tuple[float, float | None]]:
-    """sigma_S / alpha_S as an interval, an estimate over few directions; empty when the budget is spent."""
+    """sigma_S / alpha_S as an interval, an estimate over few directions; empty when the budget is spent. The ends are
+    scales that were measured, because the pilot's lie far apart."""
     if stop():
         return {}
     job.progress.status("random moves of the tune's size")
@@ -145,20 +159,32 @@ def _typical(
         seen = field.scales(name)
         estimate = landscape.basin(field, name).estimate if len(seen) > 1 else None
         if estimate is not None:
-            open_end = estimate.high >= seen[-1]
-            spans[name] = (estimate.low / way.alpha, None if open_end else estimate.high / way.alpha)
+            below = max((scale for scale in seen if scale <= estimate.low), default=0.0)
+            above = min((scale for scale in seen if scale >= estimate.high and scale < seen[-1]), default=None)
+            spans[name] = (below / way.alpha, None if above is None else above / way.alpha)
         elif len(seen) > 1 and not math.isclose(seen[0], seen[-1]):
             spans[name] = (seen[-1] / way.alpha, None)
     return spans
 
 
-def _worst(evaluator: Evaluator, way: Towards, ground: Ground, stop: Callable[[], bool]) -> float | None:
-    """Attack radius / ||tuned - base||, where an attack was found in the time left."""
+def _worst(job: Job, evaluator: Evaluator, way: Towards, ground: Ground, stop: Callable[[], bool]) -> float | None:
+    """Attack radius / ||tuned - base||, where an attack was found in the time left and in the memory there is."""
     half = min(ATTACK_ITEMS, len(ground.items) // 2)
     attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
-    batches = landscape.batches_of(evaluator, ground, attack)
+    needed = landscape.attack_memory(way.subspace)
+    reason = "" if evaluator.frozen else limits.short_of(needed, evaluator.mover, evaluator.engine.device)
+    found = None
     try:
-        found = landscape.worst(evaluator, ground.with_items(judged), batches, EFFORT, stop=stop)
-    except (NotStoredError, CatchmentError):
+        if not reason:
+            batches = landscape.batches_of(evaluator, ground, attack)
+            found = landscape.worst(evaluator, ground.with_items(judged), batches, EFFORT, stop=stop)
+    except NotStoredError:
         return None
+    except Exception as error:
+        failed = limits.failure(error)
+        if failed is None:
+            raise
+        reason = failed
+    if reason:
+        job.warnings.append(f"no worst case in the room of {ground.name}: {reason}")
     return None if found is None or found.radius is None else found.radius / way.alpha

@@ -8,7 +8,7 @@ from typing import Any
 
 from catchment.capabilities import Task, measure_speed, sample
 from catchment.runs import write_atomic
-from catchment.workflows.job import CPU_BATCH, Job
+from catchment.workflows.job import Job, batch_tokens
 from catchment.workflows.measure import fill
 from catchment.workflows.plan import PILOT, Plan, allocate, first_plan, freeze, pilot_size
 
@@ -61,15 +61,6 @@ def save_plan(job: Job) -> None:
         write_atomic(job.out / "plan.json", json.dumps(content, indent=1))
 
 
-def _batch_tokens(job: Job) -> int:
-    if job.settings.batch_tokens:
-        return job.settings.batch_tokens
-    if job.base.card.device.startswith("cpu") or job.base.classifies:
-        return CPU_BATCH
-    engine = job.base.engine(CPU_BATCH)
-    return measure_speed(engine).batch_tokens
-
-
 def first(job: Job) -> None:
     """The plan before anything is measured."""
     s = job.settings
@@ -78,8 +69,9 @@ def first(job: Job) -> None:
         if task.scorer != "classify":
             few = sample(task.items, min(32, len(task.items)), s.seed)
             tokens[task.name] = job.base.prepare(task, task.formats[0].name, few).tokens / len(few)
+    batch = batch_tokens(job.base, s.batch_tokens)
     job.plan = first_plan(
-        job.tasks, limit=s.limit, formats=s.formats, budget=s.seconds, batch_tokens=_batch_tokens(job), tokens=tokens
+        job.tasks, limit=s.limit, formats=s.formats, budget=s.seconds, batch_tokens=batch, tokens=tokens
     )
 
 

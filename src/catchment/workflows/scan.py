@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import platform
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from catchment import landscape, report
+from catchment import landscape, models, report
 from catchment.capabilities import measure_speed, sample
-from catchment.errors import TaskError
+from catchment.errors import CatchmentError, TaskError
 from catchment.landscape import Evaluator, Field
-from catchment.records import Basin, Scan, Worst, to_json
+from catchment.records import Basin, Scan, SelfCheck, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
-from catchment.workflows import distributed
-from catchment.workflows.job import CPU_BATCH, as_settings
+from catchment.workflows import distributed, limits
+from catchment.workflows.job import as_settings
 from catchment.workflows.measure import POLICY
 from catchment.workflows.progress import Progress
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
@@ -72,7 +73,7 @@ def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None) 
 def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
     """What a scan would measure, its cost and memory, in lines of text. Loads the model and measures its speed."""
     job = open_scan(dataclasses.replace(settings, out=None), progress, None)
-    engine = job.side.engine(settings.batch_tokens or CPU_BATCH)
+    engine = job.side.engine(job.batch_tokens)
     speed = measure_speed(engine).tokens_per_second
     lines = [
         f"{job.side.card.name}: {job.card.size:,} of {job.side.card.parameters:,} weights may move ({job.card.what}), "
@@ -101,9 +102,18 @@ def _work(job: ScanJob) -> Scan:
     if job.settings.workers > 1 and not job.frozen:
         prefetch(job)
     with job.evaluator() as evaluator:
-        stages = Stages(job, evaluator, job.field(evaluator))
-        stages.run()
+        stages = _stages(job, evaluator)
+        if job.frozen and stages.lost():
+            job.thaw()
+            evaluator.frozen = False
+            job.warnings.append(
+                "the store lacks rows of the scan that was finished here: they were measured again, within the budget"
+            )
+            stages = _stages(job, evaluator)
+        if job.frozen:
+            stages.panels = list(job.bought)
         found = _record(job, evaluator, stages)
+    job.kept.found = stages.found()
     job.save_plan(stages.panels, finished=True)
     if job.settings.out is not None and distributed.first():
         write_atomic(job.out / "scan.json", to_json(found))
@@ -111,14 +121,39 @@ def _work(job: ScanJob) -> Scan:
     return found
 
 
+def _stages(job: ScanJob, evaluator: Evaluator) -> Stages:
+    """All stages. One that is interrupted has its time written down: it was spent."""
+    stages = Stages(job, evaluator, job.field(evaluator))
+    try:
+        stages.run()
+    except BaseException:
+        if distributed.processes() == 1:
+            with suppress(CatchmentError):
+                stages.save()
+        raise
+    return stages
+
+
+def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
+    """The self-check; where it cannot be made the scan is not trusted, and is there all the same."""
+    hash_before, cosine = job.side.card.weights_hash, stages.plane.cosine if stages.plane else None
+    try:
+        return landscape.check(evaluator, unit_scales(stages.field.design), hash_before, plane_cosine=cosine)
+    except Exception as error:
+        reason = limits.failure(error)
+        if reason is None:
+            raise
+        evaluator.home()
+        after = models.weights_hash(evaluator.engine.model)
+        note = f"it could not be made: {reason.rstrip('.')}"
+        return SelfCheck(1.0, 0.0, 1.0, cosine, 0, hash_before, after, evaluator.mover.mode, False, (note,))
+
+
 def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
     field: Field = stages.field
     basins: tuple[Basin, ...] = tuple(landscape.basin(field, task) for task in job.admitted)
     worst: tuple[Worst, ...] = tuple(stages.worst)
-    check = landscape.check(
-        evaluator, unit_scales(field.design), job.side.card.weights_hash,
-        plane_cosine=stages.plane.cosine if stages.plane else None,
-    )  # fmt: skip
+    check = _checked(job, evaluator, stages)
     if evaluator.broken:
         job.warnings.append(
             f"{evaluator.broken:,} evaluations at displaced points gave outputs that are not finite; they count as 0"

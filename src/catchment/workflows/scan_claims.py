@@ -24,7 +24,10 @@ def claims(
     """Shares of the gradient in its largest entries, and the loss along random and gradient directions, both for the
     model and for random weights. Kept in the store, because it takes a second model."""
     ground = evaluator.grounds[task]
-    family = {"kind": "gradients", "subspace": job.subspace.hash, "seed": job.settings.seed, "relative": list(RELATIVE)}
+    family = {
+        "kind": "gradients", "subspace": job.subspace.hash, "seed": job.settings.seed, "relative": list(RELATIVE),
+        "task": ground.prepared.task.hash(), "items": sorted(ground.items[: 2 * ITEMS]),
+    }  # fmt: skip
     kept = evaluator.kept(task, family, f"{ITEMS}")
     if kept is not None:
         return from_json(Gradients, kept)

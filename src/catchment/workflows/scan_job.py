@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +19,16 @@ from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspac
 from catchment.records import Admission, Panel, Row, SubspaceCard
 from catchment.runs import Cell, Store, cell_key, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
-from catchment.statistics import admission, ladder, mean_interval, node_error
+from catchment.statistics import admission, ladder, mean_interval, node_error, units_needed
 from catchment.workflows import distributed
-from catchment.workflows.job import CPU_BATCH
+from catchment.workflows.job import CPU_BATCH, batch_tokens
 from catchment.workflows.measure import Side, fill
 from catchment.workflows.progress import Progress
 
 RESERVE = 8.0
 """Seconds of a budget that are kept for the self-check, the record and the page."""
+CAP = 400
+"""Units at a scale at most."""
 LEAST = 16
 """Items a task needs to be scanned at all."""
 
@@ -53,6 +56,25 @@ class Clock:
 
 
 @dataclass
+class Kept:
+    """What plan.json keeps beside the clock, for the next run on the same OUT.
+
+    Attributes:
+        speed: Tokens per second at displaced points.
+        point: Seconds per displaced point.
+        middle: Scale that the plane was laid out for.
+        batch_tokens: Padded tokens per forward pass.
+        found: How much the finished scan held, by panel; a replay that finds less lacks rows.
+    """
+
+    speed: float | None = None
+    point: float | None = None
+    middle: float | None = None
+    batch_tokens: int | None = None
+    found: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
 class ScanJob:
     """One scan at work. ``frozen``: an equal scan was finished here; nothing is measured again, and ``bought`` is what
     it said of its budget."""
@@ -71,10 +93,15 @@ class ScanJob:
     grounds: list[Ground] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def admitted(self) -> list[str]:
         return [a.task for a in self.admissions if a.admitted]
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.kept.batch_tokens or CPU_BATCH
 
     def cell(self, ground: Ground, address: Mapping[str, Any]) -> Cell:
         """Where rows of a task at displaced points are kept: the model's own cell, and the displacement."""
@@ -85,7 +112,7 @@ class ScanJob:
     def evaluator(self) -> Evaluator:
         loaded = self.side.loaded
         mover = Mover(loaded.model, self.subspace, memory=self.settings.memory, files=loaded.files)  # type: ignore[arg-type]
-        engine = self.side.engine(self.settings.batch_tokens or CPU_BATCH)
+        engine = self.side.engine(self.batch_tokens)
         usable = [g for g in self.grounds if g.name in self.admitted]
         return Evaluator(engine, mover, usable, self.cell, frozen=self.frozen, on_tokens=self.progress.advance)
 
@@ -95,8 +122,14 @@ class ScanJob:
         usable = [g for g in self.grounds if g.name in self.admitted]
         rungs = ladder(*s.scales(self.card.rms))
         error = node_error(s.alpha, len(rungs), s.depth, max(len(usable), 1))
-        each = 8 if s.items == "fixed" else landscape.items_each(usable, error)
-        return Design(rungs, s.depth, s.alpha, max(len(usable), 1), each, 400, s.items == "fixed", s.seed)
+        counted = [g for g in usable if g.prepared.task.scorer != "text" and _fits(g, error)]
+        each = 8 if s.items == "fixed" else landscape.items_each(counted, error)
+        return Design(rungs, s.depth, s.alpha, max(len(usable), 1), each, CAP, s.items == "fixed", s.seed)
+
+    def thaw(self) -> None:
+        """Measure again what the store lost, within the budget that was asked for, from the start of this run on."""
+        self.frozen, self.bought = False, ()
+        self.clock.budget, self.clock.spent_before = self.settings.seconds, 0.0
 
     def field(self, evaluator: Evaluator) -> Field:
         return Field(evaluator, self.design())
@@ -107,7 +140,7 @@ class ScanJob:
         if self.settings.out is not None and not self.frozen and distributed.first():
             content = {
                 "ask": ask(self), "budget": self.clock.budget, "spent": spent, "finished": finished,
-                "panels": [dataclasses.asdict(panel) for panel in panels],
+                "panels": [dataclasses.asdict(panel) for panel in panels], "kept": dataclasses.asdict(self.kept),
             }  # fmt: skip
             write_atomic(self.out / "plan.json", json.dumps(content, indent=1))
 
@@ -118,6 +151,8 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     clock = Clock(settings.seconds)
     if settings.workers > 1 and not isinstance(settings.model, (str, Path)):
         raise InputError("workers load the model themselves; expected a name or a path, not a model in memory.")
+    if settings.through and distributed.processes() > 1:
+        raise InputError("--through reads whole weights, and torchrun cuts them; scan without torchrun for it.")
     tasks = scan_tasks(settings)
     for spec in settings.through:
         models.resolve(str(spec))  # a name that means nothing is said before anything is measured
@@ -132,6 +167,8 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     subspace = Subspace.parse(side.loaded.model, settings.subspace)
     if settings.gradients and subspace.kind not in ("all", "glob"):
         raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
+    if settings.gradients and models.named_weights(side.loaded.model, "adapter"):
+        raise InputError("--gradients makes the model anew at random weights; it stands under an adapter. Merge it.")
     card = subspace.card(side.loaded.model)
     if card.rms == 0 and settings.ladder is None:
         raise InputError(
@@ -150,6 +187,7 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
     if alone:
         _take_up(job)
+    job.kept.batch_tokens = settings.batch_tokens or job.kept.batch_tokens or batch_tokens(side, None)
     return job
 
 
@@ -171,12 +209,15 @@ def scan_tasks(settings: ScanSettings) -> list[Task]:
     return tasks if text.name in {task.name for task in tasks} else [*tasks, text]
 
 
+NOT_ASKED = ("out", "budget", "store", "dry_run", "workers", "memory", "model", "tasks")
+
+
 def ask(job: ScanJob) -> dict[str, Any]:
     """What decides a scan beside its budget; another question begins another clock."""
-    s = dataclasses.asdict(job.settings)
-    for name in ("out", "budget", "store", "dry_run", "workers", "memory", "model"):
-        s.pop(name)
-    return json.loads(json.dumps({**s, "hashes": {t.name: t.hash() for t in job.tasks}}, default=str))
+    fields = dataclasses.fields(job.settings)
+    found = {f.name: getattr(job.settings, f.name) for f in fields if f.name not in NOT_ASKED}
+    found |= {"tasks": [t.name for t in job.tasks], "hashes": {t.name: t.hash() for t in job.tasks}}
+    return json.loads(json.dumps(found, default=str))
 
 
 def _take_up(job: ScanJob) -> None:
@@ -188,11 +229,12 @@ def _take_up(job: ScanJob) -> None:
         same = kept["ask"] == ask(job)
         budget, spent, finished = float(kept["budget"]), float(kept["spent"]), bool(kept["finished"])
         panels = tuple(Panel(**panel) for panel in kept["panels"])
+        noted = Kept(**kept["kept"])
     except (OSError, ValueError, KeyError, TypeError):
         return
     if not same:
         return
-    job.clock.spent_before = spent
+    job.clock.spent_before, job.kept = spent, noted
     job.frozen = finished and job.clock.budget <= budget
     if job.frozen:
         job.clock.budget, job.bought = budget, panels
@@ -205,13 +247,52 @@ def admit(job: ScanJob) -> None:
         items = sample(task.items, s.limit, s.seed)
         job.progress.status(f"own scores · {task.name}")
         form = task.formats[0].name
-        batch = s.batch_tokens or CPU_BATCH
-        rows = fill(job.side, job.store, task, form, items, batch, job.progress).rows
+        measured = fill(job.side, job.store, task, form, items, job.batch_tokens, job.progress)
+        rows = measured.rows
         kept = [item for item in items if item.id in rows]
         prepared = job.side.prepare(task, form, kept)
+        if measured.fresh and measured.seconds > 0 and job.kept.speed is None:  # the first guess of one
+            job.kept.speed = prepared.tokens * measured.fresh / max(len(kept), 1) / measured.seconds
         ground = _ground(prepared, rows, s)
         job.grounds.append(ground)
         job.admissions.append(_admission(ground, task))
+    design = job.design()
+    for ground in job.grounds:
+        if ground.name in job.admitted:
+            job.warnings += _out_of_reach(job, ground, design)
+
+
+def _needed(tau: float, error: float) -> float:
+    """Units for "inside" at least; infinite where no number of them would do."""
+    return units_needed(tau, error) if tau > 1e-4 else math.inf  # far more than CAP below that
+
+
+def _fits(ground: Ground, error: float) -> bool:
+    """Whether "inside" can be shown of a task at all, with one item to a unit."""
+    return _needed(ground.tau, error) <= min(CAP, len(ground.items))
+
+
+def _out_of_reach(job: ScanJob, ground: Ground, design: Design) -> list[str]:
+    """A warning where the items of a task are too few for "inside", whatever the budget: what would do."""
+    have, needed = design.units(ground), _needed(ground.tau, design.error)
+    if needed <= have:
+        return []
+    whole = next(len(t.items) for t in job.tasks if t.name == ground.name)
+    each = design.items_each if ground.prepared.task.scorer == "text" else 1  # a text has no say in the items of a unit
+    wanted = math.ceil(1.25 * needed * each) if needed <= CAP else math.inf
+    ways = [f"--limit {wanted}"] if wanted <= whole and not design.fixed else []
+    enough = next((tau for tau in (k / 100 for k in range(1, 100)) if _needed(tau, design.error) <= have), None)
+    above = ground.score - ground.chance
+    if enough is not None and job.settings.tau_absolute is not None:
+        ways.append(f"--tau-absolute {enough:g}")
+    elif enough is not None and above > 0 and math.ceil(100 * enough / above) < 100:
+        ways.append(f"--tau {math.ceil(100 * enough / above) / 100:g}")
+    advice = " or ".join(ways) or "a task with more items, or fewer tasks"
+    most = f"{needed:,.0f} units" if needed < math.inf else "more units than can be measured"
+    return [
+        f"{ground.name}: no scale can be shown to be inside a drop of {ground.tau:.3g}: that takes {most}, and its "
+        f"{len(ground.items):,} items make {have:,}; expected {advice}"
+    ]
 
 
 def _ground(prepared: Prepared, rows: Mapping[str, Row], s: ScanSettings) -> Ground:

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from catchment import landscape, models
 from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
-from catchment.workflows import distributed
+from catchment.workflows import distributed, limits
 from catchment.workflows.scan_claims import claims
 from catchment.workflows.scan_job import ScanJob, split, unit_scales
 
@@ -23,6 +24,12 @@ ATTACK_ITEMS = 16
 JUDGED_ITEMS = 128
 PLANE_ITEMS = 24
 CURVED_ITEMS = 4
+PRODUCTS = range(4, 16)
+"""With the Hessian, for its trace: as many as memory holds."""
+SPEED, POINT = 500.0, 0.1
+"""Tokens per second, and seconds per displaced point, until any were measured."""
+SAVE_SECONDS = 5.0
+"""Between two looks at the clock that are written to plan.json."""
 SHARES = {"basins": 0.55, "worst": 0.45, "profiles": 0.5, "plane": 0.6, "curvature": 0.8, "gradients": 1.0}
 """Of the time that is left when a stage begins."""
 TITLES = {
@@ -44,7 +51,7 @@ class Stages:
         self.plane: Plane | None = None
         self.curvature: Curvature | None = None
         self.gradients: Gradients | None = None
-        self._deadline = 0.0
+        self._deadline = self._saved = 0.0
 
     def run(self) -> None:
         """All stages in order, then the brackets again with what is left."""
@@ -59,54 +66,132 @@ class Stages:
             self._stage("gradients", self._gradients, None, forced=True)
         self._rest_for_brackets()
         self.evaluator.flush()
-        if self.job.frozen:
-            self.panels = list(self.job.bought)
+
+    def lost(self) -> bool:
+        """Whether a replay came to less than the scan that it replays: the store was cleared, or is another one."""
+        here = {panel.name for panel in self.panels if panel.bought}
+        found, before = self.found(), self.job.kept.found
+        return any(panel.bought and panel.name not in here for panel in self.job.bought) or any(
+            found[name] < before.get(name, 0) for name in found
+        )
+
+    def found(self) -> dict[str, int]:
+        """Scales that were decided and radii that were looked at."""
+        return {
+            "basins": sum(len(known) for known in self.field.decided.values()),
+            "worst": sum(len(worst.nodes) for worst in self.worst),
+        }
 
     def _rest_for_brackets(self) -> None:
-        clock = self.job.clock
+        clock, first = self.job.clock, self.panels[0]
         self._deadline, before = clock.end, clock.spent
-        bought = self._brackets()
-        landscape.sharpen(self.field, self.job.admitted, self.field.design.cap, self._stop)
-        first = self.panels[0]
+
+        def rest() -> bool:
+            bought = self._brackets()
+            landscape.sharpen(self.field, self.job.admitted, self.field.design.cap, self._stop)
+            return bought
+
+        bought, note = self._tried("basins", rest, replay=clock.left <= 0)
+        bought, note = bought or first.bought, note or first.note
         seconds = round(first.seconds + clock.spent - before, 1)
-        self.panels[0] = dataclasses.replace(
-            first, bought=bought, seconds=seconds, price=None if bought else first.price
-        )
+        price = None if bought or note else first.price
+        self.panels[0] = Panel(first.name, first.title, bought, seconds, price, "" if bought else note)
 
     def _stage(
         self, name: str, work: Callable[[], bool], price: Callable[[], float] | None, *, forced: bool = False
     ) -> None:
-        """Run a stage within its share of the time left; a stage with a price that does not fit is not begun."""
+        """Run a stage within its share of the time left. One whose price does not fit, or that this machine cannot
+        hold, is only looked up in the store."""
         clock = self.job.clock
         share = max(clock.left, 0.0) * SHARES[name]
         self._deadline = clock.spent + share
         self.job.progress.status(TITLES[name].lower())
         before = clock.spent
-        cost, bought, note = None, False, ""
-        try:
-            if name in WHOLE and distributed.processes() > 1:
-                raise InputError("it needs the gradient of whole weights on one process; scan without torchrun for it.")
-            cost = price() if price is not None else None
-            if self.job.frozen or forced or cost is None or cost <= share:
-                bought = work()
-        except NotStoredError:
-            bought = False
-        except CatchmentError as error:
-            note = str(error)
-            self.job.warnings.append(f"{TITLES[name].lower()}: {error}")
+        cost: float | None = None
+        refused = self._refused(name)
+
+        def whole() -> bool:
+            nonlocal cost
+            cost = price() if price is not None and not refused else None
+            fits = forced or (share > 0 and (cost is None or cost <= share))
+            self.evaluator.frozen |= bool(refused) or not fits
+            return work()
+
+        bought, failed = self._tried(name, whole)
+        note = "" if bought else failed or refused
+        if refused and not bought and not failed:
+            self.job.warnings.append(f"{TITLES[name].lower()}: {refused}")
+        left = None if bought or note else max(cost if cost is not None else self._rest(name), 1.0)
         spent = clock.spent - before
-        left = None if bought else max(cost if cost is not None else self._rest(name), 1.0)
         self.panels.append(Panel(name, TITLES[name], bought, round(spent, 1), left and round(left, 1), note))
+        self.save()
+
+    def _tried(self, name: str, work: Callable[[], bool], replay: bool = False) -> tuple[bool, str]:
+        """What ``work`` says it bought, and why it failed: one stage that fails costs no other. ``replay``: from the
+        store alone."""
+        frozen = self.evaluator.frozen
+        self.evaluator.frozen |= replay
+        try:
+            return work(), ""
+        except NotStoredError:
+            return False, ""
+        except Exception as error:
+            note = limits.failure(error)
+            if note is None:
+                raise
+            note = note.rstrip(".")
+            self.job.warnings.append(f"{TITLES[name].lower()}: {note}")
+            return False, note
+        finally:
+            self.evaluator.frozen = frozen
+
+    def _refused(self, name: str) -> str:
+        """Why a stage is not begun here whatever the budget; empty where it may be."""
+        if name in WHOLE and distributed.processes() > 1:
+            return "it needs the gradient of whole weights on one process; scan without torchrun for it"
+        subspace, e = self.job.subspace, self.evaluator
+        if name == "worst":
+            return limits.short_of(landscape.attack_memory(subspace), e.mover, e.engine.device)
+        if name == "curvature":
+            products = self._products()
+            k, steps = _lanczos(products)
+            needed = landscape.curvature_memory(subspace, steps, k, products)
+            return limits.short_of(needed, e.mover, e.engine.device)
+        return ""
+
+    def save(self) -> None:
+        """Write the clock, and what was learnt of this machine, to plan.json."""
+        kept = self.job.kept
+        kept.speed, kept.point = self._pace()
         self.job.save_plan(self.panels)
 
     def _stop(self) -> bool:
-        return not self.job.frozen and self.job.clock.spent >= self._deadline
+        """Whether the share of the stage is spent; what is only looked up takes no time of it."""
+        if self.evaluator.frozen:
+            return False
+        spent = self.job.clock.spent
+        if spent >= self._saved + SAVE_SECONDS:  # a run that is killed was paid for
+            self._saved = spent
+            self.save()
+        return spent >= self._deadline
+
+    def _pace(self) -> tuple[float, float]:
+        """Tokens per second, and seconds per point: measured here, else by an earlier run, else a guess."""
+        e, kept = self.evaluator, self.job.kept
+        if e.seconds <= 0 or not e.fresh_tokens:
+            return kept.speed or SPEED, kept.point or POINT
+        known: dict[tuple[float, int], int] = {}
+        for number, table in enumerate((self.field.units, self.field.pilot)):
+            for (_, scale), units in table.items():  # tasks share the points of a scale
+                known[scale, number] = max(known.get((scale, number), 0), len(units))
+        fresh = 2 * sum(known.values()) * e.fresh_tokens / max(e.tokens, 1)
+        return e.fresh_tokens / e.seconds, e.seconds / fresh if fresh else kept.point or POINT
 
     def _seconds(self, tokens: float, points: int = 0) -> float:
-        """What evaluating so many tokens at so many points takes, at the speed seen so far."""
-        e = self.evaluator
-        speed = distributed.agreed(e.fresh_tokens / e.seconds if e.seconds > 0 else 500.0)
-        return tokens / speed + points * 0.1
+        """What evaluating so many tokens takes, and placing the model at so many points, two directions drawn for
+        each."""
+        speed, point = distributed.agreed(self._pace())
+        return float(tokens / speed + 2 * points * point)
 
     def _tokens(self, task: str, items: int) -> float:
         ground = self.evaluator.grounds[task]
@@ -115,7 +200,7 @@ class Stages:
     def _rest(self, name: str) -> float:
         """A rough price of a stage that was begun or skipped without one."""
         design, tasks = self.field.design, self.job.admitted
-        unit = self._seconds(sum(2 * self._tokens(t, design.items_each) for t in tasks), 2)
+        unit = self._seconds(sum(2 * self._tokens(t, design.items_each) for t in tasks))
         if name == "basins":
             return unit * 100
         if name == "profiles":
@@ -155,7 +240,7 @@ class Stages:
             self.job.progress.status(f"worst case · {task}")
             found = landscape.worst(
                 self.evaluator, ground.with_items(judged[:JUDGED_ITEMS]), self._batches(ground, attack),
-                Effort(s.restarts, s.steps, seed=s.seed), level=1 - s.alpha, stop=self._stop,
+                Effort(s.restarts, s.steps, seed=s.seed), level=1 - s.alpha, family=len(tasks), stop=self._stop,
             )  # fmt: skip
             if found is not None:
                 self.worst.append(found)
@@ -176,19 +261,27 @@ class Stages:
         axes, reach, names, places = self._axes(task)
         self.plane = landscape.plane(
             self.evaluator, task, axes, reach, self.job.settings.plane, ground.items[:PLANE_ITEMS], names=names,
-            models=places, centre=self.job.side.card.name, stop=lambda: False,
+            models=places, centre=self.job.side.card.name, stop=self._stop,
         )  # fmt: skip
         return self.plane is not None
 
-    def _axes(
-        self, task: str
-    ) -> tuple[tuple[Direction, Direction], tuple[float, float], tuple[str, str], list[PlanePoint]]:
+    def _middle(self, task: str) -> float:
+        """The scale that the plane is laid out for: that of the first run, so that a later one finds its points."""
+        kept = self.job.kept
+        if kept.middle is not None:
+            return kept.middle
+        found = landscape.basin(self.field, task)
+        middle = found.estimate.estimate if found.estimate else found.high or found.low or self.field.design.ladder[-1]
+        if not self.evaluator.frozen:
+            kept.middle = middle
+        return middle
+
+    def _axes(self, task: str) -> _Axes:
         s, mover = self.job.settings, self.evaluator.mover
         self.evaluator.home()
         first, second = (landscape.gaussian(mover.subspace, s.seed, 2**20 + i) for i in (0, 1))
-        found = landscape.basin(self.field, task)
-        middle = found.estimate.estimate if found.estimate else found.high or found.low or self.field.design.ladder[-1]
         if not s.through:
+            middle = self._middle(task)
             pair: tuple[Direction, Direction] = (first, second)
             if s.filter_normalised:
                 model = self.evaluator.engine.model
@@ -199,7 +292,7 @@ class Stages:
         if len(ways) == 1:
             way = ways[0]
             one = landscape.Stored(mover.subspace, {n: way.delta(n) for n in mover.subspace.shapes}, way.address)
-            axes = (one, landscape.orthogonal(one, first))
+            axes = (one, landscape.orthogonal(one, first, mover))
             place = PlanePoint(s.through[0], way.alpha, 0.0)
             return axes, (1.5 * way.alpha, 1.5 * way.alpha), (f"to {s.through[0]}", "random"), [place]
         one, two, places = landscape.through(*ways)
@@ -226,8 +319,15 @@ class Stages:
         tasks = choices or self.job.admitted
         grounds = [self.evaluator.grounds[t] for t in tasks]
         batches = [b for ground in grounds for b in self._batches(ground, ground.items[:CURVED_ITEMS])]
-        products = int(max(4, min(15, 6e9 / (4 * self.job.subspace.size) / 2)))
-        return tasks, batches, products
+        return tasks, batches, self._products()
+
+    def _products(self) -> int:
+        quarter = landscape.free_memory(self.evaluator.engine.device) / 4
+        for products in reversed(PRODUCTS):
+            k, steps = _lanczos(products)
+            if 4 * self.job.subspace.size * landscape.vectors(steps, k, products) <= quarter:
+                return products
+        return PRODUCTS[0]
 
     def _curvature_price(self) -> float:
         _, batches, products = self._curved()
@@ -236,25 +336,39 @@ class Stages:
 
     def _curvature(self) -> bool:
         tasks, batches, products = self._curved()
-        family = {"kind": "curvature", "subspace": self.job.subspace.hash, "seed": self.job.settings.seed, "of": tasks}
-        kept = self.evaluator.kept(tasks[0], family, f"{products}")
-        if kept is not None:
-            self.curvature = from_json(Curvature, kept)
-            return True
+        family = {
+            "kind": "curvature", "subspace": self.job.subspace.hash, "seed": self.job.settings.seed, "of": tasks,
+            "tasks": {t: self.evaluator.grounds[t].prepared.task.hash() for t in tasks},
+            "items": sorted(item for batch in batches for item in batch.items),
+        }  # fmt: skip
+        for number in reversed(PRODUCTS):  # more or less memory than now was free when it was measured
+            with suppress(NotStoredError):
+                if (kept := self.evaluator.kept(tasks[0], family, f"{number}")) is not None:
+                    self.curvature = from_json(Curvature, kept)
+                    return True
+        if self.evaluator.frozen:
+            return False
         self.evaluator.home()
         model, subspace = self.evaluator.engine.model, self.job.subspace
         if subspace.kind == "frame":
             raise InputError("curvature in a low-rank frame is not measured; expected all, globs or a sparse support.")
-        self.curvature = landscape.curvature(
-            model, subspace.weights(model), batches, k=min(3, max(1, products // 6)), steps=max(4, products // 2),
-            products=products, seed=self.job.settings.seed, project=_project(self.job),
+        k, steps = _lanczos(products)
+        found = landscape.curvature(
+            model, subspace.weights(model), batches, k=k, steps=steps, products=products,
+            seed=self.job.settings.seed, project=_project(self.job),
         )  # fmt: skip
-        self.evaluator.keep(tasks[0], family, f"{products}", to_json(self.curvature))
+        self.evaluator.keep(tasks[0], family, f"{products}", to_json(found))
+        self.curvature = found
         return True
 
     def _gradients(self) -> bool:
         self.gradients = claims(self.job, self.evaluator, self._batches, self._flagship())
         return True
+
+
+def _lanczos(products: int) -> tuple[int, int]:
+    """Eigenvalues and Lanczos steps that go with so many products for the trace."""
+    return min(3, max(1, products // 6)), max(4, products // 2)
 
 
 def _project(job: ScanJob) -> Any:

@@ -28,7 +28,7 @@ def prefetch(job: ScanJob) -> None:
     s, seconds = job.settings, job.clock.left * SHARE
     if seconds <= 0:
         return
-    alone = dataclasses.replace(s, out=None, workers=1)
+    alone = dataclasses.replace(s, out=None, workers=1, batch_tokens=job.batch_tokens)
     calls = [(_worker, (alone, job.side.tokenizer, w, s.workers, seconds)) for w in range(s.workers)]
     job.progress.status(f"directions on {s.workers} processes")
     for outcome in LocalExecutor(s.workers).run(calls):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from catchment.capabilities import Encoded, Engine, Format, Item, Prepared, Task, make_engine, prepare, run
 from catchment.landscape import Evaluator, Ground, Mover, Subspace
@@ -114,6 +115,19 @@ def real(*tasks: Task, model: Any = None, **options: Any) -> Evaluator:
     return Evaluator(
         grounds[0][0], Mover(model, Subspace.all(model), memory="copy"), [g for _, g in grounds], **options
     )
+
+
+def peak_bytes(work: Callable[[], Any]) -> int:
+    """Most memory that tensors made inside ``work`` took together, in bytes; what existed before does not count."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    results: Any = profiler.profiler
+    live = most = 0
+    for event in results.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            most = max(most, live)
+    return most
 
 
 def cells(store: Store) -> Callable[[Ground, Mapping[str, Any]], Cell]:

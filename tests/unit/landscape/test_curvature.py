@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from catchment.errors import InputError
-from catchment.landscape.curvature import Hessian, curvature, top_eigenvalues, trace
+from catchment.errors import InputError, ModelError
+from catchment.landscape import Subspace
+from catchment.landscape.curvature import Hessian, curvature, curvature_memory, top_eigenvalues, trace, vectors
 from catchment.landscape.losses import Batch, accumulate_gradient
 from catchment.models import named_weights, select
 from catchment.records import Curvature, from_json, to_json
 from tests import tiny
+from tests.unit.landscape.oracles import peak_bytes
 
 torch.set_num_threads(1)
 
@@ -139,6 +141,68 @@ def test_seeds_decide_and_too_few_products_are_refused() -> None:
     assert math.isfinite(trace(operator, 4).high)
     with pytest.raises(InputError, match="at least 4"):
         trace(operator, 3)
+
+
+class Broken(Dense):
+    """Not finite from the ``first``-th product on."""
+
+    def __init__(self, first: int, value: float) -> None:
+        super().__init__(torch.diag(torch.linspace(1, 2, 50)).double())
+        self.first, self.value = first, value
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        found = super().apply(vectors)
+        if self.products > self.first:
+            found[-1, 7] = self.value
+        return found
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("first", [0, 1, 5, 11])
+def test_products_that_are_not_finite_are_refused(value: float, first: int) -> None:
+    """Also where a projection would hide them."""
+    with pytest.raises(ModelError, match="not finite"):
+        trace(Broken(first, value), products=12)
+    with pytest.raises(ModelError, match="not finite"):
+        top_eigenvalues(Broken(first, value), k=2, steps=10)
+
+
+def test_a_curvature_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.tiny_llama()
+    monkeypatch.setattr(Hessian, "apply", lambda self, vectors: torch.full_like(vectors, math.nan))
+    with pytest.raises(ModelError, match="not finite"):
+        curvature(model, select(model, "*.0.mlp*"), [batch_of()], k=1, steps=3, products=4)
+
+
+@pytest.mark.parametrize(("steps", "k", "products"), [(9, 2, 4), (3, 3, 6), (3, 1, 16), (2, 1, 23)])
+def test_curvature_takes_the_vectors_that_are_said(steps: int, k: int, products: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.rand(300_000, generator=generator)
+
+    class Diagonal:
+        size, dtype, device = len(spectrum), spectrum.dtype, spectrum.device
+
+        def apply(self, vectors: Tensor) -> Tensor:
+            return vectors * spectrum
+
+    used = max(
+        peak_bytes(lambda: top_eigenvalues(Diagonal(), k, steps)), peak_bytes(lambda: trace(Diagonal(), products))
+    ) / (4 * len(spectrum))
+    said = vectors(steps, k, products)
+    assert said - 1 < used <= said + 8, "four copies are for products, and four vectors make two in float64"
+
+
+def test_curvature_takes_the_memory_that_is_said() -> None:
+    model = tiny.tiny_llama(hidden_size=256, intermediate_size=512)
+    subspace = Subspace.all(model)
+    for k, steps, products in ((1, 5, 4), (2, 3, 10)):
+        said = curvature_memory(subspace, steps, k, products)
+        used = peak_bytes(
+            lambda k=k, steps=steps, products=products: curvature(  # type: ignore[misc]
+                model, subspace.weights(model), [batch_of()], k=k, steps=steps, products=products
+            )
+        )
+        assert 0.75 * said < used < said + 16 * subspace.size, f"{used / said:.2f}"
 
 
 # The Hessian of a model

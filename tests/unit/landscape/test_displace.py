@@ -6,6 +6,8 @@ import copy
 import math
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from catchment.landscape import (
 )
 from catchment.models import make_increment, named_weights, weights_hash
 from tests.tiny import CAUSAL, tiny_llama
+from tests.unit.landscape.oracles import peak_bytes
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -279,6 +282,107 @@ def test_low_memory_spills_to_a_file_that_goes_away(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "spill").iterdir())
     mover.close()
     assert not list((tmp_path / "spill").iterdir())
+
+
+def test_spills_of_processes_that_are_gone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CATCHMENT_HOME", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    model = tiny_llama()
+    with Mover(model, Subspace.all(model), memory="low"):
+        (own,) = (tmp_path / "spill").iterdir()
+        dead, other = (
+            own.with_name(own.name.replace(f".{os.getpid()}.", f".{gone.pid}.")),
+            own.with_name(f"another-machine.{gone.pid}.x.safetensors"),
+        )
+        for path in (dead, other):
+            path.write_bytes(b"")
+        with Mover(model, Subspace.all(model), memory="low"):
+            assert own.exists(), "of a process that lives"
+            assert other.exists(), "nothing is known of its processes"
+            assert not dead.exists()
+    assert list((tmp_path / "spill").iterdir()) == [other]
+
+
+def test_a_dropped_direction_is_drawn_again() -> None:
+    model = tiny_llama()
+    subspace = Subspace.all(model)
+    direction = gaussian(subspace, 0)
+    with Mover(model, subspace, memory="copy") as mover:
+        mover.place((direction, 0.1))
+        there = bits(model)
+        mover.drop()
+        assert same(model, there), "the model stays where it stands"
+        assert all(part.delta is None for part in mover._parts)
+        mover.place((direction, 0.2))
+        mover.place((direction, 0.1))
+        assert same(model, there)
+
+
+def test_a_tensor_of_which_nothing_is_here() -> None:
+    """As on a process that holds no row of a cut matrix."""
+    model = tiny_llama()
+    frame = Subspace.frame(model, 2)
+    a, b = gaussian(frame, 0, 0), gaussian(frame, 0, 1)
+    with Mover(model, frame, memory="copy") as mover:
+        part = mover._parts[0]
+        part.weight, part.clean = part.weight[:0], part.clean[:0]
+        mover.place((a, 0.1), (b, 0.1))
+        mover.place((a, 0.1))
+        assert mover.realised(a, 0.1)[0] == pytest.approx(1, abs=1e-4)
+
+
+class Large(torch.nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(count // 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_realised_move_is_measured_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catchment.landscape.displace._MEASURED", 1 << 16)
+    model = Large(1 << 21)
+    subspace = Subspace.all(model)
+    for direction in (gaussian(subspace, 0), filter_normalised(model, gaussian(subspace, 0))):
+        with Mover(model, subspace, memory="copy") as mover:
+            mover.place((direction, 0.01))
+            done = (model.weight.detach() - mover._parts[0].clean.reshape(-1, 64)).double().reshape(-1)
+            intended = 0.01 * direction.delta("weight").double()
+            found: list[float] = []
+            used = peak_bytes(lambda: found.extend(mover.realised(direction, 0.01)))  # noqa: B023
+            assert found[0] == pytest.approx(float(done.norm() / intended.norm()), rel=1e-9)
+            cosine = float(done @ intended / done.norm() / intended.norm())
+            assert found[1] == pytest.approx(math.sqrt(max(1 - cosine**2, 0)), abs=1e-5)
+        assert used < (8 << 20 if direction.cuttable else 40 << 20), f"{used / (4 << 21):.2f} copies"
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.05, 0.19, 0.21, 0.6])
+def test_the_entries_that_moved_are_found_piece_by_piece(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("catchment.landscape.directions.PIECE", 777)
+    model = tiny_llama()
+    tuned = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(2)
+    wanted: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, weight in tuned.named_parameters():
+            mask = torch.rand(weight.shape, generator=generator) < share
+            weight[mask] += 1.0
+            if mask.any():
+                wanted[name] = mask.reshape(-1).nonzero().reshape(-1)
+    found = moved_subspace(model, tuned)
+    assert set(found.shapes) == set(wanted)
+    assert found.kind == ("sparse" if share < 0.2 else "glob")
+    if found.kind == "sparse":
+        assert all(torch.equal(found.support[name], index) for name, index in wanted.items())
+
+
+def test_what_a_dense_tune_moved_is_found_within_half_a_copy() -> None:
+    model, tuned = Large(1 << 23).bfloat16(), Large(1 << 23).bfloat16()
+    with torch.no_grad():
+        tuned.weight += 0.5
+    assert moved_subspace(model, tuned).kind == "glob"
+    used = peak_bytes(lambda: moved_subspace(model, tuned))
+    indices = (1 << 22) * 8  # of one piece, before they are made int32; and its mask
+    assert used < 0.2 * (1 << 23) * 4 + 1.8 * indices, f"{used / (2 << 23):.2f} copies"
 
 
 def test_files_that_differ_are_not_trusted(tmp_path: Path) -> None:

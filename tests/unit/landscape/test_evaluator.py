@@ -123,6 +123,59 @@ def test_frozen_gives_what_is_kept_and_measures_nothing(tmp_path: Path) -> None:
         assert weights_hash(seer.engine.model) == before
 
 
+def test_what_a_frozen_evaluator_does_not_have_is_not_counted(tmp_path: Path) -> None:
+    booked: list[int] = []
+    with oracle(cell=cells(Store(tmp_path)), frozen=True, on_tokens=booked.append) as seer:
+        with pytest.raises(NotStoredError):
+            seer.rows(FAMILY, "a", {"t": ("t0000",)}, (gaussian(seer.mover.subspace, 0), 0.5))
+        assert (seer.evaluations, seer.tokens, seer.fresh_tokens, booked) == (0, 0, 0, [])
+
+
+def test_without_a_move_rows_are_looked_up_and_never_measured(tmp_path: Path) -> None:
+    """At the model's own weights they would stand under the address of another point, for good."""
+    store = Store(tmp_path)
+    with oracle(cell=cells(store)) as seer:
+        rows = seer.rows(FAMILY, "a", {"t": ("t0000",)}, (gaussian(seer.mover.subspace, 0), 0.5))
+        assert seer.rows(FAMILY, "a", {"t": ("t0000",)}) == rows
+        with pytest.raises(NotStoredError, match="no move"):
+            seer.rows(FAMILY, "a", {"t": ("t0000", "t0001")})
+        assert len(seer.seen) == 1
+        assert seer.evaluations == 2
+    again = oracle(cell=cells(Store(tmp_path)), frozen=True)
+    with pytest.raises(NotStoredError):
+        again.rows(FAMILY, "a", {"t": ("t0001",)})
+
+
+def test_a_kept_result_is_no_item(tmp_path: Path) -> None:
+    """Whatever items are called."""
+    names = ("json", "json#loss", "loss:json", "#json")
+    ground = bare_ground("t", len(names), tau=0.1)
+    encoded = [
+        dataclasses.replace(e, item=dataclasses.replace(e.item, id=name))
+        for e, name in zip(ground.prepared.encoded, names, strict=True)
+    ]
+    rows = {name: dataclasses.replace(row, item=name) for name, row in zip(names, ground.base.values(), strict=True)}
+    prepared = dataclasses.replace(ground.prepared, encoded=tuple(encoded))
+    ground = dataclasses.replace(ground, prepared=prepared, base=rows, items=names)
+
+    class Named(Oracle):
+        def fresh(self, task: str, items: Any) -> Any:
+            return {item: dataclasses.replace(rows[item], score=0.25) for item in items}
+
+    for frozen in (False, True):
+        seer = Named(16, [ground], lambda move, i: 1.0, cell=cells(Store(tmp_path)), frozen=frozen)
+        with seer:
+            move = gaussian(seer.mover.subspace, 0), 0.5
+            for label in ("loss", "a"):
+                if not frozen:
+                    seer.keep("t", FAMILY, label, [label])
+                assert set(seer.rows(FAMILY, label, {"t": names}, move)["t"]) == set(names)
+            for label in ("loss", "a"):
+                assert seer.kept("t", FAMILY, label) == [label]
+                found = seer.rows(FAMILY, label, {"t": names}, move)["t"]
+                assert [row.score for row in found.values()] == [0.25] * len(names)
+
+
 @pytest.mark.parametrize("task", [SUMS, TEXT, EXACT], ids=lambda task: task.scorer)
 def test_outputs_that_are_not_finite_are_flagged_and_counted(task: Task) -> None:
     seer = real(task)

@@ -18,7 +18,6 @@ from catchment.landscape.gradients import (
     energies,
     entries,
     gaussian_share,
-    gradient_claims,
     oscillation,
     quasi_sparsity,
     random_init,
@@ -27,7 +26,6 @@ from catchment.landscape.gradients import (
 )
 from catchment.landscape.losses import Batch, accumulate_gradient, mean_loss
 from catchment.models import named_weights, select
-from catchment.records import Gradients, from_json, to_json
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -136,8 +134,6 @@ def test_a_zero_gradient_has_no_share() -> None:
     weights = named_weights(model, "adapter")
     for share in quasi_sparsity(model, weights, [batch_of(1)], [batch_of(2)], tops=(0.1,)):
         assert (share.fresh > 0) == ("lora_A" not in share.name)  # B is zero, and so is the gradient of A
-    with pytest.raises(InputError, match="no random initialisation"):
-        gradient_claims(model, weights, [batch_of(1)], [batch_of(2)])
 
 
 @pytest.mark.parametrize("tops", [(), (0.1, 0.01), (0.0, 0.1), (0.5, 1.5)])
@@ -145,18 +141,6 @@ def test_tops_must_increase_within_one(tops: tuple[float, ...]) -> None:
     model = tiny.tiny_llama()
     with pytest.raises(InputError, match="increasing shares"):
         quasi_sparsity(model, named_weights(model), [batch_of(1)], [batch_of(2)], tops)
-
-
-def test_claims_set_a_model_beside_a_fresh_one_and_gaussian_entries() -> None:
-    model = tiny.tiny_llama()
-    weights = select(model, "*.self_attn.*")
-    found = gradient_claims(model, weights, [batch_of(1)], [batch_of(2), batch_of(3)], seed=4, tops=(0.01, 0.1))
-    assert [(s.name, s.top) for s in found.pretrained] == [(s.name, s.top) for s in found.random]
-    assert found.pretrained == quasi_sparsity(model, weights, [batch_of(1)], [batch_of(2), batch_of(3)], (0.01, 0.1))
-    assert found.random != found.pretrained
-    assert found.gaussian[0] == (0.01, *gaussian_share(0.01))
-    assert (found.items, found.tokens) == (4, 20)
-    assert from_json(Gradients, to_json(found)) == found
 
 
 # A model before training

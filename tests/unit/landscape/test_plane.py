@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,18 @@ import torch
 
 from catchment.errors import InputError
 from catchment.landscape import (
+    Gaussian,
     Mover,
     Stored,
     Subspace,
+    directions,
     filter_normalised,
     gaussian,
     orthogonal,
     plane,
     through,
     towards,
+    unit,
 )
 from catchment.landscape.plane import cosine
 from catchment.models import named_weights, weights_hash
@@ -28,6 +33,7 @@ from catchment.runs import Store
 from tests.tiny import tiny_llama
 from tests.unit.landscape.oracles import NAMES, SUMS, Oracle, bare_ground, cells, real
 
+module = importlib.import_module("catchment.landscape.plane")  # the package's name is the function
 SIZE = 16
 
 
@@ -181,6 +187,82 @@ def test_another_model_and_a_random_axis() -> None:
         there = seer.rows({"k": 1}, "1", {"sums": seer.grounds["sums"].items}, (way, way.alpha))["sums"]
         companions = [row.companion or 0.0 for row in there.values()]
         assert found.companions[1][2] == pytest.approx(sum(companions) / len(companions), rel=1e-5)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """A direction of other numbers on another device, as on a CPU and a GPU; "cpu" stands for the weights' device and
+    must be named."""
+
+    origin: Gaussian
+    comparable: bool = True
+    cuttable: bool = True
+
+    @property
+    def subspace(self) -> Subspace:
+        return self.origin.subspace
+
+    @property
+    def address(self) -> dict[str, Any]:
+        return self.origin.address
+
+    def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "not named") -> torch.Tensor:
+        assert device != "not named"
+        shift = 0 if device == "cpu" else 1
+        return dataclasses.replace(self.origin, seed=self.origin.seed + shift).delta(name, start, stop)
+
+
+def test_directions_are_drawn_where_the_weights_are() -> None:
+    model = tiny_llama()
+    subspace = Subspace.all(model)
+    one, two = (Elsewhere(gaussian(subspace, 0, k)) for k in (0, 1))
+    with Mover(model, subspace) as mover:
+        mover.place((one, 0.01))
+        assert mover.realised(one, 0.01)[0] == pytest.approx(1, abs=1e-4)
+        assert abs(cosine(mover, one, two)) < 0.05
+        across = orthogonal(one, two, mover)
+        assert abs(cosine(mover, one, across)) < 1e-5
+        start = unit(one, mover)
+        assert cosine(mover, one, start) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_mover_names_the_device_of_each_tensor() -> None:
+    model = tiny_llama()
+    with Mover(model, Subspace.all(model)) as mover:
+        mover._devices["lm_head.weight"] = "meta"
+        assert mover.device("lm_head.weight") == "meta"
+        assert mover.device("model.norm.weight") == "cpu"
+        asked: list[tuple[str, str]] = []
+
+        class Asked(Elsewhere):
+            def delta(self, name: str, start: int = 0, stop: int | None = None, device: str = "?") -> torch.Tensor:
+                asked.append((name, device))
+                return self.origin.delta(name, start, stop)
+
+        unit(Asked(gaussian(mover.subspace, 0)), mover)
+    assert ("lm_head.weight", "meta") in asked
+    assert ("model.norm.weight", "cpu") in asked
+    assert len(asked) == len(mover.subspace.shapes)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_angles_are_measured_piece_by_piece(filtered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    subspace = Subspace.all(model)
+    axes: list[Any] = [gaussian(subspace, 0, k) for k in (0, 1)]
+    if filtered:
+        axes[1] = filter_normalised(model, axes[1])
+    with Mover(model, subspace) as mover:
+        kept = [torch.cat([axis.delta(n) for n in subspace.shapes]).double() for axis in axes]
+        truth = float(torch.nn.functional.cosine_similarity(*kept, dim=0))
+        whole = orthogonal(axes[0], axes[1])
+        monkeypatch.setattr(directions, "PIECE", 999)
+        monkeypatch.setattr(module, "PIECE", 999)
+        assert cosine(mover, *axes) == pytest.approx(truth, rel=1e-9)
+        cut = orthogonal(axes[0], axes[1])
+        for name in subspace.shapes:
+            assert torch.allclose(cut.delta(name), whole.delta(name), rtol=1e-6)
+        assert abs(cosine(mover, axes[0], cut)) < 1e-6
 
 
 def test_filter_normalised_planes_say_so() -> None:

@@ -16,10 +16,12 @@ from catchment.errors import InputError, ModelError
 from catchment.landscape import (
     Batch,
     Effort,
+    Evaluator,
     Mover,
     Subspace,
     answer_batches,
     ascend,
+    attack_memory,
     gaussian,
     mean_loss,
     unit,
@@ -29,7 +31,8 @@ from catchment.models import weights_hash
 from catchment.records import Node, to_json
 from catchment.runs import Store
 from catchment.statistics import mean_interval
-from tests.unit.landscape.oracles import NAMES, Oracle, bare_ground, cells, real
+from tests.tiny import tiny_llama
+from tests.unit.landscape.oracles import NAMES, Oracle, bare_ground, cells, peak_bytes, real, real_ground
 
 module = importlib.import_module("catchment.landscape.worst")  # the package's name is the function
 SIZE, BASE, TAU = 24, 0.3, 0.05
@@ -119,7 +122,7 @@ def test_never_below_the_loss_of_any_start(steps: int, slope: float, monkeypatch
 def test_the_worst_radius_of_a_quadratic(monkeypatch: pytest.MonkeyPatch) -> None:
     """||dtheta|| = sqrt(2 tau / lambda_max), so an RMS radius of that over sqrt(k): an upper bound, and a near one."""
     bowl = Bowl(monkeypatch)
-    seer = bowl.evaluator()
+    seer = bowl.evaluator(count=600)
     found = worst(seer, seer.grounds["t"], ASCENT, Effort(2, 20, 14, 1e-4, 10.0))
     assert found is not None
     truth = math.sqrt(2 * TAU / 2.0) / math.sqrt(SIZE)
@@ -130,7 +133,7 @@ def test_the_worst_radius_of_a_quadratic(monkeypatch: pytest.MonkeyPatch) -> Non
     typical = math.sqrt(2 * TAU / float(bowl.values.sum()))
     assert found.radius < typical / 2
     assert found.loss_base == pytest.approx(BASE)
-    assert (found.ascent_items, found.scored_items, found.restarts, found.steps) == (2, 150, 2, 20)
+    assert (found.ascent_items, found.scored_items, found.restarts, found.steps) == (2, 600, 2, 20)
     scales = [node.scale for node in found.nodes]
     assert scales == sorted(scales)
     for node, loss in zip(found.nodes, found.losses, strict=True):
@@ -139,7 +142,8 @@ def test_the_worst_radius_of_a_quadratic(monkeypatch: pytest.MonkeyPatch) -> Non
         )
         assert node.outcome == ("outside" if node.scale >= truth else "inside")
     at_home = sum(not point.any() for point in bowl.points)
-    assert at_home == 1 + len(found.nodes), "a gradient of zero is no start"
+    assert at_home == 1, "one gradient at the model's own weights for all radii"
+    assert {node.drop.family for node in found.nodes} == {2**14 - 1}, "every radius that might have been looked at"
     assert to_json(found)
 
 
@@ -256,6 +260,48 @@ def test_a_drop_within_tau_or_few_items_is_no_attack(monkeypatch: pytest.MonkeyP
     assert {node.outcome for node in found.nodes} == {"undecided"}
 
 
+def test_intervals_hold_for_every_radius_that_might_have_been_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five looks with two branches each, for three tasks."""
+    seer = Bowl(monkeypatch).evaluator()
+    narrow = worst(seer, seer.grounds["t"], ASCENT, Effort(1, 3, 5, 1e-4, 10.0))
+    wide = worst(seer, seer.grounds["t"], ASCENT, Effort(1, 3, 5, 1e-4, 10.0), family=3)
+    assert narrow is not None
+    assert wide is not None
+    assert {node.drop.family for node in narrow.nodes} == {31}
+    assert {node.drop.family for node in wide.nodes} == {93}
+
+
+def test_other_judged_items_are_another_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack that was kept has no move any more: rows of further items cannot be added to it."""
+    bowl, found = Bowl(monkeypatch), []
+    for folder, count in (("a", 60), ("a", 150), ("b", 150)):
+        seer = bowl.evaluator(cell=cells(Store(tmp_path / folder)))
+        with seer:
+            judged = seer.grounds["t"].with_items(seer.grounds["t"].items[:count])
+            found.append(worst(seer, judged, ASCENT, Effort(2, 5, 5, 1e-4, 10.0)))
+        assert all(move.any() for _, _, move in seer.seen), "nothing is measured at the model's own weights"
+    assert found[1] == found[2]
+    assert found[0] != found[1]
+
+
+def test_an_attack_whose_rows_were_damaged_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bowl, found = Bowl(monkeypatch), []
+    for damaged in (False, True):
+        seer = bowl.evaluator(cell=cells(Store(tmp_path)))
+        if damaged:
+            table = seer._table("t", module._Hunt(seer, seer.grounds["t"], ASCENT, EFFORT, 0.95, 1).family())
+            for key in [key for key in table if key.endswith(":t0007")]:
+                del table[key]
+        with seer:
+            found.append(worst(seer, seer.grounds["t"], ASCENT, EFFORT))
+    assert found[0] == found[1]
+    assert seer.seen
+    assert all(move.any() for _, _, move in seer.seen)
+
+
+EFFORT = Effort(2, 5, 5, 1e-4, 10.0)
+
+
 def test_the_next_radius() -> None:
     effort = Effort(smallest=1e-6, largest=1e-1)
 
@@ -332,3 +378,36 @@ def test_a_real_hunt() -> None:
     assert (found.ascent_items, found.scored_items) == (2, 2)
     assert weights_hash(seer.engine.model) == before
     assert to_json(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["all", "sparse", "frame"])
+def test_a_hunt_takes_the_memory_that_is_said(kind: str, dtype: torch.dtype) -> None:
+    """However many starts there are."""
+    model = tiny_llama(hidden_size=256, intermediate_size=512, num_hidden_layers=2).to(dtype)
+    subspace = {
+        "all": lambda: Subspace.all(model),
+        "sparse": lambda: Subspace.sparse(
+            model, {n: torch.arange(0, p.numel(), 9) for n, p in model.named_parameters()}
+        ),
+        "frame": lambda: Subspace.frame(model, 4),
+    }[kind]()
+    engine, ground = real_ground(model, NAMES)
+    part = dataclasses.replace(ground.prepared, encoded=ground.prepared.encoded[:2])
+    judged, batches = ground.with_items(ground.items[2:]), answer_batches(part, None, 64, pad=0)
+    held: list[bool] = []
+    with Evaluator(engine, Mover(model, subspace, memory="copy"), [ground]) as seer:
+        real_gradient = module.accumulate_gradient
+
+        def spied(*arguments: Any) -> Any:
+            held.append(seer.mover._held is not None or any(part.delta is not None for part in seer.mover._parts))
+            return real_gradient(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "accumulate_gradient", spied)
+            used = peak_bytes(lambda: worst(seer, judged, batches, Effort(4, 2, looks=2, largest=1.0)))
+    said = attack_memory(subspace)
+    assert used < 1.15 * said + 2e6, f"{used / said:.2f} of what is said"
+    assert used > 0.5 * said
+    assert held
+    assert not any(held), "no direction is held while a gradient is taken"

@@ -146,3 +146,5 @@ def test_an_offer_names_the_price_and_the_budget_that_buys_it():
     assert scan_words.offer(plane, [spent, plane], {}) == "about 3 min more; run again with --budget 11m"
     assert scan_words.offer(plane, [spent, plane], {"budget_seconds": 600}).endswith("--budget 14m")
     assert "not known" in scan_words.offer(replace(plane, price=None), [spent], {})
+    refused = replace(plane, price=None, note="it needs about 40 GB of free memory")
+    assert scan_words.offer(refused, [spent], {}) == "no budget buys it here"

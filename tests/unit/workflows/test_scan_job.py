@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,6 +181,7 @@ class Job:
     clock: Clock
     frozen: bool = False
     bought: tuple[Panel, ...] = ()
+    kept: scan_job.Kept = dataclasses.field(default_factory=scan_job.Kept)
 
 
 def job(out: Path, budget: str = "10m", **options: Any) -> Any:
@@ -240,3 +245,132 @@ def test_a_damaged_plan_is_no_plan(tmp_path: Path, content: str) -> None:
     again = job(tmp_path)
     scan_job._take_up(again)
     assert not again.frozen
+
+
+def test_what_was_learnt_of_the_machine_is_kept(now: list[float], tmp_path: Path) -> None:
+    first = job(tmp_path)
+    first.kept = scan_job.Kept(speed=1234.5, point=0.25, middle=0.01, batch_tokens=8192, found={"basins": 7})
+    scan_job.ScanJob.save_plan(first)
+    again = job(tmp_path)
+    scan_job._take_up(again)
+    assert again.kept == first.kept
+    other = job(tmp_path, seed=1)
+    scan_job._take_up(other)
+    assert other.kept == scan_job.Kept()
+
+
+def test_what_is_asked_copies_no_model_and_takes_tasks_of_ones_own(tmp_path: Path) -> None:
+    class Model:
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise AssertionError("a model was copied")
+
+    own = task()
+    asked = job(tmp_path)
+    asked.settings = dataclasses.replace(asked.settings, model=Model(), tasks=(own,), through=("other",))
+    found = scan_job.ask(asked)
+    assert found["tasks"] == ["t"]
+    assert found["hashes"] == {"t": own.hash()}
+    assert found["through"] == ["other"]
+    assert "model" not in found
+
+
+def test_a_store_of_ones_own_lasts_as_long_as_the_process() -> None:
+    code = (
+        "from catchment.workflows import distributed as d; f = d.own_store(); assert f.is_dir(); "
+        "(f / 'row').write_text('x'); print(f)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert "catchment-rank-" in said
+    assert not Path(said).exists()
+
+
+# -------------------------------------------------------------------------------------- what can be decided at all
+
+
+@dataclasses.dataclass
+class Admitted:
+    """As much of a job as a design needs."""
+
+    settings: ScanSettings
+    grounds: list[Ground]
+    tasks: list[Task]
+
+    @property
+    def admitted(self) -> list[str]:
+        return [g.name for g in self.grounds]
+
+    card = SimpleNamespace(rms=1.0)
+
+
+def many(name: str, count: int, tau: float, scorer: Any = "choice") -> tuple[Task, Ground]:
+    items = tuple(Item(f"{k}?", ("a", "b"), k % 2, id=f"i{k}") for k in range(count))
+    made = Task(name, items, scorer, (Format("plain"),))
+    rows = {i.id: Row(i.id, 1.0, "a") for i in items}
+    return made, Ground(Prepared(made, Format("plain"), (), 0, 1, 1), rows, tuple(rows), 0.5, tau)
+
+
+def designed(*pairs: tuple[Task, Ground], **options: Any) -> tuple[Any, Design]:
+    settings = ScanSettings("m", **{"alpha": 0.05, "depth": 2, **options})
+    made = Admitted(settings, [g for _, g in pairs], [t for t, _ in pairs])
+    return made, scan_job.ScanJob.design(made)  # type: ignore[arg-type]
+
+
+def test_a_task_that_can_never_be_inside_is_said_with_what_would_do() -> None:
+    narrow = many("narrow", 60, 0.05)
+    whole = (dataclasses.replace(narrow[0], items=many("narrow", 300, 0.05)[0].items), narrow[1])
+    made, design = designed(whole)
+    (said,) = scan_job._out_of_reach(made, whole[1], design)
+    assert said.startswith("narrow: no scale can be shown to be inside")
+    limit = int(re.search(r"--limit (\d+)", said).group(1))  # type: ignore[union-attr]
+    assert 60 < limit <= 300
+    tau = float(re.search(r"--tau ([\d.]+)", said).group(1))  # type: ignore[union-attr]
+    more, other = designed(many("narrow", limit, 0.05))  # the advice holds: both of it
+    assert scan_job._out_of_reach(more, more.grounds[0], other) == []
+    wider, other = designed(many("narrow", 60, tau * 0.5))
+    assert scan_job._out_of_reach(wider, wider.grounds[0], other) == []
+    made, design = designed(narrow)
+    assert "--limit" not in scan_job._out_of_reach(made, narrow[1], design)[0]  # it has no more
+    assert scan_job._out_of_reach(made, dataclasses.replace(narrow[1], tau=0.0), design)
+
+
+def test_tasks_that_cannot_be_inside_and_texts_do_not_make_units_small() -> None:
+    """One of them would otherwise cost every other task its items per unit."""
+    good = many("good", 256, 0.25)
+    _, alone = designed(good)
+    assert alone.items_each > 1
+    for other in (many("few", 20, 0.05), many("prose", 60, 0.02, "text")):
+        made, design = designed(good, other)
+        assert design.items_each > 1
+        assert scan_job._out_of_reach(made, good[1], design) == []
+        assert scan_job._out_of_reach(made, other[1], design)
+    _, fixed = designed(good, items="fixed")
+    assert fixed.items_each == 8
+
+
+# ------------------------------------------------------------------------------------------ batches, for both verbs
+
+
+class SideOf:
+    """A side whose model is on a device."""
+
+    classifies = False
+
+    def __init__(self, device: str) -> None:
+        self.card = SimpleNamespace(device=device)
+        self.made = SimpleNamespace(batch_tokens=1024)
+
+    def engine(self, batch_tokens: int) -> Any:
+        return self.made
+
+
+def test_padded_tokens_are_measured_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from catchment.workflows import job as jobs
+
+    monkeypatch.setattr(jobs, "measure_speed", lambda engine: SimpleNamespace(batch_tokens=8192))
+    cpu, gpu = SideOf("cpu"), SideOf("cuda:0")
+    assert jobs.batch_tokens(cpu, None) == jobs.CPU_BATCH  # type: ignore[arg-type]
+    assert jobs.batch_tokens(gpu, 300) == 300  # type: ignore[arg-type]
+    assert jobs.batch_tokens(gpu, None) == 8192  # type: ignore[arg-type]
+    assert gpu.made.batch_tokens == 8192  # the engine that was measured with uses it
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert jobs.batch_tokens(gpu, None) == jobs.CPU_BATCH  # type: ignore[arg-type]
