@@ -198,7 +198,7 @@ def real(model: str, name: str, items: int, reach: float | None) -> dict[str, An
         grid = by_grid(evaluator, ground, reach or 4 * middle, 0)
     shown = {"grid": ratio(grid), "ours": ratio(ours), "ours, bracket": ratio(ours, "bracket_low", "bracket_high")}
     return {
-        "model": model,
+        "model": Path(model).name,
         "task": name,
         "items": len(base),
         "tau": tau,

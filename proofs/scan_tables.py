@@ -15,16 +15,19 @@ from typing import Any
 
 import numpy as np
 import scan_words as words
-import torch
 
 from catchment import landscape
 from catchment.landscape import Design, Field, Ground
+from catchment.records import Gradients, Row
 from catchment.runs import write_atomic
 from catchment.statistics import crossing, units_needed
 
 LEVELS = (0.1, 0.5, 0.9)
 RESAMPLES = 1000
-KINDS = ("score", "companion")
+KINDS = ("score", "companion", "nats")
+FLOOR = 1e-9
+"""Of a probability whose logarithm is taken."""
+HOWS = ("fresh", "fresh_squared", "static", "static_squared")
 Losses = dict[float, np.ndarray]
 
 
@@ -38,26 +41,32 @@ def needed(ground: Ground, design: Design) -> int:
 
 
 def losses(field: Field, task: str, kind: str) -> Losses:
-    """Per scale the loss of each pair, ``(base - moved) / (base - chance)``: base and moved on the pair's own items,
-    the denominator over all items. Raw: 0 is the model itself, 1 is guessing, noise goes below and above."""
+    """Per scale the loss of each pair, ``(base - moved) / (base - guess)``: base and moved on the pair's own items,
+    the denominator over all items. Raw: 0 is the model itself, 1 is guessing, noise goes below and above.
+
+    Of the score; of the companion, the probability of the right answer; or of its logarithm, which has no ceiling that
+    could make a basin (``nats``; guessing is log chance, so not for tasks whose chance is 0).
+    """
     ground = field.evaluator.grounds[task]
     scales = [s for s in field.scales(task) if len(field.units.get((task, s), [])) > 1]
     if kind == "score":
         return {s: np.array(field.drops(task, s)) / (ground.score - ground.chance) for s in scales}
-    known = [ground.base[i].companion for i in ground.items]
-    if any(c is None for c in known):
+    if any(ground.base[i].companion is None for i in ground.items) or (kind == "nats" and not ground.chance):
         return {}
-    above = statistics.fmean(c or 0.0 for c in known) - ground.chance
-    found = {}
-    for s in scales:
-        drops = []
-        for unit in field.units[task, s]:
-            base, plus, minus = (
-                sum(row.companion or 0.0 for row in rows) for rows in (unit.base, unit.plus, unit.minus)
-            )
-            drops.append((base - (plus + minus) / 2) / len(unit.base))
-        found[s] = np.array(drops) / above
-    return found
+
+    def value(row: Row) -> float:
+        probability = row.companion or 0.0
+        return math.log(max(probability, FLOOR)) if kind == "nats" else probability
+
+    def mean(rows: Sequence[Row]) -> float:
+        return statistics.fmean(value(row) for row in rows)
+
+    guess = math.log(ground.chance) if kind == "nats" else ground.chance
+    above = mean([ground.base[i] for i in ground.items]) - guess
+    return {
+        s: np.array([mean(u.base) - (mean(u.plus) + mean(u.minus)) / 2 for u in field.units[task, s]]) / above
+        for s in scales
+    }
 
 
 def span(field: Field, task: str) -> tuple[float, float]:
@@ -71,7 +80,7 @@ def span(field: Field, task: str) -> tuple[float, float]:
 
 def shape(tables: Mapping[str, Losses]) -> dict[str, Any]:
     """Crossings of the mean loss and the shape number ``r = sigma(0.1) / sigma(0.5)``, per kind, and the difference of
-    r between them. Pairs are drawn again within each scale, the same ones for both kinds; percentiles.
+    r between score and companion. Pairs are drawn again within each scale, the same ones for both kinds; percentiles.
 
     Straight lines join the scales, from a loss of 0 at 0: a crossing below the first scale is a guess.
     """
@@ -92,9 +101,10 @@ def shape(tables: Mapping[str, Losses]) -> dict[str, Any]:
             ratios[kind] = own[0, 0] / own[0, 1], redrawn[:, 0] / redrawn[:, 1]
         found[kind]["r"] = _interval(*ratios[kind])
         found[kind]["first_scale"] = scales[0]
-    if len(ratios) == 2:
+    if "companion" in ratios:
         (a, x), (b, y) = ratios["score"], ratios["companion"]
-        found["r_score_minus_companion"] = _interval(a - b, x - y)
+        with np.errstate(invalid="ignore"):
+            found["r_score_minus_companion"] = _interval(a - b, x - y)
     return found
 
 
@@ -129,11 +139,35 @@ def result(bench: Any) -> dict[str, Any]:
         "admissions": [dataclasses.asdict(a) for a in job.admissions],
         "cells": bench.done,
         "tasks": tasks,
-        "gradients": {task: dataclasses.asdict(found) for task, found in bench.gradients.items()},
+        "gradients": {task: _gradients(found) for task, found in bench.gradients.items()},
         "not_finite": bench.evaluator.broken,
         "conditions": conditions(bench),
     }
     return json.loads(json.dumps(rows, default=_plain))
+
+
+def _gradients(found: Gradients) -> dict[str, Any]:
+    """Shares over all weights, and of the tensors of each kind the median, smallest and largest."""
+    content: dict[str, Any] = {
+        "items": found.items, "tokens": found.tokens, "gaussian": found.gaussian,
+        "oscillation": [dataclasses.asdict(o) for o in found.oscillation],
+    }  # fmt: skip
+    for weights, shares in (("pretrained", found.pretrained), ("random", found.random)):
+        content[weights] = []
+        for whole in (s for s in shares if s.name == "all"):
+            parts = [s for s in shares if s.name != "all" and s.top == whole.top]
+            kinds = {"any": parts} | {k: [s for s in parts if s.kind == k] for k in sorted({s.kind for s in parts})}
+            content[weights].append(dataclasses.asdict(whole) | {
+                "tensors": {
+                    kind: {"n": len(of), **{how: _spread([getattr(s, how) for s in of]) for how in HOWS}}
+                    for kind, of in kinds.items()
+                }
+            })  # fmt: skip
+    return content
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    return [statistics.median(values), min(values), max(values)]
 
 
 def _plain(value: Any) -> Any:
@@ -177,7 +211,6 @@ def conditions(bench: Any) -> dict[str, Any]:
     return {
         "versions": {n: importlib.metadata.version(n) for n in names} | {"python": platform.python_version()},
         "cpu": cpu,
-        "threads": torch.get_num_threads(),
         "clean_weights": bench.evaluator.mover.mode,
         "resamples": RESAMPLES,
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 STORED = {
-    "SmolLM2-135M-Instruct": "de-quantised from 4-bit and 6-bit GGUF blocks: its weights lie on a grid, which is not "
-    "the published model",
+    "SmolLM2-135M-Instruct": "de-quantised from Q4_1 and Q8_0 blocks of a GGUF file, so that its weights lie on a grid "
+    "and are not the published ones",
     "stories15M": "full precision, as published",
 }
 V, PARABOLA = 0.2, math.sqrt(0.2)
 """The shape number of a loss that rises as s, and as s^2."""
+ROOM = 0.3
+"""Above chance: with less, the noise of a few items is a large loss, and crossings come too early."""
+LEAST = 10
+"""Pairs at every scale, for a shape to be named."""
 PAPER = {
     "Llama-3.1-8B": {
         "safety": {0.1: (0.0023, 0.0016), 0.5: (0.0024, 0.0022), 0.9: (0.0027, 0.0027)},
@@ -43,7 +46,7 @@ is an antithetic pair of random directions with its own fresh items; all tasks o
 Intervals in brackets: 95%, bootstrap over pairs, scale by scale. Brackets: drop(low) <= tau < drop(high), both \
 decided by an anytime-valid sequence at 95% over all tasks of the model together, tau = 0.1 of what is above chance, \
 on directions and items of their own. `companion`: probability of the right choice among the choices, or of the right \
-answer.
+answer; `nats`: its logarithm, where 1 is the logarithm of chance.
 
 Shape number r = sigma(0.1)/sigma(0.5): 0.20 for a straight V, 0.45 for a parabola, towards 1 for a flat basin with a \
 cliff. Straight lines join the scales, which bends r by up to 5% between scales a factor of 2 apart.
@@ -82,7 +85,7 @@ def _model(model: Mapping[str, Any]) -> list[str]:
     c = model["conditions"]
     lines = [
         f"{model['parameters']:,} weights, {model['dtype']}, {model['stored_as']}; all of them move; RMS(W) "
-        f"{model['rms']:.5g}; weights {model['weights'][:12]}. {c['cpu']}, {c['threads']} thread(s), torch "
+        f"{model['rms']:.5g}; weights {model['weights'][:12]}. {c['cpu']}, torch "
         f"{c['versions']['torch']}, transformers {c['versions']['transformers']}.",
         "",
     ]
@@ -141,7 +144,7 @@ def _worst(sigma: Mapping[str, Any] | None, worst: Mapping[str, Any] | None) -> 
 def _shapes(model: Mapping[str, Any]) -> list[str]:
     rms, rows = model["rms"], []
     for name, t in model["tasks"].items():
-        for kind in ("score", "companion"):
+        for kind in ("score", "companion", "nats"):
             found = t["shape"].get(kind)
             if not found:
                 rows.append([name, kind, "none known", "", "", "", "", ""])
@@ -150,7 +153,7 @@ def _shapes(model: Mapping[str, Any]) -> list[str]:
             n = f"{min(p['pairs'] for p in points)} x {t['items_each']} x {len(points)}"
             rows.append([
                 name, kind, n, *(interval(found[level], rms) for level in ("0.1", "0.5", "0.9")), interval(found["r"]),
-                verdict(found["r"], found["0.1"], found["first_scale"]),
+                _word(t, kind),
             ])  # fmt: skip
         gap = t["shape"].get("r_score_minus_companion")
         if gap:
@@ -168,6 +171,20 @@ def _shapes(model: Mapping[str, Any]) -> list[str]:
     return table(head, rows)
 
 
+def _word(task: Mapping[str, Any], kind: str) -> str:
+    """What the shape number allows to say, if anything."""
+    found = task["shape"][kind]
+    if task["base"] - task["chance"] <= ROOM:
+        return "too near chance"
+    if few(task):
+        return "too few pairs"
+    return verdict(found["r"], found["0.1"], found["first_scale"])
+
+
+def few(task: Mapping[str, Any]) -> bool:
+    return min(p["pairs"] for p in task["losses"]["score"]) < LEAST
+
+
 def verdict(r: Mapping[str, Any], first: Mapping[str, Any], begin: float) -> str:
     """What the interval of r leaves over."""
     if r["estimate"] is None or r["low"] is None or r["high"] is None:
@@ -177,8 +194,9 @@ def verdict(r: Mapping[str, Any], first: Mapping[str, Any], begin: float) -> str
         return "flatter than a parabola" + note
     if r["high"] < V:
         return "sharper than a V" + note
-    left = [word for word, at in (("V", V), ("parabola", PARABOLA)) if r["low"] <= at <= r["high"]]
-    return (" or ".join(left) + " not excluded" if left else "between V and parabola") + note
+    if r["low"] <= V:
+        return ("V or parabola" if r["high"] >= PARABOLA else "V") + " not excluded" + note
+    return ("like a parabola" if r["high"] >= PARABOLA else "between V and parabola") + ", V excluded" + note
 
 
 def _profiles(model: Mapping[str, Any]) -> list[str]:
@@ -207,11 +225,11 @@ def _gradients(model: Mapping[str, Any]) -> list[str]:
     for task, found in model["gradients"].items():
         for top in (0.01, 0.05):
             rows += [
-                [task, f"{top:.0%}", kind, *_shares([s for s in found[kind] if s["top"] == top])]
+                [task, f"{top:.0%}", kind, *_shares(next(s for s in found[kind] if s["top"] == top))]
                 for kind in ("pretrained", "random")
             ]
             norm, square = next(tuple(g[1:]) for g in found["gaussian"] if g[0] == top)
-            rows.append([task, f"{top:.0%}", "Gaussian", f"{norm:.2f} ({square:.2f})", *[""] * 3])
+            rows.append([task, f"{top:.0%}", "Gaussian", f"{norm:.2f} ({square:.2f})", *[""] * 4])
         for o in found["oscillation"]:
             reach = f"{max(o['scales']) / model['rms']:.2g}" if o["model"] == "pretrained" else "the same"
             waves.append([
@@ -219,7 +237,17 @@ def _gradients(model: Mapping[str, Any]) -> list[str]:
                 f"{o['amplitude']:.3g}", f"{o['amplitude'] / o['centre']:.2g}", f"{o['rise']:+.2g}",
             ])  # fmt: skip
     lines += table(
-        ["task", "top", "weights", "all, fresh", "all, static", "per tensor, fresh L2", "per tensor, static L2"], rows
+        [
+            "task",
+            "top",
+            "weights",
+            "all, fresh",
+            "all, static",
+            "per tensor, fresh L2",
+            "per tensor, static L2",
+            "medians of fresh L2 by kind",
+        ],
+        rows,
     )
     lines += [
         "Loss (nats per token) along directions, to both sides: mean absolute second difference, and mean rise at "
@@ -230,24 +258,23 @@ def _gradients(model: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _shares(shares: Sequence[Mapping[str, Any]]) -> list[str]:
-    whole = next(s for s in shares if s["name"] == "all")
-    parts = [s for s in shares if s["name"] != "all"]
-    found = [f"{whole[k]:.2f} ({whole[k + '_squared']:.2f})" for k in ("fresh", "static")]
-    for k in ("fresh", "static"):
-        values = [s[k] for s in parts]
-        found.append(f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})")
-    return found
+def _shares(whole: Mapping[str, Any]) -> list[str]:
+    found = [f"{whole[how]:.2f} ({whole[how + '_squared']:.2f})" for how in ("fresh", "static")]
+    for how in ("fresh", "static"):
+        median, low, high = whole["tensors"]["any"][how]
+        found.append(f"{median:.2f} ({low:.2f} to {high:.2f})")
+    medians = (f"{k} {v['fresh'][0]:.2f}" for k, v in whole["tensors"].items() if k != "any")
+    return [*found, ", ".join(medians)]
 
 
 def _cells(model: Mapping[str, Any]) -> list[str]:
     rows = [
         [c["cell"], f"{c['cap_tokens']:,.0f}" if c["cap_tokens"] else "by design", f"{c['tokens']:,}",
-         f"{c['seconds']:,.0f}", c["note"] or "complete"]
+         f"{c['evaluations']:,}", c["note"] or "complete"]
         for c in model["cells"]
     ]  # fmt: skip
-    lines = ["Cells, in the order measured; tokens are evaluations at displaced points, without the ascent's own.", ""]
-    return [*lines, *table(["cell", "budget, tokens", "tokens", "seconds", "state"], rows)]
+    lines = ["Cells, in the order measured; tokens and evaluations at displaced points, without the ascent's own.", ""]
+    return [*lines, *table(["cell", "budget, tokens", "tokens", "item evaluations", "state"], rows)]
 
 
 def _paper(models: Mapping[str, Any]) -> list[str]:
@@ -260,7 +287,7 @@ def _paper(models: Mapping[str, Any]) -> list[str]:
     for name, model in models.items():
         for task, t in model.get("tasks", {}).items():
             found = t["shape"].get("score")
-            if found:
+            if found and not few(t) and t["base"] - t["chance"] > ROOM:
                 rows.append([name, task, *(interval(found[k]) for k in ("0.1", "0.5", "0.9")), interval(found["r"])])
     lines = [
         "Paper: first crossing on the negative/positive side of one direction, read off v1's figures, loss normalised "

