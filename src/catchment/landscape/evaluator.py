@@ -19,8 +19,9 @@ from catchment.errors import CatchmentError, NonFiniteError
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
 from catchment.landscape.losses import Batch, answer_batches
-from catchment.records import Row
+from catchment.records import Interval, Node, Outcome, Row
 from catchment.runs import Cell
+from catchment.statistics import paired_interval
 
 FLUSH_SECONDS = 2.0
 BROKEN = "non-finite"
@@ -248,6 +249,20 @@ class Evaluator:
     def __exit__(self, *exception: Any) -> None:
         self.mover.close()
         self.flush()
+
+
+def paired_node(
+    ground: Ground, scale: float, before: Sequence[float], after: Sequence[float], level: float, family: int
+) -> Node:
+    """One point of a fixed direction, decided over items: the paired interval of the drop against tau."""
+    change = paired_interval(before, after, level=level, family=family)
+    drop = Interval(-change.estimate, -change.high, -change.low, change.level, change.method, change.family)
+    outcome: Outcome = "undecided"
+    if drop.high <= ground.tau:
+        outcome = "inside"
+    elif drop.low > ground.tau:
+        outcome = "outside"
+    return Node(scale, outcome, drop, len(before), len(before))
 
 
 def batches_of(evaluator: Evaluator, ground: Ground, items: Sequence[str], batch_tokens: int = 1024) -> list[Batch]:

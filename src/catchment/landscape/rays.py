@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from catchment.landscape.directions import Towards
-from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError
-from catchment.records import Barrier, Interval, Node, Outcome, Room, Row, SubspaceCard
-from catchment.statistics import crossing, mean_interval, paired_interval
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, paired_node
+from catchment.records import Barrier, Interval, Node, Room, Row, SubspaceCard
+from catchment.statistics import crossing, mean_interval
 
 BETWEEN = (0.5, 0.25, 0.75)
 BEYOND = (1.5, 2.0, 3.0, 4.0)
@@ -114,14 +114,7 @@ def room(ray: Ray, task: str, card: SubspaceCard, level: float = 0.95, family: i
 
 
 def _node(ray: Ray, ground: Ground, t: float, level: float, family: int) -> Node:
-    change = paired_interval(ray.scores(ground.name, 0.0), ray.scores(ground.name, t), level=level, family=family)
-    drop = Interval(-change.estimate, -change.high, -change.low, change.level, change.method, change.family)
-    outcome: Outcome = "undecided"
-    if drop.high <= ground.tau:
-        outcome = "inside"
-    elif drop.low > ground.tau:
-        outcome = "outside"
-    return Node(t, outcome, drop, len(ground.items), len(ground.items))
+    return paired_node(ground, t, ray.scores(ground.name, 0.0), ray.scores(ground.name, t), level, family)
 
 
 def barrier(ray: Ray, task: str, level: float = 0.95) -> Barrier | None:

@@ -18,11 +18,10 @@ from torch import Tensor
 from catchment.errors import InputError, ModelError
 from catchment.landscape.directions import Direction, Stored, dot, gaussian
 from catchment.landscape.displace import Mover
-from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, paired_node
 from catchment.landscape.losses import Batch, accumulate_gradient, mean_loss
 from catchment.landscape.subspace import Subspace
-from catchment.records import Interval, Node, Outcome, Row, Worst
-from catchment.statistics import paired_interval
+from catchment.records import Node, Row, Worst
 
 Stop = Callable[[], bool]
 GROWTH = 1.25
@@ -315,14 +314,7 @@ class _Hunt:
         value, base = self.ground.value, self.ground.base
         before = [value(base[i]) for i in self.ground.items]
         after = [value(rows[i]) for i in self.ground.items]
-        change = paired_interval(before, after, level=self.level, family=self.claims)
-        drop = Interval(-change.estimate, -change.high, -change.low, change.level, change.method, change.family)
-        outcome: Outcome = "undecided"
-        if drop.low > self.ground.tau:
-            outcome = "outside"
-        elif drop.high <= self.ground.tau:
-            outcome = "inside"
-        return Node(radius, outcome, drop, len(before), len(before))
+        return paired_node(self.ground, radius, before, after, self.level, self.claims)
 
 
 def unit(direction: Direction, mover: Mover | None = None) -> Stored:

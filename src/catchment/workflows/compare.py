@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
-
-import torch
 
 from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, Item, Task, agreement_rows, gates, sample
@@ -20,7 +16,7 @@ from catchment.runs import Store, cell_key, write_atomic
 from catchment.settings import CompareSettings
 from catchment.workflows import results, rounds
 from catchment.workflows.job import Job, as_settings, open_job
-from catchment.workflows.measure import POLICY, fill
+from catchment.workflows.measure import POLICY, environment, fill
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
 from catchment.workflows.recover import check_recover, recover
@@ -186,8 +182,6 @@ def _twins(job: Job) -> None:
 
 def _conditions(job: Job) -> dict[str, Any]:
     s = job.settings
-    versions = {name: importlib.metadata.version(name) for name in ("catchment", "torch", "transformers", "peft")}
-    device = job.base.card.device
     return {
         "sampling": "items are a sample of a population; the statement is about these two models",
         "intervals": f"paired over items, simultaneous over {len(job.tasks)} tasks (Bonferroni)",
@@ -199,9 +193,7 @@ def _conditions(job: Job) -> dict[str, Any]:
         "batch_policy": f"{POLICY}, {job.plan.batch_tokens} padded tokens",
         "generated_tasks": [t.name for t in job.tasks if t.scorer in GENERATED_SCORERS],
         "task_hashes": {t.name: t.hash() for t in job.tasks},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or device,
-        "threads": torch.get_num_threads(),
-        "versions": {**versions, "python": platform.python_version()},
+        **environment(job.base.card),
     }
 
 

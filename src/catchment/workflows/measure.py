@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from catchment import models
 from catchment.capabilities import (
@@ -23,6 +27,7 @@ from catchment.capabilities import (
     run,
 )
 from catchment.errors import InputError
+from catchment.landscape import Ground
 from catchment.records import ModelCard, Row
 from catchment.runs import Cell, Store, cell_key
 from catchment.workflows.progress import Progress
@@ -113,6 +118,23 @@ class Side:
     def cell(self, store: Store, task: Task, form: str) -> Cell:
         conditions = self.conditions(task, form)
         return store.cell(cell_key(conditions), conditions)
+
+    def moved_cell(self, store: Store, ground: Ground, address: Mapping[str, Any]) -> Cell:
+        """Where rows of this model at displaced points are kept: its own cell's address, and where it stood."""
+        own = self.conditions(ground.prepared.task, ground.prepared.form.name)
+        conditions = {**own, "moved": dict(address)}
+        return store.cell(cell_key(conditions), conditions)
+
+
+def environment(card: ModelCard) -> dict[str, Any]:
+    """What a record says of the machine and the libraries."""
+    versions = {name: importlib.metadata.version(name) for name in ("catchment", "torch", "transformers", "peft")}
+    on_gpu = card.device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or card.device,
+        "threads": torch.get_num_threads(),
+        "versions": {**versions, "python": platform.python_version()},
+    }
 
 
 @dataclass(frozen=True)

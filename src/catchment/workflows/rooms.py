@@ -7,17 +7,16 @@ attack there (``worst``). No verdict rests on the last two.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from catchment import landscape, models
 from catchment.capabilities import Task
 from catchment.errors import CatchmentError
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
 from catchment.records import Room, Row
-from catchment.runs import Cell, cell_key
 from catchment.statistics import ladder
 from catchment.workflows import limits, results
 from catchment.workflows.job import CPU_BATCH, Job
@@ -68,7 +67,7 @@ def _rooms(job: Job) -> tuple[Room, ...]:
     frozen = job.plan.room_done
     engine = job.base.engine(job.plan.batch_tokens or CPU_BATCH)
     mover = Mover(base.model, way.subspace, files=base.files)
-    keep = _keeper(job)
+    keep = functools.partial(job.base.moved_cell, job.store)
     with Evaluator(engine, mover, grounds, keep, frozen=frozen, on_tokens=job.progress.advance) as evaluator:
         found = _measured(job, evaluator, way, grounds)
     if not frozen:
@@ -103,15 +102,6 @@ def _ground(job: Job, task: Task) -> Ground:
     tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)
     prepared = job.base.prepare(task, form, chosen)
     return Ground(prepared, base, tuple(item.id for item in chosen), chance, max(tau, 1e-6))
-
-
-def _keeper(job: Job) -> Callable[[Ground, Mapping[str, Any]], Cell]:
-    def cell(ground: Ground, address: Mapping[str, Any]) -> Cell:
-        task = ground.prepared.task
-        conditions = {**job.base.conditions(task, ground.prepared.form.name), "moved": dict(address)}
-        return job.store.cell(cell_key(conditions), conditions)
-
-    return cell
 
 
 def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground]) -> tuple[Room, ...]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import platform
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from catchment import landscape, models, report
 from catchment.capabilities import measure_speed, sample
@@ -21,7 +17,7 @@ from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
 from catchment.workflows import distributed, limits
 from catchment.workflows.job import as_settings
-from catchment.workflows.measure import POLICY
+from catchment.workflows.measure import POLICY, environment
 from catchment.workflows.progress import Progress
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
 from catchment.workflows.scan_stages import Stages
@@ -185,8 +181,6 @@ def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
 
 def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, Any]:
     s, design = job.settings, field.design
-    versions = {name: importlib.metadata.version(name) for name in ("catchment", "torch", "transformers", "peft")}
-    device = job.side.card.device
     return {
         "tau": s.tau_absolute if s.tau_absolute is not None else f"{s.tau:g} of what is above chance",
         "ladder": list(design.ladder),
@@ -200,7 +194,5 @@ def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, A
         "seed": s.seed,
         "batch_policy": f"{POLICY}, {evaluator.engine.batch_tokens} padded tokens",
         "task_hashes": {t.name: t.hash() for t in job.tasks},
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or device,
-        "threads": torch.get_num_threads(),
-        "versions": {**versions, "python": platform.python_version()},
+        **environment(job.side.card),
     }

@@ -17,7 +17,7 @@ from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, gates, res
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
 from catchment.records import Admission, Panel, Row, SubspaceCard
-from catchment.runs import Cell, Store, cell_key, claim_folder, write_atomic
+from catchment.runs import Cell, Store, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
 from catchment.statistics import admission, ladder, mean_interval, node_error, units_needed
 from catchment.workflows import distributed
@@ -105,9 +105,7 @@ class ScanJob:
 
     def cell(self, ground: Ground, address: Mapping[str, Any]) -> Cell:
         """Where rows of a task at displaced points are kept: the model's own cell, and the displacement."""
-        task = ground.prepared.task
-        conditions = {**self.side.conditions(task, ground.prepared.form.name), "moved": dict(address)}
-        return self.store.cell(cell_key(conditions), conditions)
+        return self.side.moved_cell(self.store, ground, address)
 
     def evaluator(self) -> Evaluator:
         loaded = self.side.loaded
