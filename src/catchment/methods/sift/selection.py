@@ -1,0 +1,134 @@
+"""Which entries move: scores of entries, the best ``k`` of a tensor, and the best ``k`` of all tensors together.
+
+Rules (arXiv 2312.11875 uses the first, on one micro-batch; sums run over the selection batches ``b``):
+
+- ``gradient``: ``sum_b |g_b|``;
+- ``fisher``: ``sum_b g_b^2``, the diagonal of the empirical Fisher matrix;
+- ``saliency``: ``sum_b |g_b * w|``, first-order change of the loss when the entry is set to zero;
+- ``random`` and ``magnitude`` (``|w|``): the baselines, which look at no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GRADIENT_RULES = ("gradient", "fisher", "saliency")
+RULES = (*GRADIENT_RULES, "random", "magnitude")
+SCOPES = ("tensor", "global")
+
+
+def budget(size: int, sparsity: float) -> int:
+    """``k = min(int(x * n) + 1, n)`` entries of ``n``: at least one (arXiv 2312.11875, section 4).
+
+    >>> budget(1000, 0.01), budget(1, 0.01)
+    (11, 1)
+    """
+    return min(int(sparsity * size) + 1, size)
+
+
+def score(rule: str, gradient: Tensor, weight: Tensor) -> Tensor:
+    """What one batch says of every entry; fp32, shape of ``gradient``."""
+    if rule == "gradient":
+        return gradient.abs().float()
+    if rule == "fisher":
+        return gradient.float().square()
+    return (gradient.float() * weight.float()).abs()
+
+
+def top(scores: Tensor, k: int) -> Tensor:
+    """Sorted indices of the ``k`` largest of ``(n,)``; of equal ones the first. Deterministic on every device.
+
+    Cost: one ``topk`` and two passes.
+
+    >>> top(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist()
+    [1, 2]
+    """
+    if k >= scores.numel():
+        return torch.arange(scores.numel(), device=scores.device)
+    least = torch.topk(scores, k, sorted=False).values.min()
+    index = torch.nonzero(scores >= least).squeeze(1)
+    if index.numel() > k:  # more are equal to the least than there is room for
+        kept = scores[index] > least
+        equal = torch.nonzero(~kept).squeeze(1)
+        kept[equal[: k - int(kept.sum())]] = True
+        index = index[kept]
+    return index
+
+
+def draw(size: int, k: int, seed: int, name: str) -> Tensor:
+    """``k`` of ``size`` indices at random, sorted; decided by the seed and the tensor's name."""
+    stream = int.from_bytes(hashlib.sha256(f"sift:{seed}:{name}".encode()).digest()[:8], "little")
+    chosen = np.random.default_rng(stream).choice(size, k, replace=False, shuffle=False)
+    return torch.from_numpy(np.sort(chosen))
+
+
+@dataclass
+class Candidates:
+    """Entries of one tensor that may be chosen: their scores (inf: certain), sorted indices and gradients."""
+
+    scores: Tensor
+    index: Tensor
+    gradient: Tensor
+
+    def keep(self, mask: Tensor) -> None:
+        self.scores, self.index, self.gradient = self.scores[mask], self.index[mask], self.gradient[mask]
+
+
+def candidates(scores: Tensor, gradient: Tensor, k: int, certain: int = 0, above: float = -1.0) -> Candidates:
+    """The best ``k`` of a tensor, those above a threshold only; the best ``certain`` of them whatever happens."""
+    marked = scores.clone() if certain else scores
+    if certain:
+        marked[top(scores, certain)] = torch.inf
+    open_ = torch.nonzero(marked > above).squeeze(1)
+    best = open_ if open_.numel() <= k else open_[top(marked[open_], k)]
+    return Candidates(marked[best], best, gradient[best].float())
+
+
+class Pool:
+    """The best ``k`` entries of all tensors, met one tensor at a time: memory is ``O(k)`` and one tensor.
+
+    >>> pool = Pool(2)
+    >>> for name, scores in (("a", [1.0, 5.0]), ("b", [4.0, 3.0])):
+    ...     pool.add(name, torch.tensor(scores), torch.zeros(2))
+    >>> {name: found.index.tolist() for name, found in pool.chosen().items()}
+    {'a': [1], 'b': [0]}
+    """
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.least = -1.0
+        self._tensors: dict[str, Candidates] = {}
+
+    def add(self, name: str, scores: Tensor, gradient: Tensor, certain: int = 0) -> None:
+        """Let the entries of a tensor compete."""
+        self._tensors[name] = candidates(scores, gradient, self.k, certain, self.least)
+        if sum(c.index.numel() for c in self._tensors.values()) > 2 * self.k:
+            self._prune()
+
+    @property
+    def empty(self) -> bool:
+        return not self._tensors
+
+    def _prune(self) -> None:
+        """Only the best ``k`` stay; of equal ones those that come first in order of names, then of indices."""
+        if self.empty:
+            return
+        names = sorted(self._tensors)
+        scores = torch.cat([self._tensors[name].scores for name in names])
+        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        mask[top(scores, self.k)] = True
+        least = float(scores[mask].min())
+        if scores.numel() > self.k and least < torch.inf:
+            self.least = least
+        for name, part in zip(names, mask.split([self._tensors[n].scores.numel() for n in names]), strict=True):
+            self._tensors[name].keep(part)
+
+    def chosen(self) -> dict[str, Candidates]:
+        """What won, per tensor; tensors without a winner are left out."""
+        self._prune()
+        return {name: found for name, found in self._tensors.items() if found.index.numel()}
