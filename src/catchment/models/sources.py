@@ -16,11 +16,12 @@ from typing import Literal
 
 from catchment.errors import InputError, ModelError, did_you_mean
 from catchment.models.files import read_header
+from catchment.models.increments import FILE_NAME as INCREMENT
 
 Kind = Literal["hub", "folder", "gguf", "package", "adapter", "increment"]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?$")
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
-_FORMS = "a Hugging Face id, a folder, a .gguf file, an installed package, BASE+ADAPTER or BASE+INCREMENT.safetensors"
+_FORMS = "a Hugging Face id, a folder, a .gguf file, an installed package, BASE+ADAPTER or BASE+INCREMENT"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
     Attributes:
         spec: As it was written.
         kind: What it is, for the card.
-        path: Folder with ``config.json``, GGUF file, adapter folder or increment file.
+        path: Folder with ``config.json``, GGUF file, adapter folder, increment file or folder.
         base: The model that an adapter or increment stands on.
         revision: Commit, for a hub id.
     """
@@ -111,6 +112,8 @@ def _local(spec: str, path: Path) -> Source:
         return adapter(spec, path, None)
     if (path / "config.json").is_file():
         return Source(spec, "folder", path)
+    if (path / INCREMENT).is_file():
+        raise ModelError(f"{spec!r} is an increment and needs its base: write BASE+{spec}")
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return Source(spec, "gguf", ggufs[0])
@@ -141,7 +144,7 @@ def _sum(spec: str, revision: str | None) -> Source:
     for cut in reversed(cuts):
         left, right = spec[:cut], Path(spec[cut + 1 :]).expanduser()
         if left and spec[cut + 1 :] and right.exists():
-            if right.is_file():
+            if right.is_file() or (right / INCREMENT).is_file():
                 return _increment(spec, left, right, revision)
             return adapter(spec, right, resolve(left, revision))
     right = Path(spec[cuts[-1] + 1 :]).expanduser()
@@ -149,7 +152,9 @@ def _sum(spec: str, revision: str | None) -> Source:
 
 
 def _increment(spec: str, left: str, path: Path, revision: str | None) -> Source:
-    if path.suffix != ".safetensors":
+    if (path / INCREMENT).is_file() and (path / "adapter_config.json").is_file():
+        raise ModelError(f"in {spec!r}: the folder holds an adapter and an increment; write BASE+{path / INCREMENT}")
+    if path.is_file() and path.suffix != ".safetensors":
         raise ModelError(f"in {spec!r}: {str(path)!r} is not an increment (.safetensors) nor an adapter's folder.")
     return Source(spec, "increment", path, resolve(left, revision))
 
@@ -162,7 +167,10 @@ def adapter(spec: str, folder: Path, base: Source | None) -> Source:
     """
     config = folder / "adapter_config.json"
     if not config.is_file():
-        raise ModelError(f"in {spec!r}: {str(folder)!r} has no adapter_config.json; expected a PEFT adapter's folder.")
+        raise ModelError(
+            f"in {spec!r}: {str(folder)!r} has no adapter_config.json and no {INCREMENT}; "
+            "expected an adapter's or increment's folder."
+        )
     if base is not None:
         return Source(spec, "adapter", folder, base)
     try:

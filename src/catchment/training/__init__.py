@@ -1,5 +1,32 @@
-"""How weights are moved, and what is watched while they move."""
+"""How weights are moved, what they are moved with, and what is watched while they move."""
 
+from catchment.training.batches import Collator, completion_losses, pack
 from catchment.training.callbacks import CapabilityCallback, Evaluation
+from catchment.training.data import Rows, as_task, read_rows, split_rows
+from catchment.training.encoding import Encoded, encode_rows
+from catchment.training.fence import Fence, Look, Move
+from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
+from catchment.training.replay import mix, self_generated
 
-__all__ = ["CapabilityCallback", "Evaluation"]
+__all__ = [
+    "CapabilityCallback",
+    "Collator",
+    "Encoded",
+    "Evaluation",
+    "Fence",
+    "Look",
+    "Move",
+    "PilotRoom",
+    "Rows",
+    "as_task",
+    "completion_losses",
+    "encode_rows",
+    "first_direction",
+    "mix",
+    "pack",
+    "pilot_room",
+    "read_rows",
+    "self_generated",
+    "split_items",
+    "split_rows",
+]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError
-from catchment.models import Increment, make_increment, named_weights, weights_hash
+from catchment.models import Increment, load, make_increment, named_weights, swap, weights_hash, write_increment
+from catchment.models import increment_codec as codec
+from catchment.models import increments as module
 from catchment.records import ModelCard
-from tests.unit.models.conftest import build
+from tests.unit.models.conftest import build, word_tokenizer
 from tests.unit.models.test_weights import lora
 
 
@@ -241,3 +245,227 @@ def test_size(tmp_path: Path) -> None:
 
 def test_every_error_is_ours() -> None:
     assert issubclass(ModelError, CatchmentError)
+
+
+HASH = "0" * 64
+
+
+def random_entries(shapes: dict[str, tuple[int, ...]], density: float, dtype: torch.dtype, seed: int = 0) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    entries = []
+    for name, shape in shapes.items():
+        index = torch.nonzero(torch.rand(shape, generator=generator).view(-1) < density).squeeze(1)
+        entries.append((name, shape, index, torch.randn(len(index), generator=generator).to(dtype)))
+    return entries
+
+
+def test_written_from_entries_as_from_two_models(pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
+    base, tuned, increment = pair
+    flat = {name: t.detach().view(-1) for name, t in named_weights(tuned).items()}
+    entries = [(p.name, p.shape, increment.index(p).int(), flat[p.name][increment.index(p)]) for p in increment.pieces]
+    empty = ("model.norm.weight.never", (4,), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    path = tmp_path / "entries.safetensors"
+    written = write_increment(path, [*entries, empty], base_hash=weights_hash(base), recipe=increment.recipe)
+    assert path.read_bytes() == increment.path.read_bytes()
+    assert written.pieces == increment.pieces
+
+
+def test_one_percent_in_bfloat16_takes_at_most_4_2_bytes_per_entry(tmp_path: Path) -> None:
+    shapes: dict[str, tuple[int, ...]] = {f"model.layers.{i}.mlp.up_proj.weight": (576, 576) for i in range(30)}
+    entries = random_entries(shapes, 0.01, torch.bfloat16)
+    increment = write_increment(tmp_path / "move.safetensors", entries, base_hash=HASH)
+    assert increment.k == sum(len(index) for _, _, index, _ in entries) > 90_000
+    assert os.path.getsize(increment.path) <= 4.2 * increment.k
+    assert torch.equal(increment.indices, torch.cat([index for _, _, index, _ in entries]))
+
+
+@pytest.mark.parametrize(
+    ("index", "values", "match"),
+    [
+        ([3, 2], [1.0, 2.0], "do not increase strictly"),
+        ([2, 2], [1.0, 2.0], "do not increase strictly"),
+        ([0, 6], [1.0, 2.0], r"index 6 lies outside 'w' of shape \(2, 3\) \(6 entries\)"),
+        ([-1, 3], [1.0, 2.0], "index -1 lies outside 'w'"),
+        ([0, 1, 2], [1.0, 2.0], r"indices of shape \(3,\) and values of shape \(2,\)"),
+        ([], [], "without entries"),
+    ],
+)
+def test_entries_that_are_refused(tmp_path: Path, index: list[int], values: list[float], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        write_increment(tmp_path / "m.safetensors", [("w", (2, 3), index, torch.tensor(values))], base_hash=HASH)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_entries_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    one = ("w", (2, 3), [1], torch.ones(1))
+    with pytest.raises(InputError, match="'w' was given twice"):
+        write_increment(path, [one, one], base_hash=HASH)
+    with pytest.raises(InputError, match=r"values of 'w' are torch\.int64"):
+        write_increment(path, [("w", (2, 3), [1], torch.ones(1, dtype=torch.int64))], base_hash=HASH)
+    with pytest.raises(InputError, match="hash of its base"):
+        write_increment(path, [one], base_hash="")
+    with pytest.raises(InputError, match="not plain JSON"):
+        write_increment(path, [one], base_hash=HASH, recipe={"loss": float("nan")})
+
+
+def test_a_file_whose_index_lies_outside(tmp_path: Path) -> None:
+    """The checksum is right, so only the check of the indices can find it; nor may a huge gap wrap around."""
+    path = tmp_path / "m.safetensors"
+    for far in (6, 2**62, 1 - 2**63):
+        piece = codec.Piece("w", (2, 3), "float32", 2, 0)
+        content = codec.Content(HASH, (piece,), torch.tensor([1, far]), {"w": torch.ones(2)}, {})
+        path.write_bytes(codec.encode(content))
+        with pytest.raises(ModelError, match=r"m\.safetensors is damaged \(an index lies outside 'w'\)"):
+            Increment.read(path)
+
+
+def test_cut_or_damaged_anywhere(pair: tuple[Any, Any, Increment]) -> None:
+    path = pair[2].path
+    data = path.read_bytes()
+    for cut in (*range(0, len(data), len(data) // 60), len(data) - 1):
+        path.write_bytes(data[:cut])
+        with pytest.raises(ModelError, match=r"move\.safetensors"):
+            Increment.read(path)
+    path.write_bytes(data + b"x")
+    with pytest.raises(ModelError, match=r"move\.safetensors"):
+        Increment.read(path)
+    for at in range(0, len(data), len(data) // 60):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x41]) + data[at + 1 :])
+        with pytest.raises(ModelError, match=r"move\.safetensors"):
+            Increment.read(path)
+    path.write_bytes(data)
+    assert Increment.read(path).k == pair[2].k
+
+
+def test_files_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    import catchment.demo
+
+    folder = Path(catchment.demo.__file__).parent
+    shipped = sorted(folder.glob("*.safetensors"))
+    assert shipped
+    for path in shipped:
+        increment = Increment.read(path)
+        content = codec.Content(
+            increment.base_hash, increment.pieces, increment.indices, increment.values, increment.recipe
+        )
+        (tmp_path / path.name).write_bytes(codec.encode(content))
+        again = Increment.read(tmp_path / path.name)
+        assert (again.k, again.pieces, again.base_hash) == (increment.k, increment.pieces, increment.base_hash)
+        assert torch.equal(again.indices, increment.indices)
+        assert all(torch.equal(again.values[name], increment.values[name]) for name in increment.values)
+
+
+def test_a_folder(pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
+    base, tuned, increment = pair
+    increment.recipe.update(method="sift", density=0.01, data_fingerprint="f00d")
+    folder = increment.save_pretrained(tmp_path / "new" / "folder", base="org/name")
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "increment.safetensors"]
+    for where in (folder, str(folder / "increment.safetensors")):
+        again = Increment.from_pretrained(where)
+        assert again.recipe == increment.recipe
+        with again.applied(base):
+            assert bits(base) == bits(tuned)
+    text = (folder / "README.md").read_text()
+    for told in ("base_model: org/name", increment.base_hash, f"{increment.k:,}", "sift", "f00d", "| seed | 3 |"):
+        assert told in text
+    increment.save_pretrained(folder)
+    assert "base_model:" not in (folder / "README.md").read_text()
+    card = ModelCard("me", "folder", "X", 1, HASH, "", "", "", "float32", "cpu", "sdpa")
+    with pytest.raises(ModelError, match="was made for a base"):
+        increment.save_pretrained(folder, base=card)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot make the folder"):
+        increment.save_pretrained(tmp_path / "file")
+
+
+def test_folders_without_an_increment(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no increment\.safetensors; give the folder"):
+        Increment.from_pretrained(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / "incremnt.safetensors")
+    with pytest.raises(ModelError, match=r"Did you mean 'incremnt\.safetensors'"):
+        Increment.from_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="holds a PEFT adapter"):
+        Increment.from_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot read"):
+        Increment.from_pretrained(tmp_path / "gone")
+
+
+def test_load_base_plus_folder(saved: Callable[..., Path], pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
+    base, tuned, increment = pair
+    path = tmp_path / "base"
+    base.save_pretrained(path)
+    word_tokenizer().save_pretrained(path)
+    folder = increment.save_pretrained(tmp_path / "increment")
+    loaded = load(f"{path}+{folder}", device="cpu")
+    assert bits(loaded.model) == bits(tuned)
+    assert loaded.card.source == "increment"
+    word_tokenizer().save_pretrained(folder, chat_template="x")
+    with pytest.raises(ModelError, match=r"was made for a base with weights .* give its own base"):
+        load(f"{saved('Llama tied', seed=5, folder='other')}+{folder}", device="cpu")
+
+
+class FreshMemory(TorchDispatchMode):
+    """Counts the elements of every tensor that an operation makes, views and writes in place left out."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, Tensor)}
+            self.made += 0 if result.untyped_storage().data_ptr() in known else result.numel()
+        return result
+
+
+def test_swap(pair: tuple[Any, Any, Increment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned, old = pair
+    other = sparse_move(base, count=8, seed=4)
+    new = make_increment(base, other, tmp_path / "new.safetensors")
+    before = bits(base)
+
+    def forbidden(*args: Any) -> str:
+        raise AssertionError("the whole model was hashed")
+
+    monkeypatch.setattr(module, "weights_hash", forbidden)
+    old.apply(base)
+    with FreshMemory() as memory:
+        swap(base, old, new)
+    size = sum(t.numel() for t in named_weights(base).values())
+    assert memory.made <= 4 * (old.k + new.k) < size
+    assert bits(base) == bits(other)
+    swap(base, new, new)
+    assert bits(base) == bits(other)
+    swap(base, new, old)
+    assert bits(base) == bits(tuned)
+    old.revert(base)
+    assert bits(base) == before
+    with pytest.raises(ModelError, match="not applied to this model"):
+        swap(base, old, new)
+
+
+def test_a_swap_that_fails_leaves_the_old_one(pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
+    base, tuned, old = pair
+    stranger = write_increment(
+        tmp_path / "s.safetensors", [("model.norm.weight", (16,), [1], torch.ones(1))], base_hash=HASH
+    )
+    misfit = write_increment(
+        tmp_path / "m.safetensors", [("model.norm.weight", (7,), [1], torch.ones(1))], base_hash=old.base_hash
+    )
+    old.apply(base)
+    for wrong, match in ((stranger, "only increments of one base"), (misfit, r"of shape \(7,\)")):
+        with pytest.raises(ModelError, match=match):
+            swap(base, old, wrong)
+        assert old.is_applied(base)
+        assert bits(base) == bits(tuned)
+
+
+def test_a_failure_inside_apply_writes_nothing(pair: tuple[Any, Any, Increment]) -> None:
+    base, _, increment = pair
+    before = bits(base)
+    last = increment.pieces[-1].name
+    increment.values[last] = increment.values[last][:-1]  # memory that runs out would look the same
+    with pytest.raises((RuntimeError, ModelError)):
+        increment.apply(base)
+    assert bits(base) == before

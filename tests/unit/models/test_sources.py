@@ -157,6 +157,29 @@ def test_increment_on_its_base(saved: Callable[..., Path], tmp_path: Path) -> No
         resolve(f"{base}+{base}")
 
 
+def test_increment_folder_on_its_base(saved: Callable[..., Path], tmp_path: Path) -> None:
+    base = saved(folder="base")
+    folder = make_increment(build("Llama"), build("Llama", 1), tmp_path / "m.safetensors").save_pretrained(
+        tmp_path / "move+1"
+    )
+    source = resolve(f"{base}+{folder}")
+    assert (source.kind, source.path) == ("increment", folder)
+    assert source.base is not None
+    assert source.base.path == base
+    assert folder / "increment.safetensors" in source.files()
+    stacked = resolve(f"{base}+{folder}+{tmp_path / 'm.safetensors'}")
+    assert stacked.base is not None
+    assert stacked.base.path == folder
+    with pytest.raises(ModelError, match=r"needs its base: write BASE\+.*move\+1"):
+        resolve(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"an adapter and an increment; write BASE\+.*increment\.safetensors"):
+        resolve(f"{base}+{folder}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no adapter_config\.json and no increment\.safetensors"):
+        resolve(f"{base}+{tmp_path / 'empty'}")
+
+
 def test_damaged_increment_alone(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"123")
     with pytest.raises(ModelError, match="not a safetensors file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -35,32 +36,30 @@ class Choice:
         """Optimizer steps that went by before anything was chosen."""
         self._k = sum(t.budget for t in flat.targets if not t.dense)
         self._pool = Pool(self._k)
-        self._seen = False
         self._overflow = False
+        self._settled = not self._open()
 
     @property
     def done(self) -> bool:
         """Whether there are entries to step."""
-        return any(t.index is not None for t in self.flat.targets if not t.dense) or all(
-            t.dense for t in self.flat.targets
-        )
+        return self._settled or any(t.index is not None for t in self._open())
 
     def without_data(self, support: Mapping[str, Tensor] | None) -> None:
         """Choose at once what needs no gradient."""
         if support is not None:
-            self.settle({name: _checked(name, i, self.flat) for name, i in support.items()})
+            self.settle({name: _checked(name, index, self.flat) for name, index in support.items()})
         elif self.rule == "random":
             whole = {t.name: draw(t.parameter.numel(), t.budget, self.seed, t.name) for t in self._open()}
             self.settle({t.name: _here(whole[t.name].to(t.local.device), t) for t in self._open()})
-        elif self.rule == "magnitude":
-            for target in self._open():
-                self._enter(target, target.local.abs().float(), torch.zeros_like(target.local))
-            if self.together:
-                self._agree()
-        elif not self.together:
+        else:
             for target in self.flat.targets:
-                if target.dense:
+                if target.dense and not self.together:
                     self.flat.settle(target, torch.arange(target.count, device=target.local.device))
+                elif self.rule == "magnitude" and not target.dense:
+                    self._enter(target, target.local.abs().float(), torch.zeros_like(target.local))
+            if self.rule == "magnitude" and self.together:
+                self._agree()
+        self.flat.values.grad = None
 
     def _open(self) -> list[Target]:
         return [target for target in self.flat.targets if not target.dense]
@@ -68,13 +67,13 @@ class Choice:
     def offer(self, target: Target, gradient: Tensor) -> None:
         """Let one batch's dense gradient ``(n,)`` take part; chooses when it was the last one needed."""
         assert self.rule in GRADIENT_RULES or target.dense
-        if not bool(torch.isfinite(gradient).all()):  # a scaler must see it, and nothing may be chosen by it
+        size = float(gradient.abs().sum(dtype=torch.float32))
+        if not math.isfinite(size):  # a scaler must see it, and nothing may be chosen by it
             self._overflow = True
             if not self.done:
                 self.flat.gradient()[:1] = torch.inf
             return
-        self._seen = True
-        if target.dense or not bool(gradient.any()):
+        if target.dense or size == 0:
             return
         target.seen += 1
         scores = score(self.rule, gradient, target.local)
@@ -122,28 +121,30 @@ class Choice:
 
     def _agree(self) -> None:
         """The best of all tensors, or of all parts of each tensor."""
-        device = self.flat.base.device
-        nothing = Candidates(*(torch.zeros(0, device=device, dtype=d) for d in (torch.float, torch.long, torch.float)))
         if self.scope == "global":
             found = self._pool.chosen()
             if self.sharded:
                 self._cut(found)
         else:
-            found = {t.name: t.waiting or nothing for t in self._open()}
-            for target in self._open():
-                target.waiting = None
-                found[target.name].keep(sharing.best_of_all(found[target.name].scores, target.budget))
-        left_out = [t.name for t in self._open() if t.name not in found or not t.parameter.numel()]
-        if left_out and self.scope == "global" and not self.sharded and len(left_out) == len(self._open()):
-            raise InputError("no entry was chosen: every gradient is zero; is the loss connected to the targets?")
+            found = {target.name: self._of_all_parts(target) for target in self._open()}
         self.settle({n: c.index for n, c in found.items()}, {n: c.gradient for n, c in found.items()})
+
+    def _of_all_parts(self, target: Target) -> Candidates:
+        device = self.flat.base.device
+        nothing = (torch.zeros(0, device=device, dtype=d) for d in (torch.float, torch.long, torch.float))
+        found, target.waiting = target.waiting or Candidates(*nothing), None
+        mask, total = sharing.best_of_all(found.scores, target.budget)
+        if not total:
+            warnings.warn(f"{target.name} had no gradient when entries were chosen: it stays as it is", stacklevel=2)
+        found.keep(mask)
+        return found
 
     def _cut(self, found: dict[str, Candidates]) -> None:
         """Of this process's best, those that are among the best of all processes."""
         names = sorted(found)
         empty = torch.zeros(0, device=self.flat.base.device)
         scores = torch.cat([found[name].scores for name in names]) if names else empty
-        mask = sharing.best_of_all(scores, self._k)
+        mask, _ = sharing.best_of_all(scores, self._k)
         for name, part in zip(names, mask.split([found[n].scores.numel() for n in names]), strict=True):
             found[name].keep(part)
 
@@ -156,17 +157,7 @@ class Choice:
             if target.count:
                 self.flat.settle(target, chosen[target.name], (gradients or {}).get(target.name))
         self._pool = Pool(self._k)
-
-    def missing(self) -> list[str]:
-        """Targets of which nothing trains so far."""
-        return [t.name for t in self._open() if t.index is None]
-
-    def warn_missing(self) -> None:
-        """Once, where tensors had to be settled together: those left out stay out."""
-        names = self.missing()
-        if names and self.together:
-            some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-            warnings.warn(f"{len(names)} of the targets got no entries and stay as they are: {some}", stacklevel=2)
+        self._settled = True
 
 
 def _checked(name: str, index: Tensor, flat: Flat) -> Tensor:

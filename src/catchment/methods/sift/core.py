@@ -6,8 +6,8 @@ every targeted weight takes the dense gradient as soon as it is complete, adds t
 frees it, so that one dense gradient is alive at a time. After each optimizer step ``W[index] = cast(values)``:
 nothing is pending after a step, and nothing of it enters the autograd graph.
 
-Memory beyond weights and activations, in bytes per entry: values 4, index 4, gradient 4, AdamW's moments 8, base 2 (half
-types) or 4; and the largest dense gradient. Time beyond forward and backward: reading and writing ``k`` entries.
+Memory beyond weights and activations, in bytes per entry: values 4, index 4, gradient 4, AdamW's moments 8, base 2
+(half types) or 4; and the largest dense gradient. Time beyond forward and backward: reading and writing ``k`` entries.
 """
 
 from __future__ import annotations

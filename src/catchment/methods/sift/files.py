@@ -66,7 +66,7 @@ def load(sift: Sift, folder: Path) -> None:
         names = {target.name for target in sift.targets}
         foreign = [piece.name for piece in increment.pieces if piece.name not in names]
         if foreign:
-            raise ModelError(f"{increment.path} moves {foreign[0]!r}, which is no target here; add it to target_modules.")
+            raise ModelError(f"{increment.path} moves {foreign[0]!r}, which is no target; add it to target_modules.")
         sift._choice.settle(increment.support())
     with torch.no_grad():
         for target, part in sift._flat.parts(sift.values):
@@ -97,7 +97,7 @@ def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
     if found.get("format") != FORMAT or found.get("names") != names:
         other = next((n for n in found.get("names", ()) if n not in names), None)
         what = f"; it has {other!r}, which is no target here" if other else ""
-        raise ModelError(f"the saved tuning is not of these {len(names)} targets{what}. Use the settings it began with.")
+        raise ModelError(f"the saved tuning is not of these {len(names)} targets{what}. Use the settings it had.")
     flat, chosen = sift._flat, found["chosen"]
     flat.write(flat.base)
     flat.lay_out(dict(zip(names, found["counts"], strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +62,8 @@ class Target:
             return 0
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-        mesh, placements = self.parameter.device_mesh, self.parameter.placements
-        _, places = compute_local_shape_and_global_offset(self.parameter.shape, mesh, placements)
+        sharded: Any = self.parameter
+        _, places = compute_local_shape_and_global_offset(sharded.shape, sharded.device_mesh, sharded.placements)
         return int(places[0]) * (self.parameter.numel() // max(self.parameter.shape[0], 1))
 
     @property

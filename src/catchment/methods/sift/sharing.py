@@ -49,9 +49,9 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def best_of_all(scores: Tensor, k: int) -> Tensor:
+def best_of_all(scores: Tensor, k: int) -> tuple[Tensor, int]:
     """Mask ``(n,)`` of those of this process's scores that are among the best ``k`` of all processes; of equal ones
-    those of the first process. Exchanges ``k`` scores per process."""
+    those of the first process; and how many there are in all. Exchanges ``k`` scores per process."""
     counts = torch.zeros(processes(), dtype=torch.int64, device=scores.device)
     counts[dist.get_rank()] = scores.numel()
     dist.all_reduce(counts)
@@ -64,7 +64,7 @@ def best_of_all(scores: Tensor, k: int) -> Tensor:
     mask = torch.zeros(everyone.numel(), dtype=torch.bool, device=scores.device)
     mask[top(everyone, min(k, everyone.numel()))] = True
     before = int(counts[: dist.get_rank()].sum())
-    return mask[before : before + scores.numel()]
+    return mask[before : before + scores.numel()], everyone.numel()
 
 
 def gather(parts: Any) -> list[Any]:

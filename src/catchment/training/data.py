@@ -1,0 +1,499 @@
+"""Rows to tune on: read from a file, a data set or memory, checked, split into train and held-out, put as a task."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NoReturn
+
+from catchment.capabilities import Format, Item, Task, gates, sample
+from catchment.errors import GateError, InputError, MissingExtraError, did_you_mean
+
+Message = dict[str, Any]
+Given = list[tuple[str, Mapping[str, Any]]]
+"""Rows with where each stands ("line 3", "row 3"), for errors."""
+
+FILES = (".jsonl", ".jsonl.gz", ".json", ".tsv", ".csv", ".parquet")
+TABLES = {".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
+SPLITS = ("train", "validation", "test", "dev")
+PAIRS = (("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence", None))
+"""Columns of a classification row: the text and, where there may be one, the second text."""
+EXPECTED = (
+    "expected 'messages', 'prompt' and 'completion', 'text', or 'label' with a text (text[, text_pair], sentence, "
+    "sentence1[, sentence2], premise[, hypothesis])"
+)
+LINE = 40
+"""Longest completion that is measured by exact match, in characters."""
+FEW = 8
+"""Most distinct completions that are measured as a choice."""
+BLANK = {"messages": "last assistant message", "prompt": "completion", "text": "text", "classification": "text"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of one kind, in canonical form.
+
+    Attributes:
+        kind: ``"messages"``, ``"prompt"``, ``"text"`` or ``"classification"``.
+        rows: ``{"messages": [...]}``; ``{"prompt", "completion"}`` (texts or message lists); ``{"text"}``;
+            ``{"text", "label"}`` and, for pairs, ``"text_pair"``.
+        name: Of the file or data set.
+        fingerprint: SHA-256 over kind, classes and rows.
+        classes: Names of the classes, in the order of the labels; empty for the other kinds.
+    """
+
+    kind: str
+    rows: list[dict[str, Any]]
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, rows: list[dict[str, Any]]) -> Rows:
+        """Other rows of the same kind, name and classes."""
+        return replace(self, rows=rows, fingerprint=_fingerprint(self.kind, self.classes, rows))
+
+
+def read_rows(data: Any, *, split: str = "train") -> Rows:
+    """Read and check the rows to tune on.
+
+    Args:
+        data: a ``.jsonl``, ``.jsonl.gz`` or ``.json`` file (a list); a ``.tsv``, ``.csv`` or ``.parquet`` file; a data
+            set as ``name``, ``name:subset``, ``owner/name/split`` or ``name/train`` (``train``, ``validation``,
+            ``test`` or ``dev`` after a name is a split); a list of mappings; a ``datasets`` ``Dataset`` or
+            ``DatasetDict``. Tables and named data sets need the extra ``[datasets]``.
+        split: of a data set; a split in the name wins.
+
+    Returns:
+        The rows. String labels are numbered in sorted order; columns that are not used are named in one warning.
+
+    Raises:
+        InputError: nothing there, damaged, unknown columns, empty completions, labels that are no classes.
+        MissingExtraError: `datasets` is needed and not installed.
+
+    Example:
+        >>> read_rows([{"prompt": "2 + 2 =", "completion": " 4"}]).kind
+        'prompt'
+    """
+    given, name, names = _given(data, split)
+    if not given:
+        raise InputError(f"data {name!r} holds no rows; expected at least one. Is the file empty?")
+    for where, row in given:
+        if not isinstance(row, Mapping):
+            _fail(name, where, f"{row!r:.80}; expected an object such as {{'prompt': ..., 'completion': ...}}")
+    kind, columns = _kind_of(given[0][1], name)
+    found = list(given[0][1])
+    for where, row in given:
+        if set(row) != set(found):
+            other = ", ".join(map(str, row)) or "none"
+            _fail(name, where, f"columns {other}; expected {', '.join(found)}, the columns of the first row. One kind "
+                  "of row in a file: split the file or fill the columns")  # fmt: skip
+    unused = [str(column) for column in found if column not in columns.values()]
+    if unused:
+        warnings.warn(f"data {name!r}: columns not used for {kind!r} rows: {', '.join(unused)}", stacklevel=2)
+    read = {"messages": _messages_row, "prompt": _prompt_row, "text": _text_row, "classification": _text_row}[kind]
+    rows = [read({key: row[column] for key, column in columns.items()}, name, where) for where, row in given]
+    _refuse_blank(kind, rows, given, name)
+    classes = _number_labels(rows, given, name, names) if kind == "classification" else ()
+    return Rows(kind, rows, name, _fingerprint(kind, classes, rows), classes)
+
+
+def _fail(name: str, where: str, message: str) -> NoReturn:
+    raise InputError(f"data {name!r}, {where}: {message}.")
+
+
+def _fingerprint(kind: str, classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    digest = hashlib.sha256()
+    for part in ([kind, list(classes)], *rows):
+        digest.update(json.dumps(part, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _given(data: Any, split: str) -> tuple[Given, str, tuple[str, ...]]:
+    """Rows with their places, the name, and the names of the classes where the data set knows them."""
+    if isinstance(data, str | Path):
+        suffix = next((end for end in (".jsonl.gz", *FILES) if str(data).endswith(end)), None)
+        if suffix is None and not Path(data).is_file():
+            return _numbered(_load_named(str(data), split), _file_name(data))
+        _check_file(Path(data), suffix, split)
+        if suffix in TABLES:
+            return _numbered(_load_table(Path(data), str(suffix)), _file_name(data))
+        return list(_json_rows(Path(data))), _file_name(data), ()
+    if isinstance(data, Mapping):  # a DatasetDict
+        if split not in data:
+            raise InputError(
+                f"data: no split {split!r}; expected one of {', '.join(map(str, data))}."
+                + did_you_mean(split, map(str, data))
+            )
+        data = data[split]
+    if isinstance(data, bytes) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise InputError(f"data is {data!r:.80}; expected a file, the name of a data set, a list of rows or a Dataset.")
+    name = str(getattr(getattr(data, "info", None), "dataset_name", None) or "rows")
+    return _numbered(data, name)
+
+
+def _file_name(data: str | Path) -> str:
+    return Path(data).name if Path(data).exists() else str(data)
+
+
+def _numbered(rows: Any, name: str) -> tuple[Given, str, tuple[str, ...]]:
+    label = (getattr(rows, "features", None) or {}).get("label")
+    names = tuple(getattr(label, "names", None) or ())
+    return [(f"row {number}", row) for number, row in enumerate(rows, 1)], name, names
+
+
+def _check_file(path: Path, suffix: str | None, split: str) -> None:
+    if not path.is_file():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"data: no file {str(path)!r}; expected a file.{did_you_mean(path.name, beside)}")
+    if suffix is None:
+        raise InputError(f"data: {path.name!r} is no file of rows; expected one that ends in {', '.join(FILES)}.")
+    if split != "train":
+        raise InputError(f"data: split {split!r} of the file {path.name!r}; a file has no splits. Name another file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"data {path.name!r} holds no rows; expected at least one. Is the file empty?")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"data {path.name!r}: byte {error.start} is not UTF-8; expected text in UTF-8.") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"data {path.name!r} cannot be read ({error}); expected a readable, whole file.") from error
+    if path.suffix == ".json":
+        rows = _parsed(text, path.name, "the file")
+        if not isinstance(rows, list):
+            raise InputError(
+                f"data {path.name!r} holds a {type(rows).__name__}; expected a list of rows, [{{...}}, ...]. One "
+                f"object a line belongs into a .jsonl file."
+            )
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _parsed(line, path.name, f"line {number}")
+
+
+def _parsed(text: str, name: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
+        _fail(name, where, f"not JSON at {place} ({error.msg}): {text.strip()[:60]!r}; expected one object. The "
+              "file may be cut off")  # fmt: skip
+
+
+def _datasets(purpose: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("datasets", "datasets", purpose) from error
+    return datasets
+
+
+def _load_table(path: Path, suffix: str) -> Any:
+    datasets = _datasets(f"the table {path.name!r}")
+    # pandas would read the texts "NA", "null" and "None" as missing values.
+    options = {"keep_default_na": False} if TABLES[suffix] == "csv" else {}
+    if suffix == ".tsv":
+        options["sep"] = "\t"  # type: ignore[assignment]
+    try:
+        return datasets.load_dataset(TABLES[suffix], data_files=str(path), split="train", **options)
+    except Exception as error:  # readers of tables raise what they like
+        reason = str(error.__cause__ or error).strip()[:200]
+        raise InputError(f"data {path.name!r} cannot be read as a table ({reason}); expected {suffix}.") from error
+
+
+def parse_name(data: str, split: str) -> tuple[str, str | None, str]:
+    """Name, subset and split of a named data set.
+
+    >>> parse_name("nyu-mll/glue:sst2", "train"), parse_name("owner/name/test", "train"), parse_name("imdb/test", "x")
+    (('nyu-mll/glue', 'sst2', 'train'), ('owner/name', None, 'test'), ('imdb', None, 'test'))
+    """
+    if Path(data).exists():
+        return data, None, split
+    name, _, subset = data.partition(":")
+    head, _, last = (subset if subset else name).rpartition("/")
+    if head and (subset or last in SPLITS or "/" in head):
+        split = last
+        name, subset = (name, head) if subset else (head, "")
+    return name, subset or None, split
+
+
+def _load_named(data: str, split: str) -> Any:
+    name, subset, split = parse_name(data, split)
+    datasets = _datasets(f"the data set {name!r}")
+    try:
+        return datasets.load_dataset(name, subset, split=split)
+    except Exception as error:  # the hub, builders and file systems each raise their own
+        raise InputError(
+            f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "
+            f"({type(error).__name__}: {str(error).strip()[:200]}); expected a file that ends in {', '.join(FILES)}, "
+            f"a data set on the hub or a local folder."
+        ) from error
+
+
+def _kind_of(row: Mapping[str, Any], name: str) -> tuple[str, dict[str, str]]:
+    """The kind, and for every key of a canonical row the column that it comes from."""
+    if "messages" in row:
+        return "messages", {"messages": "messages"}
+    if "prompt" in row and "completion" in row:
+        return "prompt", {"prompt": "prompt", "completion": "completion"}
+    if "label" in row:
+        for first, second in PAIRS:
+            if first in row:
+                pair = {"text_pair": second} if second in row and second is not None else {}
+                return "classification", {"text": first, **pair, "label": "label"}
+    if "text" in row:
+        return "text", {"text": "text"}
+    known = ["messages", "prompt", "completion", "label", *(c for pair in PAIRS for c in pair if c)]
+    hints = (did_you_mean(str(column), known) for column in row)
+    raise InputError(
+        f"data {name!r} has the columns {', '.join(map(str, row)) or 'none'}; {EXPECTED}. Rename the columns."
+        + next((hint for hint in hints if hint), "")
+    )
+
+
+def _text(value: Any, key: str, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        _fail(name, where, f"{key!r} is {value!r:.80}; expected text")
+    return value
+
+
+def _text_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    return {key: value if key == "label" else _text(value, key, name, where) for key, value in row.items()}
+
+
+def _messages(value: Any, key: str, name: str, where: str) -> list[Message]:
+    good = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    good = good and all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in value)
+    if not good or not all(isinstance(m.get("content"), str) or m.get("tool_calls") for m in value):
+        _fail(name, where, f"{key!r} is {value!r:.80}; expected a list of {{'role': ..., 'content': ...}}")
+    return [{k: v for k, v in message.items() if v is not None} for message in value]
+
+
+def _messages_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    messages = _messages(row["messages"], "messages", name, where)
+    if not any(message["role"] == "assistant" for message in messages):
+        roles = ", ".join(message["role"] for message in messages)
+        _fail(name, where, f"'messages' has the roles {roles}; expected at least one of 'assistant', which is learned")
+    return {"messages": messages}
+
+
+def _prompt_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    texts = [isinstance(row[key], str) for key in ("prompt", "completion")]
+    if all(texts):
+        return dict(row)
+    if any(texts):
+        _fail(name, where, "one of 'prompt' and 'completion' is text and the other is not; expected two texts or two "
+              "lists of messages")  # fmt: skip
+    return {key: _messages(row[key], key, name, where) for key in ("prompt", "completion")}
+
+
+def last_answer(row: Mapping[str, Any]) -> str:
+    """The text that a row teaches last: its completion, its last assistant message, its text."""
+    value = row.get("completion", row.get("messages", row.get("text")))
+    if isinstance(value, str):
+        return value
+    said = [m for m in value or () if m["role"] == "assistant"] or [{}]
+    return str(said[-1].get("content") or said[-1].get("tool_calls") or "")
+
+
+def _refuse_blank(kind: str, rows: Sequence[Mapping[str, Any]], given: Given, name: str) -> None:
+    blank = [where for (where, _), row in zip(given, rows, strict=True) if not last_answer(row).strip()]
+    if blank:
+        raise InputError(
+            f"data {name!r}: {len(blank)} of {len(rows)} rows have an empty {BLANK[kind]}, the first is {blank[0]}; "
+            f"expected visible text to learn. Remove these rows."
+        )
+
+
+def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put whole numbers for the labels, in place; returns the names of the classes."""
+    words = isinstance(rows[0]["label"], str)
+    for (where, _), row in zip(given, rows, strict=True):
+        label = row["label"]
+        if isinstance(label, bool) or not isinstance(label, str if words else Integral):
+            _fail(name, where, f"label {label!r}; expected {'text' if words else 'a whole number'} in every row, the "
+                  "classes as 0, 1, ... or as text")  # fmt: skip
+        row["label"] = label if words else int(label)
+        if not words and row["label"] < 0:
+            _fail(name, where, f"label {label}; expected classes from 0. Rows without a label (-1) cannot be learned: "
+                  "remove them")  # fmt: skip
+    found: list[Any] = sorted({row["label"] for row in rows})
+    if len(found) < 2:
+        raise InputError(
+            f"data {name!r}: every label is {found[0]!r}; expected at least 2 classes. Is the file sorted?"
+        )
+    classes = tuple(found) if words else names or tuple(map(str, range(len(found))))
+    if not words and found[-1] >= len(classes):
+        some = ", ".join(map(str, [*found[:8], "..."] if len(found) > 8 else found))
+        raise InputError(
+            f"data {name!r}: labels {some}; expected all of 0 to n - 1 for n classes. Number them from 0 "
+            f"without gaps, or give them as text."
+        )
+    if words:
+        number = {word: k for k, word in enumerate(found)}
+        for row in rows:
+            row["label"] = number[row["label"]]
+    return classes
+
+
+def prompt_key(kind: str, row: Mapping[str, Any]) -> str:
+    """What decides on which side of a split a row falls: everything before the first answer, blanks evened out."""
+    if kind == "messages":
+        first = next(k for k, message in enumerate(row["messages"]) if message["role"] == "assistant")
+        asked = [[m["role"], " ".join(str(m.get("content", "")).split())] for m in row["messages"][:first]]
+        return json.dumps(asked)
+    if kind == "prompt":
+        prompt = row["prompt"]
+        return " ".join(prompt.split()) if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return json.dumps([" ".join(row[key].split()) for key in ("text", "text_pair") if key in row])
+
+
+def split_rows(rows: Rows, held_out: int | float, seed: int) -> tuple[Rows, Rows]:
+    """Seeded split into train and held-out rows; rows with the same prompt stay on one side.
+
+    Args:
+        held_out: how many rows (whole number) or which share (between 0 and 1) to hold out; 0 for none.
+        seed: chooses them.
+
+    Returns:
+        Train and held-out rows, each in the order of the data. Where prompts repeat so often that the number cannot
+        be met, fewer rows are held out, and a warning says how many.
+
+    Raises:
+        InputError: a number that leaves nothing to train on, or nothing that could be held out.
+    """
+    n = len(rows)
+    share = isinstance(held_out, float)
+    if isinstance(held_out, bool) or not (0 < held_out < 1 if share else 0 <= held_out < n):
+        raise InputError(
+            f"held_out {held_out!r} of {n} rows: expected a whole number from 0 to {n - 1}, or a share between 0 and 1."
+        )
+    wanted = max(1, round(held_out * n)) if share else int(held_out)
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows.rows):
+        groups.setdefault(prompt_key(rows.kind, row), []).append(number)
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for group in order:
+        if len(held) + len(group) <= min(wanted, n - 1):
+            held.update(group)
+    if wanted and not held:
+        raise InputError(
+            f"held_out {held_out!r}: {n} rows have only {len(order)} distinct prompts, none of which repeats at most "
+            f"{wanted} times; expected rows with distinct prompts. Hold out more rows, or give the evaluation its own."
+        )
+    if len(held) < wanted:
+        warnings.warn(
+            f"held_out: {len(held)} rows instead of {wanted}, because rows with the same prompt stay together",
+            stacklevel=2,
+        )
+    return (
+        rows.of([row for number, row in enumerate(rows.rows) if number not in held]),
+        rows.of([row for number, row in enumerate(rows.rows) if number in held]),
+    )
+
+
+def as_task(rows: Rows, name: str = "tuned_on", limit: int | None = None, seed: int = 0) -> Task | None:
+    """Held-out rows as a task, so that the gain can be measured; the prompt is put exactly as training puts it.
+
+    Prompts whose completions are all one line of at most 40 characters: ``choice`` among all distinct completions
+    where these are at most 8 and the rows at least 5 times as many, otherwise ``exact``. Conversations of one user and
+    one assistant turn count as prompts (a system message is allowed where all rows share it). Classification:
+    ``classify``.
+
+    Args:
+        limit: a seeded sample of this many items; ``None`` for all.
+
+    Returns:
+        The task, or ``None`` where no scorer can judge these rows (long answers, several turns, plain text, no rows),
+        and, with a warning, where all answers are the same. Rows that nearly repeat another are left out, with one too.
+    """
+    plain = (Format("plain", "{prompt}", separator=""),)
+    if rows.kind == "classification" and len(rows):
+        items = [
+            Item(row["text"], gold=row["label"], meta={"pair": row["text_pair"]} if "text_pair" in row else {})
+            for row in rows.rows
+        ]
+        return _measurable(Task(name, _apart(items), "classify", plain), limit, seed)
+    turns = [_one_turn(rows.kind, row) for row in rows.rows]
+    asked = [turn for turn in turns if turn is not None]
+    if not asked or len(asked) < len(turns):
+        return None
+    answers = [answer.rstrip() for _, _, answer in asked]
+    systems = {system for system, _, _ in asked}
+    if len(systems) > 1 or any(len(answer) > LINE or len(answer.splitlines()) != 1 for answer in answers):
+        return None
+    questions = [question for _, question, _ in asked]
+    choices = tuple(sorted(set(answers)))
+    few = 2 <= len(choices) <= FEW and len(asked) >= 5 * len(choices)
+    if few and not any(question[-1:].isspace() and question[-1] != " " for question in questions):
+        items = [Item(q, choices, choices.index(a)) for q, a in zip(questions, answers, strict=True)]
+        scorer = "choice"
+    else:
+        # A scored choice takes the line break at the end of a prompt for a part of the answer; a generation does not.
+        golds: dict[str, Counter[str]] = {}
+        for question, answer in zip(questions, answers, strict=True):
+            golds.setdefault(question, Counter())[answer] += 1
+        items = [Item(q, gold=_gold(a)) for q, a in golds.items()]
+        scorer = "exact"
+    longest = max(len(answer.encode()) for answer in answers)  # no token is shorter than a byte
+    task = Task(name, _apart(items), scorer, plain, system=systems.pop(), max_new_tokens=longest + 8)
+    return _measurable(task, limit, seed)
+
+
+def _gold(answers: Counter[str]) -> str | tuple[str, ...]:
+    """Every completion that the rows give to a prompt is right, the most frequent first."""
+    found = tuple(answer for answer, _ in answers.most_common())
+    return found if len(found) > 1 else found[0]
+
+
+def _apart(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items without those that (nearly) repeat an earlier one, which a validity gate would refuse."""
+    distinct = list({item.id: item for item in items}.values())
+    copies = {copy for _, copy in gates.near_duplicates(distinct)}
+    kept = tuple(item for item in distinct if item.id not in copies)
+    if len(kept) < len(items):
+        left = len(items) - len(kept)
+        warnings.warn(f"{left} of {len(items)} held-out rows nearly repeat another: not measured", stacklevel=3)
+    return kept
+
+
+def _measurable(task: Task, limit: int | None, seed: int) -> Task | None:
+    task = task.with_items(sample(task.items, limit, seed))
+    try:
+        gates.check_labels(task)
+    except GateError as error:
+        warnings.warn(f"the gain on the held-out rows cannot be measured: {error}", stacklevel=3)
+        return None
+    return task
+
+
+def _one_turn(kind: str, row: Mapping[str, Any]) -> tuple[str | None, str, str] | None:
+    """System message, question and answer of a row with one turn of each; ``None`` for other rows."""
+    if kind == "prompt" and isinstance(row["prompt"], str):
+        return None, row["prompt"], row["completion"]
+    if kind not in ("prompt", "messages"):
+        return None
+    messages = row["messages"] if kind == "messages" else [*row["prompt"], *row["completion"]]
+    roles = [message["role"] for message in messages]
+    plain = all(set(message) == {"role", "content"} for message in messages)
+    if not plain or roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        return None
+    system = messages[0]["content"] if roles[0] == "system" else None
+    return system, messages[-2]["content"], messages[-1]["content"]

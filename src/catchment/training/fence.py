@@ -1,0 +1,498 @@
+"""A fence around what a model can do: while it is tuned, protected tasks are looked at and the move is pulled back.
+
+The fence chooses factors by its own guard items, again and again. So no final claim rests on its numbers: what the
+tuned model kept is judged on other items, which ``split_items`` sets aside before the training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import TrainerCallback
+
+from catchment.capabilities import Task
+from catchment.errors import InputError, ModelError, StoreError
+from catchment.records import Row
+from catchment.statistics import decide_mean, mean_sequence
+from catchment.training.pilot import Scorer, seeded
+
+CHUNK = 64
+"""Guard items that are scored together; after each chunk a look may stop."""
+EVALUATIONS = 4
+"""Factors that a pull tries at most, so factors are multiples of 1/16."""
+SMALL = 0.1
+BASE_FILE = "fence-base.json"
+Outcome = Literal["inside", "near", "broken"]
+Evidence = Literal["shown", "estimated"]
+Score = Callable[[Task], Sequence[Row]]
+"""Rows of a task's items of the model as it stands now."""
+
+
+class Move(Protocol):
+    """What can be pulled back.
+
+    It may also offer ``snapshot() -> state`` and ``restore(state)``, and should where it is kept in a half type. Then
+    each factor is applied to the state before the look, and the weights that go on are bit for bit those that were
+    scored. Without them factors are applied one after the other, by ratio, each up to rounding of the weights.
+    """
+
+    def scale(self, factor: float) -> None:
+        """From here on the weights stand at ``base + factor * (weights - base)``; 0 is the base."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look found on one task.
+
+    Attributes:
+        n: Guard items scored; fewer than all where a clear answer came early.
+        drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
+        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``.
+        evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
+            it may be there by chance.
+        factor: What the move was multiplied by; 1: it was left alone.
+        after: Mean drop over all guard items at the factor; ``None`` where it was left alone.
+    """
+
+    step: int
+    task: str
+    n: int
+    drop: float
+    low: float
+    high: float
+    outcome: Outcome
+    evidence: Evidence
+    factor: float = 1.0
+    after: float | None = None
+
+
+def spend(alpha: float, look: int, tasks: int) -> float:
+    """Error of one task at the ``look``-th look, from 1: ``alpha * 6 / (pi^2 look^2) / tasks``.
+
+    Summed over tasks and all looks that may ever come it is alpha.
+
+    >>> round(spend(0.05, 1, 1), 4)
+    0.0304
+    """
+    return alpha * 6 / (math.pi**2 * look**2) / tasks
+
+
+def verdict(
+    drops: Sequence[float], max_drop: float, near: float, error: float, *, last: bool
+) -> tuple[Outcome, Evidence] | None:
+    """Where a drop stands after these items; ``None``: not clear yet, and more items are to come.
+
+    "broken (shown)" while the true drop is at most ``max_drop`` has a probability of at most ``error / 2``, and so has
+    an early "inside (shown)" while it is above ``near * max_drop``, whenever one stops (see
+    :func:`~catchment.statistics.decide_mean`).
+
+    Args:
+        drops: Base - now per item, in the order drawn, in [-1, 1].
+        last: All items are in: the mean decides what is not shown.
+    """
+    if decide_mean(drops, max_drop, error / 2) == "outside":
+        return "broken", "shown"
+    clear = decide_mean(drops, near * max_drop, error / 2) == "inside"
+    if not last:
+        return ("inside", "shown") if clear else None
+    mean = math.fsum(drops) / len(drops)
+    if _above(mean, max_drop):
+        return "broken", "estimated"
+    if _above(mean, near * max_drop):
+        return "near", "estimated"
+    return "inside", "shown" if clear else "estimated"
+
+
+def _above(drop: float, bound: float) -> bool:
+    return drop > bound + 1e-12  # 2 of 200 are not above 0.5 * 0.02
+
+
+@dataclass(frozen=True)
+class _Action:
+    """What a look leads to, for every process: the numbers that ``scale`` is called with, in this order."""
+
+    looks: tuple[Look, ...]
+    scales: tuple[float, ...] = ()
+    stopped: str | None = None
+
+
+class _Pull:
+    """The move at absolute factors of where it stood when the look began."""
+
+    def __init__(self, move: Any) -> None:
+        self.move, self.at = move, 1.0
+        self.exact = hasattr(move, "snapshot") and hasattr(move, "restore")
+        self.scales: list[float] = []
+        self._start = move.snapshot() if self.exact else None
+
+    def to(self, factor: float) -> None:
+        """Factor 0 cannot be left again by ratio: it comes last."""
+        if factor == self.at:
+            return
+        if self.exact:
+            self.move.restore(self._start)
+            self.scales = []
+        ratio = factor if self.exact else factor / self.at
+        if ratio != 1:
+            self.move.scale(ratio)
+            self.scales.append(ratio)
+        self.at = factor
+
+
+class Fence(TrainerCallback):
+    """Keep protected tasks within ``max_drop`` of the base while ``transformers.Trainer`` moves the weights.
+
+    The base is scored on the guard items before the first step. A look scores them again: at steps N/8, N/4 and N/2,
+    so that a learning rate that is far too high is caught early, every N = ``eval_steps`` steps, and after the last
+    step. It takes the paired drops in a seeded order, 64 at a time, and stops early where the answer is clear (the
+    last look takes all). Outcomes per task are those of :class:`Look`.
+
+    Unless all tasks are inside, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at
+    which the mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is
+    applied (0, the base, where none of the four will do), and training goes on from there. The optimizer's moments
+    stay. The last look pulls too, so that the delivered weights are inside on the guard items.
+
+    **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
+    said without cause with probability at most alpha over all tasks and however many looks there are (union bound),
+    as long as the weights do not depend on the guard items: up to the first pull. After it they do, because the items
+    are the same at every look. From then on the fence is a controller and its numbers are no evidence; judge the
+    end on items it never saw (``split_items``).
+
+    The trained weights without a pull are bit for bit those of a run without the fence: training mode, gradients and
+    random states are left alone. Cost: one evaluation of the guard items per look and up to 4 per pull.
+
+    Args:
+        tasks: The protected tasks, each with its guard items only.
+        max_drop: Drop of the score that is not to be passed, absolute, in (0, 1).
+        move: What is pulled; see :class:`Move`.
+        eval_steps: N.
+        tokenizer: For the prompts; by default the trainer's ``processing_class``.
+        chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
+        alpha: Error over all looks and tasks.
+        near: Share of ``max_drop`` at which the fence acts, and to which it pulls back.
+        patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
+            factor below 0.1.
+        slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
+            the fence, and at the same rate the next looks would find the same drop; in smaller steps the move settles
+            where data and fence agree. 1: leave the rate alone.
+        seed: Of the order of the items.
+        output_dir: Folder for one JSON file per look and the base's scores. A resumed training reads them there and
+            goes on as if it had not been interrupted; a training that starts anew removes the looks of an earlier one.
+        batch_tokens: Padded tokens per forward pass; measured once when ``None``.
+        score: Scores the model where it stands; by default the evaluation path of everything here.
+
+    Attributes:
+        history: Every :class:`Look`, in order.
+        stopped: Why the fence ended the training, or ``None``.
+
+    Raises:
+        InputError: A setting out of range, no tokenizer, sharded weights, ``load_best_model_at_end``, or a resumed
+            training whose base scores are not in ``output_dir``.
+        ModelError: The weights are no longer finite, so that no factor can pull them back.
+        StoreError: ``output_dir`` cannot be written.
+
+    Example:
+        >>> fence = Fence([split.guard], max_drop=0.02, move=tuning, eval_steps=50)  # doctest: +SKIP
+        >>> Trainer(model, args, train_dataset=data, callbacks=[fence]).train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        tasks: Task | Sequence[Task],
+        *,
+        max_drop: float,
+        move: Move,
+        eval_steps: int = 50,
+        tokenizer: Any = None,
+        chat_template: str = "auto",
+        alpha: float = 0.05,
+        near: float = 0.5,
+        patience: int = 3,
+        slow: float = 0.5,
+        seed: int = 0,
+        output_dir: str | Path | None = None,
+        batch_tokens: int | None = None,
+        score: Score | None = None,
+    ) -> None:
+        self.tasks = _checked(tasks)
+        _check_settings(max_drop, alpha, near, slow, eval_steps, patience)
+        self.max_drop, self.alpha, self.near, self.slow = max_drop, alpha, near, slow
+        self.move, self.eval_steps, self.patience, self.seed = move, int(eval_steps), int(patience), seed
+        self.tokenizer, self.chat_template, self.batch_tokens = tokenizer, chat_template, batch_tokens
+        self.output_dir = Path(output_dir) if output_dir is not None else None
+        self.history: list[Look] = []
+        self.stopped: str | None = None
+        self._given_score = score
+        self._score: Score | None = None
+        self._base: dict[str, dict[str, float]] = {}
+        self._chunks = {task.name: _chunked(task, seed) for task in self.tasks}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        _check_training(args)
+        self.history, self.stopped = [], None
+        if not state.is_world_process_zero:
+            return
+        kept = self._read_base() if state.global_step > 0 else None
+        self._score = self._given_score or self._scorer(given, kept)
+        if kept is not None:
+            self._base = kept["scores"]
+            self._resume(state.global_step, control)
+            return
+        self._forget(-1)
+        self._base = {name: self._rows(parts) for name, parts in self._chunks.items()}
+        engine = self._score.settings if isinstance(self._score, Scorer) else {}
+        self._write(BASE_FILE, {"conditions": self._conditions(), "engine": engine, "scores": self._base})
+
+    def _scorer(self, given: Mapping[str, Any], kept: Mapping[str, Any] | None) -> Scorer:
+        tokenizer = self.tokenizer if self.tokenizer is not None else given.get("processing_class")
+        if tokenizer is None:
+            raise InputError("Fence: no tokenizer; expected Fence(tokenizer=...) or Trainer(processing_class=...).")
+        if kept is not None:  # the path is not chosen anew on weights that have moved
+            return Scorer(given["model"], tokenizer, self.chat_template, **kept["engine"])
+        return Scorer(given["model"], tokenizer, self.chat_template, self.batch_tokens)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        ends = control.should_training_stop or state.global_step >= state.max_steps
+        if ends or due(state.global_step, self.eval_steps):
+            self._look(args, state, control, given, whole=ends)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """For a training that something else has ended after this step's :meth:`on_step_end`."""
+        if state.global_step > 0 and (not self.history or self.history[-1].step != state.global_step):
+            self._look(args, state, control, given, whole=True)
+
+    def _look(self, args: Any, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
+        action = self._decide(state, given.get("model"), whole) if state.is_world_process_zero else None
+        action = _from_main(action, args)
+        if not state.is_world_process_zero:
+            for factor in action.scales:
+                self.move.scale(factor)
+        self.history += action.looks
+        if action.looks[0].factor < 1 and self.slow < 1:
+            slow_down(given.get("optimizer"), given.get("lr_scheduler"), self.slow)
+        if action.stopped is not None:
+            self.stopped = action.stopped
+            control.should_training_stop = True
+        if state.is_world_process_zero:
+            content = {"conditions": self._conditions(), "looks": [asdict(look) for look in action.looks]}
+            self._write(
+                f"fence-{state.global_step:08d}.json", {"step": state.global_step, **content, "stopped": action.stopped}
+            )
+            self._log(state, action.looks)
+            if action.stopped is not None:
+                warnings.warn(f"the fence stopped the training: {action.stopped}", stacklevel=2)
+
+    def _decide(self, state: Any, model: Any, whole: bool) -> _Action:
+        number = len({look.step for look in self.history}) + 1
+        error = spend(self.alpha, number, len(self.tasks))
+        looks = [self._judge(state.global_step, task.name, error, whole) for task in self.tasks]
+        if all(look.outcome == "inside" for look in looks):
+            return _Action(tuple(looks))
+        pull = _Pull(self.move)
+        try:
+            factor, after = self._factor(pull)
+        except BaseException:  # Ctrl-C between two factors
+            pull.to(1.0)
+            raise
+        pull.to(factor)
+        if factor == 0:
+            _check_finite(model, state.global_step)
+        looks = [Look(**{**asdict(look), "factor": factor, "after": after[look.task]}) for look in looks]
+        return _Action(tuple(looks), tuple(pull.scales), self._reason(looks, state))
+
+    def _judge(self, step: int, name: str, error: float, whole: bool) -> Look:
+        drops: list[float] = []
+        parts = self._chunks[name]
+        for number, part in enumerate(parts, 1):
+            drops += self._drops(part)
+            last = number == len(parts)
+            found = verdict(drops, self.max_drop, self.near, error, last=last) if last or not whole else None
+            if found is not None:
+                break
+        assert found is not None
+        interval = mean_sequence(drops, error)
+        return Look(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
+
+    def _factor(self, pull: _Pull) -> tuple[float, dict[str, float]]:
+        """The largest factor found at which all tasks are well inside, and their drops there."""
+        low, high = 0.0, 1.0
+        best = dict.fromkeys(self._chunks, 0.0)  # at 0 stands the base
+        for _ in range(EVALUATIONS):
+            middle = (low + high) / 2
+            pull.to(middle)
+            found = self._all_inside()
+            low, high, best = (low, middle, best) if found is None else (middle, high, found)
+        return low, best
+
+    def _all_inside(self) -> dict[str, float] | None:
+        """Mean drops over all guard items, or ``None`` at the first task that is not well inside."""
+        means: dict[str, float] = {}
+        for name, parts in self._chunks.items():
+            drops = [drop for part in parts for drop in self._drops(part)]
+            means[name] = math.fsum(drops) / len(drops)
+            if _above(means[name], self.near * self.max_drop):
+                return None
+        return means
+
+    def _drops(self, part: Task) -> list[float]:
+        base, now = self._base[part.name], self._rows([part])
+        return [base[item.id] - now[item.id] for item in part.items]
+
+    def _rows(self, parts: Sequence[Task]) -> dict[str, float]:
+        assert self._score is not None
+        return {row.item: row.score for part in parts for row in self._score(part)}
+
+    def _reason(self, looks: Sequence[Look], state: Any) -> str | None:
+        """Why the training is to stop after this pull, if it is."""
+        if state.global_step >= state.max_steps:
+            return None
+        before = {look.step: look.factor for look in self.history if look.factor < 1}
+        shown = [look for look in looks if (look.outcome, look.evidence) == ("broken", "shown")]
+        broken = [f"{look.task} {look.drop:+.3f} [{look.low:+.3f}, {look.high:+.3f}]" for look in shown]
+        after = f"step {state.global_step}, after {len(before)} pulls"
+        if broken and len(before) >= self.patience:
+            return f"{after}: the drop of {'; '.join(broken)} is shown to be above {self.max_drop:g} again"
+        if looks[0].factor < SMALL and min(before.values(), default=1.0) < SMALL:
+            return f"{after}: only a factor of {looks[0].factor:g} is inside, the second below {SMALL:g}"
+        return None
+
+    def _log(self, state: Any, looks: Sequence[Look]) -> None:
+        values = {f"fence/{look.task}_drop": look.drop for look in looks}
+        state.log_history.append({**values, "fence/factor": looks[0].factor, "step": state.global_step})
+
+    def _conditions(self) -> dict[str, Any]:
+        tasks = {task.name: task.hash() for task in self.tasks}
+        return {"tasks": tasks, "seed": self.seed, "chat_template": self.chat_template, "chunk": CHUNK}
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        if self.output_dir is None:
+            return
+        path = self.output_dir / name
+        beside = path.with_suffix(".tmp")
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+            beside.replace(path)
+        except OSError as error:
+            raise StoreError(f"output_dir {str(self.output_dir)!r} cannot be written ({error}).") from error
+
+    def _files(self) -> list[Path]:
+        return sorted(self.output_dir.glob(f"fence-{'[0-9]' * 8}.json")) if self.output_dir is not None else []
+
+    def _forget(self, step: int) -> None:
+        """Remove looks after this step, which the training that goes on from here never took."""
+        for path in self._files():
+            if int(path.stem[-8:]) > step:
+                path.unlink()
+
+    def _read_base(self) -> dict[str, Any]:
+        path = None if self.output_dir is None else self.output_dir / BASE_FILE
+        if path is None or not path.is_file():
+            raise InputError(
+                f"training resumes and the base's scores are not in output_dir ({path}); expected the folder of the "
+                f"training that is resumed. The weights have moved, so the base cannot be measured now: start anew."
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["conditions"] != self._conditions():
+            raise InputError(
+                f"{str(path)!r} holds the base's scores under {content['conditions']}; expected {self._conditions()}. "
+                f"Resume with the settings of that training, or start anew."
+            )
+        return content
+
+    def _resume(self, step: int, control: Any) -> None:
+        self._forget(step)
+        for path in self._files():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.history += [Look(**look) for look in content["looks"]]
+            self.stopped = content["stopped"]
+        if self.stopped is not None:
+            control.should_training_stop = True
+            warnings.warn(f"the fence had stopped this training: {self.stopped}. It ends after one step", stacklevel=2)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether a look is due: every ``every`` steps, and at an eighth, a quarter and half of the first such stretch.
+
+    >>> [step for step in range(1, 33) if due(step, 16)]
+    [2, 4, 8, 16, 32]
+    """
+    return step % every == 0 or step in {every // part for part in (8, 4, 2)} - {0}
+
+
+def slow_down(optimizer: Any, scheduler: Any, factor: float) -> None:
+    """Multiply a scheduler's base learning rates and the rates in force; checkpoints hold both."""
+    waiting = [scheduler]
+    while waiting:  # some hold others
+        one = waiting.pop()
+        waiting += [*getattr(one, "_schedulers", ()), *([one.scheduler] if hasattr(one, "scheduler") else [])]
+        if hasattr(one, "base_lrs"):
+            one.base_lrs = [rate * factor for rate in one.base_lrs]
+    for group in getattr(optimizer, "param_groups", ()):
+        for name in {"lr", "initial_lr"} & group.keys():
+            if isinstance(group[name], torch.Tensor):
+                group[name].mul_(factor)
+            else:
+                group[name] *= factor
+
+
+def _chunked(task: Task, seed: int) -> list[Task]:
+    order = seeded(task.items, f"guard:{seed}")
+    return [task.with_items(tuple(order[at : at + CHUNK])) for at in range(0, len(order), CHUNK)]
+
+
+def _checked(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:
+    tasks = (tasks,) if isinstance(tasks, Task) else tuple(tasks)
+    names = [getattr(task, "name", task) for task in tasks]
+    if not tasks or not all(isinstance(task, Task) for task in tasks) or len(set(names)) != len(names):
+        raise InputError(f"tasks {names}: expected at least one Task, with distinct names.")
+    for task in tasks:
+        if task.scorer in ("agreement", "classify"):
+            raise InputError(f"task {task.name!r}: expected a scorer of one model's answers, not {task.scorer!r}.")
+    return tasks
+
+
+def _check_settings(max_drop: float, alpha: float, near: float, slow: float, eval_steps: int, patience: int) -> None:
+    for name, value, most in (("max_drop", max_drop, 0), ("alpha", alpha, 0), ("near", near, 1), ("slow", slow, 1)):
+        if not 0 < value < 1 and value != (most or None):
+            raise InputError(f"{name} {value}: expected a number above 0 and {'at most' if most else 'below'} 1.")
+    if eval_steps < 1 or patience < 0:
+        raise InputError(f"eval_steps {eval_steps}, patience {patience}: expected at least 1 and 0.")
+
+
+def _check_training(args: Any) -> None:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    problem = None
+    if getattr(args, "fsdp", None) or is_deepspeed_zero3_enabled():
+        problem = "the weights are sharded (FSDP or ZeRO-3), and one process evaluates; expected whole weights on each"
+    elif getattr(args, "load_best_model_at_end", False):
+        problem = "load_best_model_at_end=True puts back weights that it has not looked at; expected False"
+    if problem is not None:
+        raise InputError(f"Fence: {problem}.")
+
+
+def _check_finite(model: Any, step: int) -> None:
+    broken = [n for n, p in model.named_parameters() if not bool(p.isfinite().all())] if model is not None else []
+    if broken:
+        raise ModelError(
+            f"step {step}: {len(broken)} weights such as {broken[0]!r} are not finite, so no factor pulls them back; "
+            f"expected finite ones. Lower the learning rate, or clip the gradient."
+        )
+
+
+def _from_main(action: _Action | None, args: Any) -> _Action:
+    """The main process decides; the others do the same, and weights stay equal bit for bit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        shared = [action]
+        torch.distributed.broadcast_object_list(shared, src=0, device=args.device)
+        action = shared[0]
+    assert action is not None
+    return action

@@ -1,0 +1,271 @@
+"""Replay of a model's own text: what the base writes by itself, as training data that holds the tuned model to it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from catchment.capabilities import context_length, without_trace
+from catchment.errors import InputError
+
+T = TypeVar("T")
+MARK = "\u241fmessage\u241f"
+"""Stands for the user's message while the template is asked what comes before and after it."""
+
+
+def self_generated(
+    model: Any,
+    tokenizer: Any,
+    n: int,
+    *,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    chat_template: str = "auto",
+    temperature: float = 1.0,
+    batch_size: int = 16,
+) -> list[dict[str, Any]]:
+    """Texts that the model writes by itself; replayed in its fine-tune, they hold it to what it was.
+
+    With a chat template: the model continues the template's empty user turn, which gives a user's message, and then
+    answers it. Without one: it writes on from BOS, or, where the tokenizer has none, from a first token drawn uniformly
+    from the vocabulary. No data of its training is needed.
+
+    At temperature 1, sampled from the whole distribution (top_p 1, as here), the cross-entropy of the tuned model on
+    these rows is an unbiased estimate of its divergence from the base, up to a constant:
+
+        E_{y ~ p_base(.|x)} [-log p_theta(y|x)] = KL(p_base(.|x) || p_theta(.|x)) + H(p_base(.|x))
+
+    per answer y to a message x (chat), or per text; H does not depend on theta, so the gradient is that of the KL,
+    along the base's own text. Two limits: rows are text, and where a tokenizer would cut that text otherwise, the
+    tokens are not those that were drawn. And a row with ``cut`` ended at ``max_new_tokens``, not where the model
+    ended it; the estimate then holds for the tokens it has, if no end-of-text token is learned behind them.
+
+    The global random state is untouched. Each row has its own stream, of (seed, row): rows do not depend on
+    ``batch_size`` except through rounding, and where the context ends before they do. The caller caches them.
+
+    Args:
+        model: The base, as a transformers causal language model.
+        n: Rows to sample; empty ones are dropped, and one warning counts them.
+        max_new_tokens: Of each message, answer or text; less where the context ends before.
+        chat_template: ``"auto"`` (the tokenizer's own, if any), ``"none"`` or the path of a Jinja file.
+        temperature: Above 0. Only 1 gives the KL.
+
+    Returns:
+        ``{"messages": [user, assistant], "cut": bool}`` or ``{"text": str, "cut": bool}``.
+
+    Raises:
+        InputError: A setting out of range, or a template that leaves no place for a user's message.
+
+    Cost: n times up to ``2 * max_new_tokens`` (chat) or ``max_new_tokens`` decoding steps, in batches.
+    """
+    if n < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 < temperature < math.inf:
+        given = f"n {n}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, temperature {temperature}"
+        raise InputError(f"{given}: expected at least 1 each, and a temperature above 0.")
+    template = _template(tokenizer, chat_template)
+    writer = _Writer(model, tokenizer, max_new_tokens, temperature, seed)
+    rows: list[dict[str, Any]] = []
+    with without_trace(model):
+        for at in range(0, n, batch_size):
+            numbers = range(at, min(at + batch_size, n))
+            rows += _texts(writer, numbers) if template is None else _chats(writer, numbers, template)
+    if len(rows) < n:
+        warnings.warn(f"{n - len(rows)} of {n} self-generated rows were empty and are left out", stacklevel=2)
+    return rows
+
+
+def mix(examples: Sequence[T], replay: Sequence[T], share: float, seed: int = 0) -> list[T]:
+    """One epoch of all examples, in their order, with replayed ones spread evenly between them.
+
+    ``r = round(share/(1 - share) * len(examples))`` are replayed, so that ``share`` of the list is. They are drawn
+    without replacement; where there are too few, all are used once before any is used again.
+
+    Args:
+        share: Of the mixed list, in [0, 1).
+
+    Raises:
+        InputError: A share out of range, or nothing to replay.
+
+    >>> mix(["a", "b", "c", "d"], ["R"], 1 / 3)
+    ['a', 'R', 'b', 'c', 'R', 'd']
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"share {share}: expected a part of the mixed examples, at least 0 and below 1, e.g. 0.1.")
+    count = round(share / (1 - share) * len(examples))
+    if count and not replay:
+        raise InputError(f"share {share} of nothing: expected at least one example to replay.")
+    drawn: list[T] = []
+    generator = random.Random(seed)
+    while len(drawn) < count:
+        drawn += generator.sample(list(replay), len(replay))
+    total = len(examples) + count
+    own, again = iter(examples), iter(drawn[:count])
+    # The k-th replayed one stands in the middle of the k-th of `count` equal stretches.
+    places = {((2 * k + 1) * total) // (2 * count) for k in range(count)}
+    return [next(again) if place in places else next(own) for place in range(total)]
+
+
+class _Writer:
+    """Samples continuations from the whole distribution, by inverse transform of one uniform number per token."""
+
+    def __init__(self, model: Any, tokenizer: Any, most: int, temperature: float, seed: int) -> None:
+        self.model, self.tokenizer, self.most, self.temperature, self.seed = model, tokenizer, most, temperature, seed
+        inner = getattr(model, "get_base_model", lambda: model)()
+        self.accepted = inspect.signature(inner.forward).parameters
+        ends = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        self.ends = {int(i) for i in (*ends, tokenizer.eos_token_id) if i is not None}
+        self.context = context_length(model)
+
+    def stream(self, number: int, part: str) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.seed}/{number}/{part}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+    def write(
+        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], part: str, ends: set[int]
+    ) -> list[tuple[list[int], bool]]:
+        """Per prompt the tokens drawn, without the one that ends them, and whether they were cut."""
+        width = max(map(len, prompts))
+        most = self.most if self.context is None else min(self.most, self.context - width)
+        if most < 1:
+            return [([], True) for _ in prompts]
+        generators = (self.stream(number, part) for number in numbers)
+        uniform = torch.stack([torch.rand(most, generator=g, dtype=torch.float64) for g in generators])
+        found: list[list[int]] = [[] for _ in prompts]
+        open_rows = set(range(len(prompts)))
+        for step, logits in enumerate(self._logits(prompts, most, found)):
+            drawn = self._draw(logits, uniform[:, step])
+            for row, token in enumerate(drawn):
+                found[row].append(token)  # closed rows go on, unread: the batch stays whole
+                if token in ends and row in open_rows:
+                    open_rows.remove(row)
+            if not open_rows:
+                break
+        return [self._until(tokens, ends) for tokens in found]
+
+    @staticmethod
+    def _until(tokens: list[int], ends: set[int]) -> tuple[list[int], bool]:
+        end = next((k for k, token in enumerate(tokens) if token in ends), None)
+        return (tokens, True) if end is None else (tokens[:end], False)
+
+    def _draw(self, logits: Tensor, uniform: Tensor) -> list[int]:
+        total = torch.softmax(logits.double().cpu() / self.temperature, dim=-1).cumsum(dim=-1)
+        drawn = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)
+        return drawn.clamp_(max=logits.shape[-1] - 1)[:, 0].tolist()
+
+    def _logits(self, prompts: Sequence[Sequence[int]], most: int, found: list[list[int]]) -> Iterator[Tensor]:
+        """Next-token logits, step by step; the caller appends to ``found`` in between. Left padding; the keys and
+        values of earlier tokens are kept where the model gives them, else the whole text runs again."""
+        device = self.model.get_input_embeddings().weight.device
+        width = max(map(len, prompts))
+        pad = next(iter(prompts[0]))
+        text = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        fresh, cache = text, None
+        for _ in range(most):
+            given: dict[str, Any] = {"input_ids": fresh, "attention_mask": mask}
+            if "position_ids" in self.accepted:
+                positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+                given["position_ids"] = positions[:, -fresh.shape[1] :]
+            if "past_key_values" in self.accepted:
+                given |= {"past_key_values": cache, "use_cache": True}
+            out = self.model(**given)
+            cache = getattr(out, "past_key_values", None) if "past_key_values" in self.accepted else None
+            yield out.logits[:, -1]
+            new = torch.tensor([[tokens[-1]] for tokens in found], device=device)
+            text = torch.cat([text, new], dim=1)
+            mask = torch.cat([mask, torch.ones_like(new)], dim=1)
+            fresh = text if cache is None else new
+
+
+def _texts(writer: _Writer, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    bos = writer.tokenizer.bos_token_id
+    first = [_random_token(writer, number) if bos is None else bos for number in numbers]
+    written = writer.write([[token] for token in first], numbers, "text", writer.ends)
+    rows = []
+    for token, (ids, cut) in zip(first, written, strict=True):
+        text = writer.tokenizer.decode([token, *ids], skip_special_tokens=True)
+        if ids and text.strip():
+            rows.append({"text": text, "cut": cut})
+    return rows
+
+
+def _random_token(writer: _Writer, number: int) -> int:
+    known = sorted(set(range(len(writer.tokenizer))) - set(writer.tokenizer.all_special_ids))
+    return known[int(torch.randint(len(known), (1,), generator=writer.stream(number, "first")))]
+
+
+def _chats(writer: _Writer, numbers: Sequence[int], template: str) -> list[dict[str, Any]]:
+    tokenizer = writer.tokenizer
+    before, after = _turn(tokenizer, template)
+    whole = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    special = set(_encode(tokenizer, after.strip())[:1]) & whole
+    opening = _encode(tokenizer, before) or [tokenizer.bos_token_id or tokenizer.eos_token_id or 0]
+    asked = writer.write([opening] * len(numbers), numbers, "user", writer.ends | special)
+    users: dict[int, str] = {}
+    for number, (ids, _) in zip(numbers, asked, strict=True):
+        message = tokenizer.decode(ids, skip_special_tokens=True)
+        if after.strip() and not special:  # the turn ends with words, not with a token
+            message = message.split(after.strip())[0]
+        if message.strip():
+            users[number] = message.strip()
+    if not users:
+        return []
+    prompts = [_encode(tokenizer, _render(tokenizer, template, message, answer=True)) for message in users.values()]
+    answers = writer.write(prompts, list(users), "assistant", writer.ends | special)
+    rows = []
+    for message, (ids, cut) in zip(users.values(), answers, strict=True):
+        answer = tokenizer.decode(ids, skip_special_tokens=True)
+        if answer.strip():
+            said = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+            rows.append({"messages": said, "cut": cut})
+    return rows
+
+
+def _turn(tokenizer: Any, template: str) -> tuple[str, str]:
+    """What the template writes before and after a user's message."""
+    before, found, after = _render(tokenizer, template, MARK, answer=False).partition(MARK)
+    if not found:
+        raise InputError("the chat template leaves out the user's message; expected one that shows it. Try 'none'.")
+    return before, after
+
+
+def _render(tokenizer: Any, template: str, message: str, *, answer: bool) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}], chat_template=template, tokenize=False,
+            add_generation_prompt=answer,
+        )  # fmt: skip
+    except Exception as error:  # templates are programs: they raise what they like
+        raise InputError(
+            f"the chat template failed on one user message ({type(error).__name__}: {error}); expected one that takes "
+            f"it. Use another template, or 'none'."
+        ) from error
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    """As written: the template has put the start token where it wants one."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _template(tokenizer: Any, chat_template: str) -> str | None:
+    if chat_template == "none":
+        return None
+    if chat_template != "auto":
+        if not Path(chat_template).is_file():
+            raise InputError(f"chat_template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
+        return Path(chat_template).read_text(encoding="utf-8")
+    own = getattr(tokenizer, "chat_template", None)
+    if isinstance(own, dict) and "default" not in own:
+        raise InputError(
+            f"the tokenizer has the chat templates {sorted(own)} and no default; expected a path, or 'none'."
+        )
+    return own["default"] if isinstance(own, dict) else own

@@ -1,0 +1,593 @@
+"""The fence: on a move whose drop is a known function of its length, and around a real training of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+from catchment.capabilities import CONTINUE, Item, Task, evaluate
+from catchment.errors import InputError, ModelError, StoreError
+from catchment.records import Row
+from catchment.training.fence import CHUNK, Fence, due, slow_down, spend, verdict
+from tests import tiny
+
+torch.set_num_threads(1)
+TOKENIZER = tiny.tiny_tokenizer()
+COUNT = 200
+
+
+def task_of(name: str = "t", count: int = COUNT) -> Task:
+    return Task(name, tuple(Item(f"{name} {k}", gold="x", id=f"{name}{k:04d}") for k in range(count)), "exact")
+
+
+class Toy:
+    """A move of length ``x``; of a task the share ``drop(x)`` of the items is lost, the first ones by number."""
+
+    def __init__(self, *, exact: bool = False, **drops: Callable[[float], float]) -> None:
+        self.x, self.drops = 0.0, drops or {"t": lambda x: x}
+        self.calls: list[float] = []
+        self.scored: list[tuple[str, int]] = []
+        if exact:
+            self.snapshot = lambda: self.x
+            self.restore = self._restore
+
+    def _restore(self, state: float) -> None:
+        self.x = state
+
+    def scale(self, factor: float) -> None:
+        self.calls.append(factor)
+        self.x *= factor
+
+    def score(self, task: Task) -> list[Row]:
+        """Item number k of n is wrong where a fixed shuffle puts it below the drop."""
+        self.scored.append((task.name, len(task.items)))
+        lost = self.drops[task.name](self.x) * COUNT
+        place = np.random.default_rng(5).permutation(COUNT)
+        return [Row(i.id, float(place[int(i.id[-4:])] >= round(lost)), "") for i in task.items]
+
+    def drop(self, name: str = "t") -> float:
+        return round(self.drops[name](self.x) * COUNT) / COUNT
+
+
+class Loop:
+    """What a Trainer does around a fence: ``lr`` is added to the move at each step."""
+
+    def __init__(self, fence: Fence, toy: Toy, *, steps: int = 40, rate: float = 0.01, **state: Any) -> None:
+        self.fence, self.toy = fence, toy
+        weight = torch.nn.Parameter(torch.zeros(1))
+        self.optimizer = torch.optim.SGD([weight], lr=rate)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda k: 1 - k / (2 * steps))
+        self.args = SimpleNamespace(fsdp="", load_best_model_at_end=False, device="cpu")
+        self.state = SimpleNamespace(global_step=0, max_steps=steps, is_world_process_zero=True, log_history=[])
+        self.state.__dict__.update(state)
+        self.control = SimpleNamespace(should_training_stop=False)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {"model": None, "optimizer": self.optimizer, "lr_scheduler": self.scheduler}
+
+    def begin(self) -> Loop:
+        self.control.should_training_stop = False
+        self.fence.on_train_begin(self.args, self.state, self.control, **self.given)
+        return self
+
+    def step(self) -> None:
+        self.toy.x += self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.state.global_step += 1
+        self.control.should_training_stop = self.state.global_step >= self.state.max_steps
+        self.fence.on_step_end(self.args, self.state, self.control, **self.given)
+
+    def run(self, until: int | None = None) -> Loop:
+        while self.state.global_step < (until or self.state.max_steps) and not self.control.should_training_stop:
+            self.step()
+        if until is None:
+            self.fence.on_train_end(self.args, self.state, self.control, **self.given)
+        return self
+
+
+def fenced(toy: Toy, **settings: Any) -> Fence:
+    tasks = [task_of(name) for name in toy.drops]
+    given = {"max_drop": 0.1, "eval_steps": 8, "slow": 1.0, **settings}
+    return Fence(tasks, move=toy, score=toy.score, **given)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_move_is_kept_inside(exact: bool) -> None:
+    toy = Toy(exact=exact)
+    fence = fenced(toy)
+    Loop(fence, toy, steps=40, rate=0.01).begin().run()
+    assert toy.drop() <= 0.05
+    assert fence.stopped is None
+    assert [look.step for look in fence.history] == [1, 2, 4, 8, 16, 24, 32, 40]
+    assert fence.history[0].outcome == "inside"
+    pulled = [look for look in fence.history if look.factor < 1]
+    assert pulled
+    for look in pulled:
+        assert look.drop > 0.05
+        assert look.after is not None
+        assert look.after <= 0.05
+        # the largest of the 16ths: one more would be out, because the drop is linear in the factor
+        true = round(look.drop * COUNT) / COUNT * (look.factor + 1 / 16)
+        assert true > 0.05 - 1 / COUNT
+    assert pulled[-1].after == pytest.approx(toy.drop())
+    for look in fence.history:
+        assert look.low <= look.drop <= look.high
+
+
+def test_a_pull_takes_four_evaluations_and_ends_at_its_factor() -> None:
+    toy = Toy()
+    fence = fenced(toy, eval_steps=1)
+    loop = Loop(fence, toy, steps=9, rate=0.0).begin()
+    toy.x, toy.scored = 0.08, []
+    loop.step()
+    (look,) = fence.history
+    assert (look.outcome, look.evidence, look.factor) == ("near", "estimated", 10 / 16)  # 0.0500 of 0.08
+    assert toy.x == pytest.approx(0.05)
+    assert len(toy.scored) == 5 * -(-COUNT // CHUNK)
+    assert np.prod(toy.calls) == pytest.approx(10 / 16)
+
+
+def test_with_a_snapshot_factors_are_applied_to_the_state_before() -> None:
+    toy = Toy(exact=True)
+    fence = fenced(toy, eval_steps=1)
+    loop = Loop(fence, toy, steps=9, rate=0.0).begin()
+    toy.x = 0.08
+    loop.step()
+    assert toy.calls == [1 / 2, 3 / 4, 5 / 8, 11 / 16, 5 / 8]
+    assert toy.x == 0.08 * 5 / 8
+
+
+def test_every_task_is_kept_inside() -> None:
+    """The tightest of them decides the factor."""
+    toy = Toy(a=lambda x: 0.2 * x, b=lambda x: x, c=lambda x: 0.0)
+    fence = fenced(toy)
+    Loop(fence, toy, steps=40, rate=0.01).begin().run()
+    assert toy.drop("b") <= 0.05
+    for step in {look.step for look in fence.history}:
+        looks = [look for look in fence.history if look.step == step]
+        assert [look.task for look in looks] == ["a", "b", "c"]
+        assert len({look.factor for look in looks}) == 1
+    assert all(look.outcome == "inside" for look in fence.history if look.task == "c")
+
+
+def test_a_rate_far_too_high_is_caught_before_the_first_regular_look() -> None:
+    """A true drop of 0.2 per step, shown by few items."""
+    toy = Toy(t=lambda x: min(x, 1.0))
+    fence = fenced(toy, eval_steps=80, patience=9)
+    loop = Loop(fence, toy, steps=200, rate=0.02).begin().run(until=10)
+    (look,) = fence.history
+    assert (look.step, look.outcome, look.evidence) == (10, "broken", "shown")
+    assert look.n < COUNT
+    assert look.low > 0.1
+    assert toy.drop() <= 0.05
+    assert not loop.control.should_training_stop
+
+
+def test_estimated_and_shown_are_told_apart() -> None:
+    """0.11 on 200 items is above 0.1, but not shown to be; 0.3 is."""
+    for drop, outcome, evidence in (
+        (0.0, "inside", "shown"), (0.05, "inside", "estimated"), (0.055, "near", "estimated"),
+        (0.1, "near", "estimated"), (0.11, "broken", "estimated"), (0.3, "broken", "shown"),
+    ):  # fmt: skip
+        toy = Toy()
+        fence = fenced(toy, eval_steps=1)
+        loop = Loop(fence, toy, rate=0.0).begin()
+        toy.x = drop
+        loop.step()
+        assert (fence.history[0].outcome, fence.history[0].evidence) == (outcome, evidence), drop
+        assert (fence.history[0].factor < 1) == (outcome != "inside")
+
+
+def test_no_factor_helps_then_the_base_does() -> None:
+    toy = Toy(t=lambda x: 0.5 if x > 1e-9 else 0.0)
+    fence = fenced(toy, eval_steps=8)
+    loop = Loop(fence, toy, steps=40, rate=0.01).begin()
+    with pytest.warns(UserWarning, match="stopped the training: step 2, after 1 pulls: only a factor of 0 is inside"):
+        loop.run()
+    assert [(look.step, look.factor, look.after) for look in fence.history] == [(1, 0.0, 0.0), (2, 0.0, 0.0)]
+    assert toy.x == 0.0
+    assert fence.stopped is not None
+
+
+def test_patience_ends_with_the_weights_inside() -> None:
+    toy = Toy(t=lambda x: min(x, 1.0))
+    fence = fenced(toy, eval_steps=8, patience=2)
+    loop = Loop(fence, toy, steps=400, rate=0.05).begin()
+    with pytest.warns(UserWarning, match=r"after 2 pulls: the drop of t \+0\.\d+ \[\+0\.\d+, .*above 0\.1 again"):
+        loop.run()
+    assert loop.control.should_training_stop
+    assert len([look for look in fence.history if look.factor < 1]) == 3
+    assert fence.history[-1].outcome == "broken"
+    assert loop.state.global_step == fence.history[-1].step < 400
+    assert toy.drop() <= 0.05
+
+
+def test_the_last_look_pulls_on_all_items_wherever_the_training_ends() -> None:
+    toy = Toy()
+    fence = fenced(toy, eval_steps=100)
+    Loop(fence, toy, steps=7, rate=0.01).begin().run()  # 100 // 8 = 12 is never reached
+    assert [(look.step, look.n) for look in fence.history] == [(7, COUNT)]
+    assert toy.drop() <= 0.05
+    other = fenced(toy := Toy(), eval_steps=100)  # something else ends the training, after this callback
+    loop = Loop(other, toy, steps=99, rate=0.01).begin().run(until=8)
+    assert other.history == []
+    other.on_train_end(loop.args, loop.state, loop.control, **loop.given)
+    assert [look.step for look in other.history] == [8]
+    assert toy.drop() <= 0.05
+    other.on_train_end(loop.args, loop.state, loop.control, **loop.given)
+    assert len(other.history) == 1
+
+
+def test_looks_grow_at_first() -> None:
+    assert [s for s in range(1, 50) if due(s, 16)] == [2, 4, 8, 16, 32, 48]
+    assert [s for s in range(1, 7) if due(s, 2)] == [1, 2, 4, 6]
+    assert [s for s in range(1, 4) if due(s, 1)] == [1, 2, 3]
+
+
+def test_the_errors_add_up_to_alpha() -> None:
+    assert sum(spend(0.05, j, 3) for j in range(1, 200_000)) * 3 == pytest.approx(0.05, rel=1e-5)
+
+
+def test_the_rate_is_slowed_for_good() -> None:
+    """The scheduler's next rates are the old ones times 1/2, whatever its kind; checkpoints hold them."""
+
+    def rates(kind: str, slowed: bool) -> list[float]:
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler: Any = {
+            "lambda": lambda: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 / (1 + k)),
+            "cosine": lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10),
+            "after": lambda: torch.optim.lr_scheduler.SequentialLR(
+                optimizer,
+                [torch.optim.lr_scheduler.LinearLR(optimizer, 0.5, total_iters=4),
+                 torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)], [4],
+            ),
+        }[kind]()  # fmt: skip
+        seen = []
+        for k in range(8):
+            if k == 3 and slowed:
+                slow_down(optimizer, SimpleNamespace(scheduler=scheduler), 0.5)
+                assert scheduler.state_dict()
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return seen
+
+    for kind in ("lambda", "cosine", "after"):
+        plain, slowed = rates(kind, False), rates(kind, True)
+        assert slowed[:3] == plain[:3]
+        assert slowed[3:] == pytest.approx([rate / 2 for rate in plain[3:]]), kind
+    slow_down(None, None, 0.5)
+
+
+def test_a_pull_slows_the_training() -> None:
+    toy = Toy()
+    fence = fenced(toy, slow=0.5)
+    loop = Loop(fence, toy, steps=40, rate=0.01).begin().run()
+    pulls = len({look.step for look in fence.history if look.factor < 1})
+    assert pulls >= 1
+    assert loop.scheduler.base_lrs[0] == pytest.approx(0.01 * 0.5**pulls)
+
+
+@pytest.mark.parametrize(("true", "most"), [(0.0, 0.0), (0.01, 0.05), (0.02, 0.05)])
+def test_broken_is_rarely_shown_without_cause(true: float, most: float) -> None:
+    """2,000 trainings of 4 looks at other weights each, with flips both ways and a true drop of 0, half of max_drop
+    (0.02) and all of it: the last is the hardest case that is no break. What was shown after a chunk stays shown, so
+    that one verdict at the end sees all chunks."""
+    generator = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(2000):
+        for look in range(1, 5):
+            lost = generator.random(2 * CHUNK) < true + 0.02
+            gained = ~lost & (generator.random(2 * CHUNK) < 0.02 / (1 - true - 0.02))
+            drops = (lost.astype(float) - gained).tolist()
+            if verdict(drops, 0.02, 0.5, spend(0.05, look, 1), last=True) == ("broken", "shown"):
+                wrong += 1
+                break
+    assert wrong / 2000 <= most + 2 * np.sqrt(most * (1 - most) / 2000)
+
+
+def test_what_was_shown_early_stays_shown() -> None:
+    generator = np.random.default_rng(2)
+    found = set()
+    for rate in (0.05, 0.1, 0.2):
+        drops = (generator.random(300) < rate).astype(float)
+        early = [verdict(drops[:n].tolist(), 0.02, 0.5, 0.01, last=False) for n in range(20, 300, 20)]
+        shown = [k for k, one in enumerate(early) if one == ("broken", "shown")]
+        assert shown == list(range(min(shown, default=len(early)), len(early)))
+        found |= set(early)
+    assert found == {None, ("broken", "shown")}
+
+
+def test_whole_trainings_inside_are_left_alone() -> None:
+    """Without a drop nothing is ever done; a drop of 0.2 is found at every first look that meets it."""
+    for seed in range(30):
+        toy = Toy(t=lambda x: 0.0)
+        fence = fenced(toy, max_drop=0.02, seed=seed)
+        Loop(fence, toy, steps=16).begin().run()
+        assert {(look.outcome, look.factor) for look in fence.history} == {("inside", 1.0)}
+        assert toy.calls == []
+        toy = Toy(t=lambda x: 0.2 if x > 0.019 else 0.0)
+        fence = fenced(toy, max_drop=0.02, seed=seed)
+        Loop(fence, toy, steps=16).begin().run(until=2)
+        assert [(look.step, look.outcome, look.evidence) for look in fence.history] == [
+            (1, "inside", "estimated"), (2, "broken", "shown"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", [5, 8, 13, 20])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, kill: int) -> None:
+    """Saved at step ``kill``, killed 6 steps later: same looks, same factors, same end, bit for bit."""
+
+    def start(folder: Path) -> Loop:
+        toy = Toy(t=lambda x: x, u=lambda x: x * x)
+        return Loop(fenced(toy, slow=0.5, output_dir=folder), toy, steps=30, rate=0.02)
+
+    alone = start(tmp_path / "alone").begin().run()
+    first = start(tmp_path / "killed").begin().run(until=kill)
+    saved = (first.toy.x, first.optimizer.state_dict(), first.scheduler.state_dict())
+    saved = json.loads(json.dumps(saved, default=lambda _: None))
+    first.run(until=kill + 6)
+    again = start(tmp_path / "killed")
+    again.state.global_step, again.toy.x = kill, saved[0]
+    again.optimizer.load_state_dict(saved[1])
+    again.scheduler.load_state_dict({k: v for k, v in saved[2].items() if k != "lr_lambdas"} | {"lr_lambdas": [None]})
+    again.begin()
+    assert again.toy.scored == []  # the base is read, not measured
+    again.run()
+    assert again.fence.history == alone.fence.history
+    assert again.toy.x == alone.toy.x
+    assert any(look.factor < 1 for look in alone.fence.history)
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "killed").iterdir())
+    for name in names:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_a_resume_needs_its_base(tmp_path: Path) -> None:
+    toy = Toy()
+    with pytest.raises(InputError, match="the base's scores are not in output_dir"):
+        Loop(fenced(toy), toy, global_step=3).begin()
+    with pytest.raises(InputError, match="start anew"):
+        Loop(fenced(toy, output_dir=tmp_path), toy, global_step=3).begin()
+    Loop(fenced(toy, output_dir=tmp_path), toy).begin()
+    with pytest.raises(InputError, match="holds the base's scores under"):
+        Loop(fenced(toy, output_dir=tmp_path, seed=1), toy, global_step=3).begin()
+
+
+def test_a_new_training_forgets_the_looks_of_an_earlier_one(tmp_path: Path) -> None:
+    for until in (12, 3):
+        toy = Toy()
+        Loop(fenced(toy, output_dir=tmp_path), toy).begin().run(until=until)
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ["fence-00000001", "fence-00000002", "fence-base"]
+
+
+def test_a_stopped_training_stays_stopped(tmp_path: Path) -> None:
+    toy = Toy(t=lambda x: 0.5 if x > 1e-9 else 0.0)
+    with pytest.warns(UserWarning, match="stopped the training"):
+        loop = Loop(fenced(toy, output_dir=tmp_path), toy).begin().run()
+    again = fenced(toy, output_dir=tmp_path)
+    with pytest.warns(UserWarning, match="had stopped this training"):
+        Loop(again, toy, global_step=loop.state.global_step).begin()
+    assert again.stopped == loop.fence.stopped
+    assert [look.factor for look in again.history] == [0.0, 0.0]
+
+
+def test_an_interrupted_pull_puts_the_move_back() -> None:
+    toy = Toy()
+    fence = fenced(toy, eval_steps=1)
+    loop = Loop(fence, toy, rate=0.0).begin()
+    toy.x = 0.08
+    inner, count = toy.score, 0
+
+    def score(task: Task) -> list[Row]:
+        nonlocal count
+        count += 1
+        if count > 9:
+            raise KeyboardInterrupt
+        return inner(task)
+
+    fence._score = score
+    with pytest.raises(KeyboardInterrupt):
+        loop.step()
+    assert toy.calls[:2] == [0.5, 1.5]
+    assert toy.x == pytest.approx(0.08)
+
+
+def test_other_processes_do_as_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They score nothing, and multiply by the same numbers in the same order: the same bits."""
+    from catchment.training import fence as module
+
+    sent: list[Any] = []
+    main, other = Toy(), Toy()
+    first, second = fenced(main), fenced(other)
+    loops = [
+        Loop(first, main, rate=0.013).begin(),
+        Loop(second, other, rate=0.013, is_world_process_zero=False).begin(),
+    ]
+    monkeypatch.setattr(
+        module, "_from_main", lambda action, args: sent.append(action) or action if action else sent[-1]
+    )
+    for _ in range(40):
+        for loop in loops:
+            loop.step()
+    assert other.scored == []
+    assert other.x == main.x
+    assert any(look.factor < 1 for look in first.history)
+    assert first.history == second.history
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    toy = Toy(t=lambda x: 0.9 if x else 0.0)
+    loop = Loop(fenced(toy, eval_steps=1), toy).begin()
+    broken = torch.nn.Linear(2, 2)
+    broken.weight.data[0, 0] = float("nan")
+    toy.x = 1.0
+    loop.state.global_step = 1
+    with pytest.raises(ModelError, match="step 1: 1 weights such as 'weight' are not finite"):
+        loop.fence.on_step_end(loop.args, loop.state, loop.control, **{**loop.given, "model": broken})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_drop": 0}, "max_drop 0: expected a number above 0 and below 1"),
+        ({"max_drop": 1}, "max_drop 1: expected"),
+        ({"alpha": 1.5}, r"alpha 1\.5: expected"),
+        ({"near": 0}, "near 0: expected a number above 0 and at most 1"),
+        ({"slow": 2}, "slow 2: expected"),
+        ({"eval_steps": 0}, "eval_steps 0, patience 3"),
+        ({"patience": -1}, "patience -1"),
+        ({"tasks": []}, "expected at least one Task"),
+        ({"tasks": [task_of(), task_of()]}, "distinct names"),
+        ({"tasks": Task("a", (Item("x"),), "agreement")}, "not 'agreement'"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    given = {"tasks": task_of(), "max_drop": 0.02, "move": Toy(), **settings}
+    with pytest.raises(InputError, match=message):
+        Fence(given.pop("tasks"), **given)
+    assert Fence(task_of(), max_drop=0.02, move=Toy(), near=1, slow=1).near == 1
+
+
+def test_trainings_it_cannot_guard_are_refused(tmp_path: Path) -> None:
+    toy = Toy()
+    loop = Loop(fenced(toy), toy)
+    loop.args.load_best_model_at_end = True
+    with pytest.raises(InputError, match="load_best_model_at_end=True puts back weights"):
+        loop.begin()
+    loop.args.fsdp = "full_shard"
+    with pytest.raises(InputError, match="the weights are sharded"):
+        loop.begin()
+    with pytest.raises(InputError, match="no tokenizer"):
+        Loop(Fence(task_of(), max_drop=0.1, move=toy), toy).begin()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Loop(fenced(toy, output_dir=tmp_path / "file" / "folder"), toy).begin()
+
+
+# -- around transformers.Trainer --------------------------------------------------------------------------------------
+
+NOUNS = ("cat", "dog", "garden", "stone", "door", "city", "book", "tree")
+PLACES = Task(
+    "places",
+    tuple(Item(f"The {a} and {b} are", ("there", "here"), k % 2) for k, (a, b) in enumerate(
+        (a, b) for a in NOUNS for b in NOUNS)),
+    "choice", CONTINUE, "continue",
+)  # fmt: skip
+
+
+class Dense:
+    """All weights, moved from where they are now."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.base = model, [p.detach().clone() for p in model.parameters()]
+
+    def scale(self, factor: float) -> None:
+        with torch.no_grad():
+            for weight, base in zip(self.model.parameters(), self.base, strict=True):
+                weight.copy_(base + factor * (weight - base))
+
+    def snapshot(self) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in self.model.parameters()]
+
+    def restore(self, state: list[torch.Tensor]) -> None:
+        with torch.no_grad():
+            for weight, kept in zip(self.model.parameters(), state, strict=True):
+                weight.copy_(kept)
+
+
+def rows_for(right: bool) -> list[dict[str, list[int]]]:
+    found = []
+    for item in PLACES.items:
+        answer = item.choices[item.gold if right else 1 - item.gold]  # type: ignore[index, operator]
+        ids = TOKENIZER(f"{item.prompt} {answer}")["input_ids"]
+        found.append({"input_ids": ids, "labels": ids})
+    return found
+
+
+def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    width = max(len(row["input_ids"]) for row in rows)
+    ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": ids.masked_fill(ids == 0, -100)}
+
+
+@pytest.fixture(scope="module")
+def taught() -> Any:
+    """A model that knows the task, so that it has something to lose."""
+    model = tiny.tiny_llama(initializer_range=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batch = collate(rows_for(right=True))
+    for _ in range(60):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert evaluate(model.eval(), PLACES, tokenizer=TOKENIZER, batch_tokens=2048).mean > 0.95
+    return model.state_dict()
+
+
+def trainer_of(folder: Path, taught: Any, fence: bool = True, right: bool = False, **settings: Any) -> Any:
+    model = tiny.tiny_llama(initializer_range=0.1, attention_dropout=0.1)
+    model.load_state_dict(taught)
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder), "max_steps": 24, "per_device_train_batch_size": 16, "learning_rate": 2e-3,
+        "lr_scheduler_type": "linear", "report_to": [], "use_cpu": True, "seed": 7, "save_strategy": "no",
+        "disable_tqdm": True, "dataloader_pin_memory": False, "logging_steps": 4,
+    }  # fmt: skip
+    callback = Fence(
+        PLACES, max_drop=0.1, move=Dense(model), eval_steps=8, patience=9, batch_tokens=2048, output_dir=folder / "f"
+    )
+    torch.manual_seed(3)
+    trainer = tf.Trainer(
+        model, tf.TrainingArguments(**{**arguments, **settings}), train_dataset=rows_for(right),  # type: ignore[arg-type]
+        data_collator=collate, processing_class=TOKENIZER, callbacks=[callback] if fence else [],
+    )  # fmt: skip
+    return trainer, callback
+
+
+def test_a_harmful_training_ends_inside(tmp_path: Path, taught: Any) -> None:
+    before = evaluate(trainer_of(tmp_path, taught)[0].model, PLACES, tokenizer=TOKENIZER, batch_tokens=2048).mean
+    plain, _ = trainer_of(tmp_path / "plain", taught, fence=False)
+    plain.train()
+    lost = before - evaluate(plain.model, PLACES, tokenizer=TOKENIZER, batch_tokens=2048).mean
+    trainer, fence = trainer_of(tmp_path, taught)
+    trainer.train()
+    drop = before - evaluate(trainer.model, PLACES, tokenizer=TOKENIZER, batch_tokens=2048).mean
+    assert lost > 0.2
+    assert drop <= 0.05 + 1e-9
+    assert any(look.factor < 1 for look in fence.history)
+    assert fence.history[-1].step == trainer.state.global_step
+    assert trainer.model.training
+    entries = [e for e in trainer.state.log_history if "fence/places_drop" in e]
+    assert [e["fence/factor"] for e in entries] == [look.factor for look in fence.history]
+
+
+def test_a_harmless_training_is_the_same_bit_for_bit(tmp_path: Path, taught: Any) -> None:
+    pairs = []
+    for fence in (False, True):
+        pairs.append(trainer_of(tmp_path, taught, fence=fence, right=True, learning_rate=1e-5))
+        pairs[-1][0].train()
+    assert {look.outcome for look in pairs[1][1].history} == {"inside"}
+    for (name, a), (_, b) in zip(*(t.model.named_parameters() for t, _ in pairs), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_real_training_resumes_bit_for_bit(tmp_path: Path, taught: Any) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 10}
+    alone, first = trainer_of(tmp_path / "a", taught, **settings)
+    alone.train()
+    again, second = trainer_of(tmp_path / "a", taught, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-10"))
+    assert second.history == first.history
+    assert any(look.factor < 1 for look in first.history if look.step < 10)
+    for (name, a), (_, b) in zip(alone.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name

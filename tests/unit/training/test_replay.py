@@ -1,0 +1,202 @@
+"""What a model writes by itself, and how it is mixed into the examples."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from catchment.errors import InputError
+from catchment.training.replay import mix, self_generated
+from tests.tiny import CAUSAL, CHAT, tiny_llama, tiny_tokenizer
+
+torch.set_num_threads(1)
+
+
+class Fixed(torch.nn.Module):
+    """Draws each token from one distribution, whatever came before."""
+
+    def __init__(self, probabilities: torch.Tensor) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(probabilities.numel(), 2)
+        self.logits = probabilities.log()
+        self.config = type("Config", (), {"max_position_embeddings": 10_000})()
+
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.table
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        logits = self.logits.expand(*input_ids.shape, -1)
+        return type("Out", (), {"logits": logits})()
+
+
+def letters() -> tuple[torch.Tensor, list[int]]:
+    """A distribution over the end token and three letters."""
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer.encode(c, add_special_tokens=False)[0] for c in "abc"]
+    p = torch.full((len(tokenizer),), 1e-30)
+    p[tokenizer.eos_token_id] = 0.25
+    p[ids] = torch.tensor([0.15, 0.225, 0.375])
+    return p / p.sum(), ids
+
+
+def test_tokens_are_drawn_with_their_probabilities() -> None:
+    """Letters 0.2, 0.3, 0.5 given that the text goes on; lengths geometric with the end at 1/4."""
+    p, _ = letters()
+    with pytest.warns(UserWarning, match=r"of 4000 self-generated rows were empty"):
+        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, max_new_tokens=60, seed=1, batch_size=500)
+    empty = 4000 - len(rows)
+    assert abs(empty / 4000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
+    counts = Counter("".join(row["text"] for row in rows))
+    total = sum(counts.values())
+    assert abs(total / len(rows) - 4) < 4 * math.sqrt(12 / len(rows))  # a geometric length has variance (1-p)/p^2
+    for letter, share in zip("abc", (0.2, 0.3, 0.5), strict=True):
+        assert abs(counts[letter] / total - share) < 4 * math.sqrt(share * (1 - share) / total)
+    assert not any(row["cut"] for row in rows if len(row["text"]) < 60)
+
+
+def test_cross_entropy_on_the_rows_estimates_the_divergence() -> None:
+    """E[-log q] - H(p) = KL(p || q) per token, against its closed form."""
+    p, ids = letters()
+    q = p.clone()
+    q[ids] = q[ids[::-1]]
+    inner = [*ids, tiny_tokenizer().eos_token_id]
+    exact = float((p[inner] * (p[inner] / q[inner]).log()).sum())
+    with pytest.warns(UserWarning, match="empty"):
+        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, max_new_tokens=100, batch_size=1000)
+    counts = Counter("".join(row["text"] for row in rows))
+    tokens = sum(counts.values()) + 4000
+    seen = {token: counts[letter] for token, letter in zip(ids, "abc", strict=True)} | {inner[-1]: 4000}
+    cross = -sum(k * float(q[token].log()) for token, k in seen.items()) / tokens
+    entropy = -float((p[inner] * p[inner].log()).sum())
+    assert exact > 0.1
+    assert cross - entropy == pytest.approx(exact, abs=0.03)
+
+
+def test_temperature_sharpens() -> None:
+    p, _ = letters()
+    with pytest.warns(UserWarning, match="empty"):
+        rows = self_generated(Fixed(p), tiny_tokenizer(), 500, max_new_tokens=40, temperature=0.25, batch_size=500)
+    counts = Counter("".join(row["text"] for row in rows))
+    assert counts["c"] / sum(counts.values()) == pytest.approx(0.5**4 / (0.5**4 + 0.3**4 + 0.2**4), abs=0.04)
+
+
+def test_rows_are_those_of_the_seed_and_leave_no_trace() -> None:
+    model, tokenizer = tiny_llama().train(), tiny_tokenizer()
+    state = torch.get_rng_state()
+    first = self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=4)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    torch.manual_seed(99)
+    random.seed(99)
+    assert first == self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=4)
+    assert first == self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=1)
+    assert first != self_generated(model, tokenizer, 6, max_new_tokens=8, seed=4, batch_size=4)
+    assert all(set(row) == {"text", "cut"} for row in first)
+    assert json.loads(json.dumps(first)) == first
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "bloom", "mamba", "gemma2"])
+def test_padding_and_caches_change_nothing(name: str) -> None:
+    """Answers to messages of other lengths, in one batch or one by one."""
+    model, tokenizer = CAUSAL[name](), tiny_tokenizer(chat=True)
+    together = self_generated(model, tokenizer, 4, max_new_tokens=6, seed=5, batch_size=4)
+    assert together == self_generated(model, tokenizer, 4, max_new_tokens=6, seed=5, batch_size=1)
+    assert len({len(row["messages"][0]["content"]) for row in together}) > 1
+
+
+def test_a_chat_model_writes_the_question_and_answers_it() -> None:
+    """The answer is drawn from the model's own distribution after the rendered message: greedy at a low temperature."""
+    model, tokenizer = tiny_llama(), tiny_tokenizer(chat=True)
+    rows = self_generated(model, tokenizer, 5, max_new_tokens=6, seed=0, temperature=1e-4)
+    assert rows
+    for row in rows:
+        user, assistant = row["messages"]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=True)
+        answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert assistant["content"] == answer
+
+
+def test_a_turn_that_ends_with_words() -> None:
+    """No special token closes the turn: the message ends where the template's own words begin."""
+    template = "{% for m in messages %}USER: {{ m['content'] }} abc{% endfor %}"
+    p = torch.full((len(tiny_tokenizer()),), 1e-30)
+    tokenizer = tiny_tokenizer(chat=template)
+    ids = [tokenizer.encode(c, add_special_tokens=False)[0] for c in "abc"]
+    p[ids] = 1.0
+    rows = self_generated(Fixed(p / p.sum()), tokenizer, 20, max_new_tokens=200, seed=2)
+    assert rows
+    assert all("abc" not in row["messages"][0]["content"] for row in rows)
+    assert all("abc" in row["messages"][1]["content"] and row["cut"] for row in rows)
+
+
+def test_without_bos_the_first_token_is_random() -> None:
+    tokenizer = tiny_tokenizer(bos=False)
+    tokenizer.bos_token = None
+    p, _ = letters()
+    with pytest.warns(UserWarning, match="empty"):
+        rows = self_generated(Fixed(p), tokenizer, 300, max_new_tokens=4, batch_size=300)
+    assert len({row["text"][0] for row in rows}) > 40
+
+
+def test_a_text_ends_with_the_context() -> None:
+    p = torch.full((len(tiny_tokenizer()),), 1e-30)
+    p[letters()[1]] = 1 / 3
+    model = Fixed(p)
+    model.config.max_position_embeddings = 16
+    rows = self_generated(model, tiny_tokenizer(), 4, max_new_tokens=99)
+    assert [(len(row["text"]), row["cut"]) for row in rows] == [(15, True)] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n": 0}, "n 0, max_new_tokens 4"),
+        ({"temperature": 0.0}, "temperature 0.0: expected at least 1 each"),
+        ({"chat_template": "nowhere.jinja"}, "chat_template 'nowhere.jinja': expected 'auto'"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        self_generated(tiny_llama(), tiny_tokenizer(), **{"n": 1, "max_new_tokens": 4, **settings})
+
+
+def test_a_template_without_the_message_is_refused() -> None:
+    with pytest.raises(InputError, match="leaves out the user's message"):
+        self_generated(tiny_llama(), tiny_tokenizer(chat="hello"), 1, max_new_tokens=2)
+    with pytest.raises(InputError, match="the chat template failed"):
+        self_generated(tiny_llama(), tiny_tokenizer(chat="{{ raise_exception('no') }}"), 1, max_new_tokens=2)
+    assert self_generated(tiny_llama(), tiny_tokenizer(chat=CHAT), 1, max_new_tokens=2, chat_template="none")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.8])
+def test_mix_keeps_the_examples_and_the_share(share: float) -> None:
+    examples = [f"e{k}" for k in range(200)]
+    replayed = [f"r{k}" for k in range(30)]
+    mixed = mix(examples, replayed, share, seed=1)
+    assert [x for x in mixed if x[0] == "e"] == examples
+    again = [x for x in mixed if x[0] == "r"]
+    assert len(again) / len(mixed) == pytest.approx(share, abs=0.005)
+    counts = Counter(again)
+    assert max(counts.values(), default=0) - min((counts[r] for r in replayed), default=0) <= 1
+    for at in range(0, len(mixed) - 20, 20):  # evenly: every stretch of 20 has its share
+        assert abs(sum(x[0] == "r" for x in mixed[at : at + 20]) - 20 * share) <= 1
+    assert mixed == mix(examples, replayed, share, seed=1)
+    assert share == 0 or mixed != mix(examples, replayed, share, seed=2)
+
+
+def test_mix_refuses() -> None:
+    with pytest.raises(InputError, match="share 1: expected a part"):
+        mix([1], [2], 1)
+    with pytest.raises(InputError, match=r"share 0\.5 of nothing"):
+        mix([1], [], 0.5)
+    assert mix([1], [], 0.0) == [1]
