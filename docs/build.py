@@ -18,6 +18,7 @@ ROOMS = (
     "settings",
     "statistics",
     "training",
+    "methods",
     "workflows",
 )
 

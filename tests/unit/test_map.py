@@ -21,9 +21,12 @@ MAY_IMPORT = {
     "capabilities": {"errors", "records", "settings", "statistics", "runs", "models"},
     "landscape": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities"},
     "training": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape"},
+    "methods": {
+        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
+    },
     "workflows": {
         "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
-        "report",
+        "methods", "report",
     },
 }  # fmt: skip
 ROOMS = sorted(p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists())

@@ -1,6 +1,31 @@
 """Ways to fine-tune: one protocol, one table of conformance."""
 
+from catchment.methods.dense import SAM, L2SP, DenseTuning, Full, WiSEFT
+from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.protocol import Method, Tuning
-from catchment.methods.sift import SIFT, Sift, SiftCallback
+from catchment.methods.sift import RULES, SCOPES, SIFT, Sift, SiftCallback
+from catchment.methods.targets import ALL_LINEAR
+from catchment.methods.trainer import MethodTrainer
 
-__all__ = ["SIFT", "Method", "Sift", "SiftCallback", "Tuning"]
+METHODS: dict[str, type] = {kind.name: kind for kind in (SIFT, LoRA, Full, L2SP, SAM, WiSEFT)}
+"""By the name that ``--method`` takes."""
+
+__all__ = [
+    "ALL_LINEAR",
+    "L2SP",
+    "METHODS",
+    "RULES",
+    "SAM",
+    "SCOPES",
+    "SIFT",
+    "DenseTuning",
+    "Full",
+    "LoRA",
+    "LoRATuning",
+    "Method",
+    "MethodTrainer",
+    "Sift",
+    "SiftCallback",
+    "Tuning",
+    "WiSEFT",
+]

@@ -5,6 +5,7 @@ from catchment.training.callbacks import CapabilityCallback, Evaluation
 from catchment.training.data import Rows, as_task, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence, Look, Move
+from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
 from catchment.training.replay import mix, self_generated
 
@@ -15,16 +16,21 @@ __all__ = [
     "Evaluation",
     "Fence",
     "Look",
+    "MasterWeights",
     "Move",
     "PilotRoom",
     "Rows",
+    "SharpnessAware",
     "as_task",
+    "check_number",
     "completion_losses",
+    "decay_groups",
     "encode_rows",
     "first_direction",
     "mix",
     "pack",
     "pilot_room",
+    "pull_to_base",
     "read_rows",
     "self_generated",
     "split_items",

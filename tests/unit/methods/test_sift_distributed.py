@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,46 +49,47 @@ def alone(settings: dict[str, Any], every: int) -> tuple[dict[str, list[int]], d
     return {n: i.tolist() for n, i in sift.support().items()}, copy.deepcopy(model.state_dict())
 
 
-def _ddp(rank: int, port: int, settings: dict[str, Any], every: int, out: str) -> None:
+def _worker(rank: int, port: int, work: Callable[..., None], settings: dict[str, Any], every: int, out: str) -> None:
+    """One process. What DDP holds of the process group is freed before the group is: its destructor waits for threads
+    that need Python's lock."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
-        model = tiny_llama(num_hidden_layers=2)
-        if rank == 1:  # every process starts from the first one's weights
-            with torch.no_grad():
-                model.model.layers[0].mlp.up_proj.weight.add_(1.0)
-        sift = Sift(model, sparsity=SPARSITY, **settings)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        train(model, wrapped, sift, slice(2 * rank, 2 * rank + 2), every)
-        content = {"support": {n: i.tolist() for n, i in sift.support().items()}, "weights": model.state_dict()}
-        torch.save(content, Path(out) / f"{rank}.pt")
+        work(rank, settings, every, out)
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 
-def _fsdp(rank: int, port: int, settings: dict[str, Any], every: int, out: str) -> None:
+def _ddp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
+    model = tiny_llama(num_hidden_layers=2)
+    if rank == 1:  # every process starts from the first one's weights
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.add_(1.0)
+    sift = Sift(model, sparsity=SPARSITY, **settings)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    train(model, wrapped, sift, slice(2 * rank, 2 * rank + 2), every)
+    content = {"support": {n: i.tolist() for n, i in sift.support().items()}, "weights": model.state_dict()}
+    torch.save(content, Path(out) / f"{rank}.pt")
+
+
+def _fsdp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        model = tiny_llama(num_hidden_layers=2)
-        mesh = init_device_mesh("cpu", (2,))
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
-        sift = Sift(model, sparsity=SPARSITY, **settings)
-        train(model, model, sift, slice(2 * rank, 2 * rank + 2), every)
-        sift.save_pretrained(out, base_hash="0" * 64)
-        content = {"k": sift.k, "held": sum(v.numel() for v in (sift.values, sift.base))}
-        torch.save(content, Path(out) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    model = tiny_llama(num_hidden_layers=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    sift = Sift(model, sparsity=SPARSITY, **settings)
+    train(model, model, sift, slice(2 * rank, 2 * rank + 2), every)
+    sift.save_pretrained(out, base_hash="0" * 64)
+    torch.save({"k": sift.k}, Path(out) / f"{rank}.pt")
 
 
 def spawn(target: Any, *arguments: Any) -> None:
-    torch.multiprocessing.spawn(target, args=(free_port(), *arguments), nprocs=2, join=True)
+    torch.multiprocessing.spawn(_worker, args=(free_port(), target, *arguments), nprocs=2, join=True)
 
 
 @pytest.mark.parametrize("every", [1, 2])

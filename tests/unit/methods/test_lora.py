@@ -1,0 +1,148 @@
+"""LoRA under the protocol; the arithmetic of the adapter itself is PEFT's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from catchment.errors import InputError, ModelError
+from catchment.methods.lora import LoRA, LoRATuning
+from catchment.methods.targets import target_weights
+from catchment.models import effective_weights, load, named_weights
+from tests.tiny import CAUSAL, tiny_llama, tiny_tokenizer
+
+torch.set_num_threads(1)
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in effective_weights(model).items()}
+
+
+def moved(tuning: LoRATuning, seed: int = 3) -> LoRATuning:
+    """With a ``B`` that is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in tuning.model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    return tuning
+
+
+@pytest.mark.parametrize("kind", list(CAUSAL))
+def test_all_linear_means_the_same_weights_as_for_sparse_methods(kind: str) -> None:
+    if kind == "mamba":
+        pytest.skip("a Mamba block has neither attention nor FFN by name")
+    wanted = set(target_weights(CAUSAL[kind](), "all-linear"))
+    tuning = moved(LoRA(r=2).attach(CAUSAL[kind]()))
+    base = CAUSAL[kind]()
+    changed = {n for n, v in weights(tuning.model).items() if not torch.equal(v, named_weights(base)[n])}
+    assert changed == wanted
+    assert all(p.requires_grad == ("lora_" in name) for name, p in tuning.model.named_parameters())
+
+
+def test_move_is_alpha_over_r_times_b_a_and_scales() -> None:
+    tuning = moved(LoRA(r=4, lora_alpha=6, target_modules=("q_proj",)).attach(tiny_llama()))
+    name, base = "model.layers.1.self_attn.q_proj.weight", tiny_llama()
+    layer = tuning.model.base_model.model.model.layers[1].self_attn.q_proj
+    product = 1.5 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    for factor, total in ((1.0, 1.0), (0.5, 0.5), (3.0, 1.5)):
+        tuning.scale(factor)
+        move = weights(tuning.model)[name] - named_weights(base)[name]
+        torch.testing.assert_close(move, total * product, rtol=1e-4, atol=1e-6)
+
+
+def test_seed_decides_the_start_and_global_randomness_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    a, b, c = (LoRA().attach(tiny_llama(), seed=seed).parameters()[0] for seed in (1, 1, 2))
+    torch.manual_seed(9)
+    d = LoRA().attach(tiny_llama(), seed=1).parameters()[0]  # tiny_llama seeds the global state, not the adapter
+    assert torch.equal(a, b)
+    assert torch.equal(a, d)
+    assert not torch.equal(a, c)
+    model = tiny_llama()
+    torch.set_rng_state(state)
+    LoRA().attach(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_saves_an_adapter_that_loads_on_its_base(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    tuning = moved(LoRA(target_modules=("q_proj", "v_proj")).attach(tiny_llama()))
+    path = tuning.save_pretrained(tmp_path / "adapter")
+    assert sum(file.stat().st_size for file in path.glob("*.safetensors")) < 40_000
+    loaded = load(f"{tmp_path / 'base'}+{path}", tokenizer=tiny_tokenizer()).model
+    ids = torch.arange(3, 11)[None]
+    assert torch.equal(loaded(input_ids=ids).logits, tuning.model.eval()(input_ids=ids).logits)
+
+
+def test_a_head_trains_beside_the_adapter(tmp_path: Path) -> None:
+    def make() -> Any:
+        torch.manual_seed(0)
+        return tf.BertForSequenceClassification(
+            tf.BertConfig(
+                vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+            )
+        ).eval()
+
+    base = weights(make())
+    model = make()
+    tuning = LoRA(modules_to_save=("classifier",)).attach(model)
+    optimizer = tuning.optimizer(lr=0.1, weight_decay=0.1)
+    out = tuning.model(input_ids=torch.arange(3, 11)[None], labels=torch.tensor([1])).loss
+    out.backward()
+    assert float(tuning.clip_grad_norm_(1e9)) > 0
+    optimizer.step()
+    tuned = weights(tuning.model)
+    assert not torch.equal(tuned["classifier.weight"], base["classifier.weight"])
+    tuning.save_pretrained(tmp_path)
+    again = LoRA(modules_to_save=("classifier",)).attach(make(), seed=5)
+    again.load_pretrained(tmp_path)
+    assert all(torch.equal(value, tuned[name]) for name, value in weights(again.model).items())
+    again.scale(0.5)
+    middle = (base["classifier.weight"] + tuned["classifier.weight"]) / 2
+    torch.testing.assert_close(weights(again.model)["classifier.weight"], middle)
+    tuning.zero_grad()
+    assert all(p.grad is None for p in tuning.parameters())
+    removed = tuning.remove()
+    assert removed is model
+    assert all(torch.equal(value, base[name]) for name, value in weights(removed).items())
+    merged = again.merge()
+    assert isinstance(merged, tf.BertForSequenceClassification)
+    torch.testing.assert_close(weights(merged)["classifier.weight"], middle)
+    assert LoRA().attach(removed).parameters()  # a base that was given back can be tuned again
+
+
+def test_refuses() -> None:
+    with pytest.raises(InputError, match="r 0: expected a rank"):
+        LoRA(r=0)
+    with pytest.raises(InputError, match=r"lora_dropout 2"):
+        LoRA(lora_dropout=2)
+    model = tiny_llama()
+    base, flags = weights(model), [p.requires_grad for p in model.parameters()]
+    with pytest.raises(InputError, match=r"target_modules .*nothing_like"):
+        LoRA(target_modules=("nothing_like",)).attach(model)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(torch.equal(value, base[name]) for name, value in weights(model).items())
+    LoRA().attach(model)
+    with pytest.raises(InputError, match="adapter already"):
+        LoRA().attach(model)
+
+
+def test_loading_another_adapter_is_refused(tmp_path: Path) -> None:
+    tuning = LoRA(r=2).attach(tiny_llama())
+    with pytest.raises(ModelError, match="no adapter_model"):
+        tuning.load_pretrained(tmp_path)
+    LoRA(r=4).attach(tiny_llama()).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="another adapter: expected r=2"):
+        tuning.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_adapters_are_in_the_mode_of_their_model(training: bool) -> None:
+    """In a model that evaluates, dropout of the adapter is off as well."""
+    tuning = LoRA(lora_dropout=0.5).attach(tiny_llama().train(training))
+    assert {module.training for module in tuning.model.modules()} == {training}
