@@ -14,17 +14,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from catchment.capabilities import Format, Item, Scores, Task, agreement, evaluate
     from catchment.landscape import Subspace, displaced, gaussian, towards
-    from catchment.models import Increment, LoadedModel, load, make_increment
-    from catchment.records import Comparison, Scan
+    from catchment.methods import SIFT, LoRA, MethodTrainer, Sift
+    from catchment.models import (
+        Increment,
+        LoadedModel,
+        add_increments,
+        export_merged,
+        export_peft,
+        load,
+        make_increment,
+        overlap,
+        swap,
+    )
+    from catchment.records import Comparison, Scan, Tune
     from catchment.training import CapabilityCallback
     from catchment.workflows.compare import compare
     from catchment.workflows.scan import scan
+    from catchment.workflows.tune import tune
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "compare": "workflows",
     "scan": "workflows",
+    "tune": "workflows",
+    "SIFT": "methods",
+    "Sift": "methods",
+    "LoRA": "methods",
+    "MethodTrainer": "methods",
+    "add_increments": "models",
+    "overlap": "models",
+    "swap": "models",
+    "export_peft": "models",
+    "export_merged": "models",
+    "Tune": "records",
     "Subspace": "landscape",
     "displaced": "landscape",
     "gaussian": "landscape",
@@ -45,25 +68,36 @@ _WHERE = {
 }
 
 __all__ = [
+    "SIFT",
     "CapabilityCallback",
     "Comparison",
     "Format",
     "Increment",
     "Item",
+    "LoRA",
     "LoadedModel",
+    "MethodTrainer",
     "Scan",
     "Scores",
+    "Sift",
     "Subspace",
     "Task",
+    "Tune",
+    "add_increments",
     "agreement",
     "compare",
     "displaced",
     "evaluate",
+    "export_merged",
+    "export_peft",
     "gaussian",
     "load",
     "make_increment",
+    "overlap",
     "scan",
+    "swap",
     "towards",
+    "tune",
 ]
 
 

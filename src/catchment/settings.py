@@ -261,6 +261,126 @@ class ScanSettings:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True)
+class TuneSettings:
+    """Fine-tune a model, and see what it cost.
+
+    Attributes:
+        base: Hub id, folder, GGUF file or package; or a model in memory (Python).
+        data: File (.jsonl, .json, .csv, .tsv, .parquet) or data set with `messages`, `prompt`/`completion`, `text` or
+            classification rows; or rows (Python).
+        out: Folder for the tuned model or increment, the record and the page.
+        method: "sift", "lora", "full", "l2-sp", "sam" or "wise-ft".
+        sparsity: SIFT: share of the targeted weights that train.
+        method_args: Further settings of the method, as key=value: rule=random, scope=global, r=16 ...
+        learning_rate: Default: 1e-3 (sift), 2e-4 (lora), 2e-5 (others).
+        epochs: Passes over the data.
+        max_steps: Optimizer steps instead of epochs.
+        batch_size: Rows per step and device.
+        accumulation: Batches per optimizer step.
+        max_length: Tokens per row; longer rows are cut.
+        packing: Several rows in one sequence, which do not see each other.
+        training_args: Fields of transformers.TrainingArguments, as key=value: bf16=true, report_to=wandb, fsdp=...
+        held_out: Rows (or share of them) that are not trained on, for the gain.
+        protect: Tasks that the tune may not lose: a fence looks at them while it runs, and pulls the move back.
+        max_drop: Largest tolerated drop of a protected task.
+        replay: Share of the training rows that the base writes itself, with --protect; 0 for none.
+        pull: Strength of a decay towards the base (L2-SP).
+        fence_steps: Optimizer steps between two looks of the fence. Default: an eighth of the training.
+        plain: Tune without protection too, and compare the two.
+        eval_steps: Also measure tasks every so many steps, on a fixed subset, before and during training.
+        eval_limit: Items per task of those evaluations.
+        on_drop: What a shown loss in them does: "warn" or "stop".
+        save_steps: Optimizer steps between checkpoints. Default: a fifth of the training.
+        tasks: What is compared at the end: built-in tasks, "default", "stories", files, or lm-eval:NAME; "none".
+        limit: Items per task at the end, a seeded random subset.
+        margin: Largest drop that still counts as kept.
+        alpha: Error rate of all verdicts together.
+        chat_template: "auto", "none", or a Jinja file; for data and tasks.
+        system: System prompt.
+        seed: Data order, selection, items.
+        batch_tokens: Padded tokens per forward pass of an evaluation.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", "mps".
+        attn_implementation: "sdpa", "eager", "flash_attention_2".
+        revision: Branch, tag or commit on the hub.
+        head: "causal-lm", "sequence-classification" or "auto": as the data.
+        trust_remote_code: Run Python code that comes with a model.
+        store: Folder of measured rows, shared with comparisons. Default: in the cache folder.
+        dry_run: Print what would be trained, and its cost, and stop.
+    """
+
+    base: str
+    data: str = ""
+    out: Path | None = None
+    method: str = "sift"
+    sparsity: float | None = None
+    method_args: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    accumulation: int = 1
+    max_length: int = 1024
+    packing: bool = False
+    training_args: tuple[str, ...] = ()
+    held_out: float = 0.1
+    protect: tuple[str, ...] = ()
+    max_drop: float = 0.02
+    replay: float = 0.25
+    pull: float = 0.0
+    fence_steps: int | None = None
+    plain: bool = True
+    eval_steps: int | None = None
+    eval_limit: int = 100
+    on_drop: str = "warn"
+    save_steps: int | None = None
+    tasks: tuple[str, ...] = ("default",)
+    limit: int | None = 200
+    margin: float = 0.02
+    alpha: float = 0.05
+    chat_template: str = "auto"
+    system: str | None = None
+    seed: int = 0
+    batch_tokens: int | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    attn_implementation: str | None = None
+    revision: str | None = None
+    head: str = "auto"
+    trust_remote_code: bool = False
+    store: Path | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, str) and not self.data:
+            raise InputError("--data is missing: expected a file such as data.jsonl, or a data set's name.")
+        _between("max-drop", self.max_drop, 0, 1)
+        _between("margin", self.margin, 0, 1)
+        _between("alpha", self.alpha, 0, 1)
+        for name, least in (
+            ("max_steps", 1), ("batch_size", 1), ("accumulation", 1), ("max_length", 2), ("fence_steps", 1),
+            ("eval_steps", 1), ("eval_limit", 1), ("save_steps", 1), ("limit", 1), ("batch_tokens", 1),
+        ):  # fmt: skip
+            _whole(name, getattr(self, name), least)
+        if not 0 <= self.replay < 1:
+            raise InputError(f"replay {self.replay}: expected a share of the rows, from 0 to below 1, e.g. 0.25.")
+        for name, value in (("pull", self.pull), ("held-out", self.held_out), ("epochs", self.epochs)):
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{name} {value}: expected a number of at least 0.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning-rate {self.learning_rate}: expected a number above 0, e.g. 2e-4.")
+        if self.on_drop not in ("warn", "stop"):
+            raise InputError(f"on-drop {self.on_drop!r}: expected 'warn' or 'stop'.")
+        if not self.tasks:
+            raise InputError("tasks is empty: expected at least one, e.g. 'default', or 'none'.")
+
+    def model_options(self) -> dict[str, Any]:
+        """What the model is loaded with."""
+        names = ("dtype", "device", "attn_implementation", "trust_remote_code", "revision")
+        return {name: getattr(self, name) for name in names}
+
+
 def _whole(name: str, value: int | None, least: int) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
         raise InputError(f"{name} {value!r}: expected a whole number of at least {least}.")
@@ -294,7 +414,7 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in types:
             raise InputError(f"--config {str(path)!r}: unknown key {key!r}.{did_you_mean(name, types)}")
-        if name in ("tasks", "through") and isinstance(value, str):
+        if name in ("tasks", "through", "protect", "method_args", "training_args") and isinstance(value, str):
             value = (value,)
         if name == "budget" and value is not None:
             value = str(value)

@@ -11,13 +11,14 @@ usage: catchment VERB ...
 
   compare BASE TUNED    gained, lost, kept, undecided; the items that flipped
   scan    MODEL         basins, worst case, profiles: how far it can move
+  tune    BASE --data D fine-tune, protected on request, and see what it cost
   report  OUT           the page again, from the record
   tasks                 the built-in tasks
 
 catchment VERB --help explains a verb; catchment --version prints the version.
 Exit code 0: fine; 1: a bound that was asked for is broken; 2: error.
 """
-VERBS = ("compare", "scan", "report", "tasks")
+VERBS = ("compare", "scan", "tune", "report", "tasks")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,10 +15,10 @@ import tyro
 
 from catchment.cli import VERBS
 from catchment.errors import CatchmentError, InputError, did_you_mean
-from catchment.settings import CompareSettings, ScanSettings, read_config
+from catchment.settings import CompareSettings, ScanSettings, TuneSettings, read_config
 
 INTERRUPTED = 130
-C = TypeVar("C", "CompareCommand", "ScanCommand")
+C = TypeVar("C", "CompareCommand", "ScanCommand", "TuneCommand")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,23 @@ class ScanCommand(ScanSettings):
         """Values are checked when they become settings; an error in here the parser would draw in a frame."""
 
 
+@dataclass(frozen=True)
+class TuneCommand(TuneSettings):
+    """Fine-tune a model, and see what it cost.
+
+    Attributes:
+        json: Print the record as JSON instead of the tables.
+        config: YAML file of settings; the command line wins.
+    """
+
+    base: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BASE")]
+    json: bool = False
+    config: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
+
+
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb and return its exit code."""
     return guarded(lambda: _run(verb, list(arguments)))
@@ -66,6 +83,8 @@ def _run(verb: str, arguments: list[str]) -> int:
         return _compare(arguments)
     if verb == "scan":
         return _scan(arguments)
+    if verb == "tune":
+        return _tune(arguments)
     if verb == "report":
         return _report(arguments)
     if verb == "tasks":
@@ -107,6 +126,14 @@ def parse_scan(arguments: list[str]) -> ScanCommand:
     return dataclasses.replace(command, out=command.out or default_out(command.model))
 
 
+def parse_tune(arguments: list[str]) -> TuneCommand:
+    """Settings of ``tune``, likewise."""
+    command = _parse(TuneCommand, TuneSettings, ("base",), "catchment tune", arguments)
+    return dataclasses.replace(
+        command, out=command.out or Path(f"{default_out(command.base)}".replace("-scan", "-tune"))
+    )
+
+
 def _parse(command: type[C], settings: type, names: tuple[str, ...], prog: str, arguments: list[str]) -> C:
     config = _option(arguments, "--config")
     values = read_config(Path(config), settings) if config else {}
@@ -118,8 +145,14 @@ def _parse(command: type[C], settings: type, names: tuple[str, ...], prog: str, 
         default=default,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
     )
-    tasks = tuple(name for word in found.tasks for name in ([word] if Path(word).exists() else word.split(",")))
-    return dataclasses.replace(found, tasks=tuple(t for t in tasks if t))
+    lists = {name: _split(getattr(found, name)) for name in ("tasks", "protect") if hasattr(found, name)}
+    return dataclasses.replace(found, **lists)
+
+
+def _split(words: Sequence[str]) -> tuple[str, ...]:
+    """Names given apart or with commas between them; a path may contain commas."""
+    names = (name for word in words for name in ([word] if Path(word).exists() else word.split(",")))
+    return tuple(name for name in names if name)
 
 
 def default_out(*specs: str) -> Path:
@@ -200,6 +233,40 @@ def _scan(arguments: list[str]) -> int:
     return 0
 
 
+def _tune(arguments: list[str]) -> int:
+    command = parse_tune(arguments)
+    settings = TuneSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(TuneSettings)})
+    from rich.console import Console
+
+    from catchment.cli.live import LiveProgress
+
+    quiet()
+    from catchment import report, workflows
+    from catchment.records import to_json
+
+    console = Console(stderr=command.json, quiet=not workflows.first_process())
+    with LiveProgress(console) as progress:
+        if settings.dry_run:
+            lines = workflows.tune_plan(settings, progress)
+        else:
+            found = workflows.run_tune(settings, progress)
+    if settings.dry_run:
+        for line in lines:
+            console.print(line, highlight=False)
+        return 0
+    assert settings.out is not None
+    if not workflows.first_process():
+        return 0
+    if command.json:
+        print(to_json(found))
+    else:
+        report.print_tune(found, console, settings.out / "report.html")
+    broken = workflows.broken_fence(found)
+    for line in broken:
+        print(f"catchment: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
 def quiet() -> None:
     """No progress bars and no advice from the libraries below: ours stand for them."""
     import logging
@@ -229,18 +296,23 @@ def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
     from catchment import report
-    from catchment.records import Comparison, Scan, from_json
+    from catchment.records import Comparison, Scan, Tune, from_json
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: catchment report OUT\n\nWrites OUT/report.html again from OUT/comparison.json or OUT/scan.json.")
+        print("usage: catchment report OUT\n\nWrites OUT/report.html again from its comparison, scan or tune.json.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     out = Path(arguments[0])
-    path = next((out / name for name in ("comparison.json", "scan.json") if (out / name).is_file()), None)
+    path = next((out / name for name in ("comparison.json", "scan.json", "tune.json") if (out / name).is_file()), None)
     if path is None:
-        raise InputError(f"{str(out)!r} holds no comparison.json and no scan.json; expected a finished OUT folder.")
+        raise InputError(
+            f"{str(out)!r} holds no comparison.json, scan.json or tune.json; expected a finished OUT folder."
+        )
     text = path.read_text(encoding="utf-8")
     try:
-        if path.name == "scan.json":
+        if path.name == "tune.json":
+            tune = from_json(Tune, text)
+            report.print_tune(tune, Console(), report.write_tune_page(tune, out / "report.html"))
+        elif path.name == "scan.json":
             scan = from_json(Scan, text)
             report.print_scan(scan, Console(), report.write_scan_page(scan, out / "report.html"))
         else:

@@ -169,10 +169,11 @@ class Mover:
 
     def hold(self, direction: Direction) -> None:
         """Draw a direction into memory: what :meth:`place` does when it meets a new one."""
+        ours = isinstance(self._held, Gaussian)  # else the tensors may be the caller's: a stored direction's own
         self._held = None
         for part in self._parts:
             if isinstance(direction, Gaussian) and direction.cuttable and _plain(part):
-                part.delta = torch.empty_like(part.clean) if part.delta is None else part.delta
+                part.delta = part.delta if ours and part.delta is not None else torch.empty_like(part.clean)
                 noise.fill(part.delta, direction.stream, part.name, self.subspace.coordinates(part.name), part.start)
             else:
                 drawn = direction.delta(part.name, part.start, part.stop, str(part.weight.device))

@@ -1,6 +1,6 @@
 """Ways to fine-tune: one protocol, one table of conformance."""
 
-from catchment.methods.dense import SAM, L2SP, DenseTuning, Full, WiSEFT
+from catchment.methods.dense import L2SP, SAM, DenseTuning, Full, WiSEFT
 from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.protocol import Method, Tuning
 from catchment.methods.sift import RULES, SCOPES, SIFT, Sift, SiftCallback

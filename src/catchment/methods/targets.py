@@ -56,12 +56,14 @@ def target_weights(
 
 def _linear(model: nn.Module, weights: Iterable[str]) -> set[str]:
     family = family_of(model)
-    places = {name: locate(name, family) for name in weights}
-    return {
-        name
-        for name, (layer, kind) in places.items()
-        if layer is not None and kind in ("attention", "ffn") and model.get_parameter(name).ndim >= 2
-    }
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # T5's relative positions
+    found = set()
+    for name in weights:
+        layer, kind = locate(name, family)
+        parameter = model.get_parameter(name)
+        if layer is not None and kind in ("attention", "ffn") and parameter.ndim >= 2 and id(parameter) not in tables:
+            found.add(name)
+    return found
 
 
 def _matches(entry: str, weights: Iterable[str]) -> set[str]:
@@ -85,7 +87,7 @@ def _check(name: str, parameter: nn.Parameter) -> None:
     if parameter.device.type == "meta":
         raise ModelError(f"weight {name!r} is offloaded; load the model without disk offload to train it.")
     if hasattr(parameter, "ds_id"):
-        raise ModelError(f"weight {name!r} is cut up by DeepSpeed ZeRO-3; use ZeRO-2, DDP or FSDP2 (fully_shard).")
+        raise ModelError(f"weight {name!r} is cut up by DeepSpeed ZeRO-3; use DDP, or FSDP2 (fully_shard).")
     if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_is_flat_param"):
         raise ModelError(f"weight {name!r} is flattened by FSDP1; use FSDP2: torch.distributed.fsdp.fully_shard.")
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter

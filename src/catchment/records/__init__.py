@@ -46,10 +46,12 @@ from catchment.records.landscape import (
     SubspaceCard,
     Worst,
 )
+from catchment.records.tuning import Against, FenceLook, PilotSteps, Tune, TuneRun
 
 __all__ = [
     "SCHEMA_VERSION",
     "Admission",
+    "Against",
     "AgreementResult",
     "Barrier",
     "Basin",
@@ -58,6 +60,7 @@ __all__ = [
     "Curvature",
     "Drift",
     "DriftRow",
+    "FenceLook",
     "Flip",
     "FormatResult",
     "Gradients",
@@ -67,6 +70,7 @@ __all__ = [
     "Oscillation",
     "Outcome",
     "Panel",
+    "PilotSteps",
     "Plane",
     "PlanePoint",
     "Profile",
@@ -81,6 +85,8 @@ __all__ = [
     "SubspaceCard",
     "TaskResult",
     "TextResult",
+    "Tune",
+    "TuneRun",
     "Verdict",
     "Worst",
     "from_json",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catchment.errors import StoreError
-from catchment.records import Comparison, Interval, TaskResult
+from catchment.records import Comparison, Interval, TaskResult, Tune
 from catchment.report import figures, flips, words
 from catchment.runs import make_folder, write_atomic
 
@@ -39,7 +39,7 @@ def page_html(comparison: Comparison) -> str:
     return text if excess <= 0 else _page(comparison, max(0, FLIP_BYTES - excess))
 
 
-def _page(comparison: Comparison, flip_bytes: int) -> str:
+def _page(comparison: Comparison, flip_bytes: int, **more: Any) -> str:
     shown = flips.fitting(comparison, flip_bytes)
     return (
         _environment()
@@ -53,12 +53,31 @@ def _page(comparison: Comparison, flip_bytes: int) -> str:
             margin_points=f"{100 * comparison.margin:.3g}",
             flips=shown,
             flip_tasks=list(dict.fromkeys(flip.task for flip in shown.flips)),
-            warnings=_warnings(comparison),
-            sections=_sections(comparison),
             cards=_cards(comparison),
             candidates=_candidates(comparison),
+            **{"warnings": _warnings(comparison), "sections": _sections(comparison), **more},
         )
     )
+
+
+def tune_html(tune: Tune) -> str:
+    """The page of a tune: how it went, what the protection saved, and the comparison of what is delivered."""
+    title = words.clean(f"{tune.headline[:1].upper()}{tune.headline[1:]}")
+    sections, found = [("tune", "Tuning")], list(tune.warnings)
+    if tune.comparison is None:
+        shared = frame(["page.css"], ["page.js"])
+        return render("tune.html", tune=tune, title=title, sections=sections, warnings=found, **shared)
+    c = tune.comparison
+    sections, found = sections + _sections(c), list(dict.fromkeys([*found, *_warnings(c)]))
+    text = _page(c, FLIP_BYTES, tune=tune, sections=sections, warnings=found)
+    excess = len(text.encode()) - PAGE_BYTES
+    more = {"tune": tune, "sections": sections, "warnings": found}
+    return text if excess <= 0 else _page(c, max(0, FLIP_BYTES - excess), **more)
+
+
+def write_tune_page(tune: Tune, path: Path | str) -> Path:
+    """Write the page of a tune; arguments, result and errors as :func:`write_page`."""
+    return write_html(tune_html(tune), path)
 
 
 def notebook_html(comparison: Comparison) -> str:

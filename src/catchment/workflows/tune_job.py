@@ -1,0 +1,275 @@
+"""Opening a tune: data, base, method and items, all checked before anything is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catchment import models
+from catchment.capabilities import GENERATED_SCORERS, Task, evaluate, resolve_tasks, sample
+from catchment.errors import InputError, did_you_mean
+from catchment.methods import METHODS, Method
+from catchment.runs import claim_folder
+from catchment.settings import TuneSettings, cache_dir
+from catchment.statistics import admission
+from catchment.training import Encoded, Rows, as_task, encode_rows, pack, read_rows, split_items, split_rows
+from catchment.workflows import distributed
+from catchment.workflows.job import CPU_BATCH
+from catchment.workflows.progress import Progress
+
+RATES = {"sift": 1e-3, "lora": 2e-4}
+RATE = 2e-5
+MOST_HELD = 200
+GUARD, PILOT = 128, 48
+"""Items per protected task that the fence looks at, and that the room before training is measured on."""
+OWN = "held_out"
+"""Name of the task that is made of the rows that were not trained on."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A task to be kept, and its items by what they serve; the judged ones are seen at the end only."""
+
+    pilot: Task
+    guard: Task
+    judged: Task
+
+
+@dataclass
+class TuneJob:
+    """One tune at work."""
+
+    settings: TuneSettings
+    method: Method
+    loaded: models.LoadedModel
+    train: Rows
+    held: Rows
+    encoded: Encoded
+    examples: list[dict[str, Any]]
+    held_encoded: Encoded | None
+    protected: list[Protected]
+    tasks: list[Task]
+    out: Path
+    progress: Progress
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.settings.learning_rate or RATES.get(self.method.name, RATE)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of one training."""
+        return self.settings.max_steps or max(1, math.ceil(self.settings.epochs * self.steps_per_epoch(0.0)))
+
+    def steps_per_epoch(self, replay: float) -> int:
+        """Of the training rows and, beside them, a share of replayed ones."""
+        rows = len(self.examples) / (1 - replay)
+        return math.ceil(rows / (self.settings.batch_size * distributed.processes()) / self.settings.accumulation)
+
+    @property
+    def batch_tokens(self) -> int | None:
+        """Padded tokens per forward pass of an evaluation; fixed on a CPU, so that equal runs have equal batches."""
+        return self.settings.batch_tokens or (CPU_BATCH if self.loaded.card.device.startswith("cpu") else None)
+
+    @property
+    def classifies(self) -> bool:
+        return self.train.kind == "classification"
+
+
+def open_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> TuneJob:
+    """Read and check everything; claim OUT."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        job = _open(settings, progress, tokenizer)
+    job.warnings += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    return job
+
+
+def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob:
+    progress.status("reading the data")
+    rows = read_rows(settings.data)
+    held_out = settings.held_out if settings.held_out < 1 else int(settings.held_out)
+    train, held = split_rows(rows, _held(held_out, len(rows)), settings.seed) if held_out else (rows, rows.of([]))
+    method = make_method(settings)
+    classifies = rows.kind == "classification"
+    tasks = [] if settings.tasks == ("none",) or classifies else resolve_tasks(settings.tasks)
+    guarded = resolve_tasks(settings.protect) if settings.protect else []
+    if classifies and guarded:
+        raise InputError("--protect needs a language model, and classification rows train a classifier; leave it out.")
+    protected = [_protected(task, settings) for task in guarded]
+    progress.status("reading the base")
+    head = "sequence-classification" if classifies else "causal-lm"
+    head = head if settings.head == "auto" else settings.head
+    loaded = models.load(settings.base, tokenizer=tokenizer, head=head, **settings.model_options())
+    method = _with_new_head(method, loaded)
+    if classifies and loaded.model.config.num_labels != len(rows.classes):
+        raise InputError(
+            f"{rows.name} has {len(rows.classes)} classes ({', '.join(map(str, rows.classes[:5]))}) and the model's "
+            f"head is for {loaded.model.config.num_labels}; expected equal numbers. Set num_labels in its config.json."
+        )
+    encoded = _encoded(train, loaded, settings)
+    examples = encoded.examples
+    if settings.packing:
+        examples = pack(examples, settings.max_length, model=loaded.model)
+    job = TuneJob(
+        settings, method, loaded, train, held, encoded, examples,
+        _encoded(held.of(held.rows[:MOST_HELD]), loaded, settings) if len(held) else None,
+        protected, tasks, settings.out or Path("."), progress,
+    )  # fmt: skip
+    if settings.out is not None and distributed.first():
+        claim_folder(settings.out, _fingerprint(job), "tune")
+    _admit(job)
+    return job
+
+
+def _held(asked: float, rows: int) -> int:
+    count = int(asked) if asked >= 1 else max(1, round(asked * rows))
+    if count >= rows:
+        raise InputError(f"held-out {asked:g} of {rows} rows leaves nothing to train on; expected fewer, e.g. 0.1.")
+    return count
+
+
+def make_method(settings: TuneSettings) -> Method:
+    """The method by its name, with ``--sparsity`` and ``--method-args``.
+
+    Raises:
+        InputError: An unknown method or setting, or a value that it cannot have.
+    """
+    kind = METHODS.get(settings.method)
+    if kind is None:
+        known = ", ".join(METHODS)
+        hint = did_you_mean(settings.method, METHODS)
+        raise InputError(f"method {settings.method!r}: expected one of {known}.{hint}")
+    values = parse_pairs(settings.method_args, kind, "method-args", f"of {settings.method}")
+    if settings.sparsity is not None:
+        if "sparsity" not in {f.name for f in dataclasses.fields(kind)}:
+            raise InputError(f"sparsity {settings.sparsity:g} is a setting of sift, not of {settings.method}.")
+        values["sparsity"] = settings.sparsity
+    return kind(**values)
+
+
+def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> dict[str, Any]:
+    """``key=value`` texts as the fields of a dataclass; values are read as YAML.
+
+    Raises:
+        InputError: No ``=``, an unknown key, or a value of another type.
+    """
+    import yaml
+
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise InputError(f"--{option} {pair!r}: expected key=value, e.g. {next(iter(fields))}=...")
+        if name not in fields:
+            raise InputError(f"--{option} {pair!r}: no setting {name!r} {what}.{did_you_mean(name, fields)}")
+        try:
+            values[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--{option} {pair!r}: {text!r} cannot be read as a value.") from error
+        if isinstance(values[name], str):  # YAML reads 1e-3 as text
+            with contextlib.suppress(ValueError):
+                values[name] = float(values[name])
+        if "," in text and isinstance(values[name], str):
+            values[name] = tuple(part.strip() for part in text.split(","))
+        default = fields[name].default
+        if isinstance(default, (int, float)) and not isinstance(values[name], (int, float)):
+            raise InputError(f"--{option} {pair!r}: expected {name} to be a number or true/false, e.g. {default}.")
+    return values
+
+
+def _with_new_head(method: Method, loaded: models.LoadedModel) -> Method:
+    """A head that the checkpoint does not have trains whole, as with PEFT's ``modules_to_save``."""
+    names = {f.name for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    if not loaded.newly_initialised or "modules_to_save" not in names or method.modules_to_save:  # type: ignore[attr-defined]
+        return method
+    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in loaded.newly_initialised))
+    return dataclasses.replace(method, modules_to_save=modules)  # type: ignore[type-var]
+
+
+def _protected(task: Task, settings: TuneSettings) -> Protected:
+    split = split_items(task, settings.seed)
+    parts = zip(split, (PILOT, GUARD, settings.limit), strict=True)
+    cut = [part.with_items(sample(part.items, _fewer(limit, part), settings.seed)) for part, limit in parts]
+    return Protected(*cut)
+
+
+def _fewer(limit: int | None, task: Task) -> int | None:
+    return None if limit is None or limit >= len(task.items) else limit
+
+
+def _encoded(rows: Rows, loaded: models.LoadedModel, settings: TuneSettings) -> Encoded:
+    system = None if rows.kind in ("text", "classification") else settings.system
+    return encode_rows(
+        rows, loaded.tokenizer, max_length=settings.max_length, chat_template=settings.chat_template, system=system
+    )
+
+
+def _admit(job: TuneJob) -> None:
+    """Refuse to protect what the base cannot do: there a drop cannot be seen."""
+    for item in job.protected:
+        job.progress.status(f"what the base can do · {item.guard.name}")
+        scores = evaluate(
+            job.loaded.model, item.guard, tokenizer=job.loaded.tokenizer, chat_template=job.settings.chat_template,
+            batch_tokens=job.batch_tokens,
+        )  # fmt: skip
+        admitted, reason = admission(
+            [row.score for row in scores.rows], scores.chance, generated=item.guard.scorer in GENERATED_SCORERS
+        )
+        if not admitted:
+            raise InputError(f"--protect {item.guard.name}: {reason} Protect tasks that the base can do.")
+
+
+def own_task(job: TuneJob) -> Task | None:
+    """The held-out rows as a task, where they have short answers."""
+    if not len(job.held):
+        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = as_task(job.held, OWN, limit=job.settings.limit, seed=job.settings.seed)
+    job.warnings += [str(w.message) for w in caught]
+    return task
+
+
+def _fingerprint(job: TuneJob) -> dict[str, Any]:
+    """What decides the result; other settings may change between a run and its resumption."""
+    s = job.settings
+    names = (
+        "method_args", "sparsity", "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing",
+        "training_args", "held_out", "protect", "max_drop", "replay", "pull", "fence_steps", "chat_template",
+        "system", "seed",
+    )  # fmt: skip
+    card = job.loaded.card
+    return {
+        "base": card.weights_hash,
+        "dtype": card.dtype,
+        "data": job.train.fingerprint,
+        "method": job.method.name,
+        "learning_rate": job.rate,
+        **{name: getattr(s, name) if not isinstance(getattr(s, name), tuple) else [str(v) if not isinstance(v, Task)
+           else v.name for v in getattr(s, name)] for name in names},
+    }  # fmt: skip
+
+
+def settings_told(job: TuneJob) -> dict[str, Any]:
+    """The settings of a record: the method's own, and those of the training."""
+    method = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(job.method).items()}  # type: ignore[call-overload]
+    s = job.settings
+    training = {
+        name: getattr(s, name)
+        for name in ("epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing", "seed")
+    }
+    return json.loads(json.dumps({**method, "learning_rate": job.rate, **training}, default=str))
+
+
+def store_folder(settings: TuneSettings) -> Path:
+    return settings.store or cache_dir() / "store"

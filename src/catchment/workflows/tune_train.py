@@ -1,0 +1,357 @@
+"""One training of a tune: the method on the base, watched, fenced, saved, and the base given back bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from catchment.errors import InputError, NonFiniteError
+from catchment.landscape import Batch
+from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, Tuning
+from catchment.records import Companion, FenceLook, Interval, PilotSteps, TuneRun, from_json, to_json
+from catchment.runs import write_atomic
+from catchment.statistics import unbounded_paired_interval
+from catchment.training import (
+    CapabilityCallback,
+    Collator,
+    Fence,
+    completion_losses,
+    encode_rows,
+    first_direction,
+    mix,
+    pack,
+    pilot_room,
+    read_rows,
+    self_generated,
+)
+from catchment.workflows import distributed
+from catchment.workflows.tune_job import TuneJob, parse_pairs
+
+WARM_UP = 0.03
+REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
+SHARDED = ("full", "lora")
+"""Methods that accelerate may cut over processes: their weights are ordinary parameters of the model."""
+
+
+def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
+    """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards."""
+    folder = job.out / name
+    done = folder / "run.json"
+    if done.is_file():
+        return from_json(TuneRun, done.read_text(encoding="utf-8"))
+    began = time.monotonic()
+    examples = _with_replay(job) if fenced and job.settings.replay else job.examples
+    before = _held_out_losses(job, job.loaded.model)
+    method = protected_method(job) if fenced else job.method
+    tuning = method.attach(job.loaded.model, seed=job.settings.seed)
+    try:
+        run = _trained(job, name, folder, tuning, examples, fenced, before)
+    finally:
+        tuning.remove()
+    run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1))
+    if distributed.first():
+        write_atomic(done, to_json(run))
+    return run
+
+
+def _trained(
+    job: TuneJob, name: str, folder: Path, tuning: Tuning, examples: list[Any], fenced: bool, before: list[float]
+) -> TuneRun:
+    s = job.settings
+    args = training_arguments(job, name, len(examples))
+    if fenced and s.pull and isinstance(job.method, SIFT):
+        args.weight_decay = s.pull
+    fence = _fence(job, name, tuning, args) if fenced else None
+    told = _Told(job, name)
+    watch = _watch(job, name)
+    callbacks: list[TrainerCallback] = [told, *([watch] if watch else []), *([fence] if fence else [])]
+    trainer = make_trainer(job, tuning, args, examples, callbacks)
+    try:
+        trainer.train(resume_from_checkpoint=_resume(str(args.output_dir)))
+    except NonFiniteError as error:
+        kept = ""
+        if trainer.state.global_step and distributed.first():
+            kept = f" The last good state is in {str(tuning.save_pretrained(folder / 'last-good'))!r}."
+        raise NonFiniteError(f"{error}{kept}") from error
+    after = _held_out_losses(job, tuning.model)
+    path = _save(job, folder, tuning, trainer)
+    trainable = sum(p.numel() for p in tuning.parameters())
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tenth = max(1, len(history) // 10)
+    return TuneRun(
+        name=name,
+        path=str(path),
+        trainable=trainable,
+        share=trainable / max(job.loaded.card.parameters, 1),
+        steps=trainer.state.global_step,
+        tokens=told.tokens,
+        seconds=0.0,
+        bytes=sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size,
+        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
+        held_out=_companion(before, after, s.alpha),
+        looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
+        stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
+    """transformers' arguments: ours, and over them those of ``--training-args``.
+
+    Raises:
+        InputError: An unknown argument, or one that transformers refuses.
+    """
+    s = job.settings
+    per_step = s.batch_size * s.accumulation * distributed.processes()
+    steps = s.max_steps or max(1, round(s.epochs * -(-rows // per_step)))
+    values: dict[str, Any] = {
+        "output_dir": str(job.out / "checkpoints" / name),
+        "per_device_train_batch_size": s.batch_size,
+        "gradient_accumulation_steps": s.accumulation,
+        "num_train_epochs": s.epochs,
+        "max_steps": s.max_steps or -1,
+        "learning_rate": job.rate,
+        "warmup_steps": max(1, round(WARM_UP * steps)),
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.0,
+        "logging_steps": max(1, steps // 50),
+        "save_steps": s.save_steps or max(1, steps // 5),
+        "save_total_limit": 1,
+        "include_num_input_tokens_seen": "non_padding",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": s.seed,
+        "data_seed": s.seed,
+        "remove_unused_columns": False,
+        "use_cpu": job.loaded.card.device == "cpu",
+        "dataloader_pin_memory": job.loaded.card.device != "cpu",
+    }
+    values |= parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
+
+
+def make_trainer(
+    job: TuneJob, tuning: Tuning, args: TrainingArguments, examples: list[Any], callbacks: list[TrainerCallback]
+) -> Any:
+    """The method's trainer, or the plain one where accelerate is to cut the weights over processes."""
+    tokenizer = job.loaded.tokenizer
+    shared: dict[str, Any] = {
+        "train_dataset": examples,
+        "data_collator": Collator(tokenizer),
+        "processing_class": tokenizer,
+        "callbacks": callbacks,
+    }
+    if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+        if job.method.name not in SHARDED:
+            raise InputError(
+                f"--training-args fsdp or deepspeed with {job.method.name}: only {' and '.join(SHARDED)} can be cut by "
+                "accelerate. Use torchrun without it (DDP), or fully_shard and Sift in a loop of your own."
+            )
+        return Trainer(model=tuning.model, args=args, **shared)
+    return MethodTrainer(tuning, args, **shared)
+
+
+def protected_method(job: TuneJob) -> Method:
+    """The method, with a decay towards the base where ``--pull`` asks for one.
+
+    Raises:
+        InputError: A method without one.
+    """
+    strength = job.settings.pull
+    if not strength:
+        return job.method
+    if isinstance(job.method, SIFT):
+        return dataclasses.replace(job.method, decay="base")
+    if isinstance(job.method, Full):
+        shared = dataclasses.asdict(job.method)
+        return L2SP(strength=strength, **{k: v for k, v in shared.items() if k not in ("keep_base", "strength")})
+    raise InputError(f"--pull {strength:g}: only sift and full can be pulled towards the base; not {job.method.name}.")
+
+
+def _resume(output_dir: str) -> bool | None:
+    """Whether a checkpoint is there that was written to its end."""
+    return True if any(Path(output_dir).glob("checkpoint-*/trainer_state.json")) else None
+
+
+def _save(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
+    """The artefact; what it was made from and how is written with it."""
+    recipe = {
+        "base": job.loaded.card.name,
+        "method": job.method.name,
+        "data": job.train.name,
+        "data_fingerprint": job.train.fingerprint,
+        "seed": job.settings.seed,
+        "steps": trainer.state.global_step,
+        "learning_rate": job.rate,
+    }
+    if not isinstance(trainer, MethodTrainer):
+        trainer.save_model(str(folder))
+        return folder
+    if not distributed.first():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tuning.save_pretrained(folder, base_hash=job.loaded.card.weights_hash, recipe=recipe))
+
+
+def _held_out_losses(job: TuneJob, model: Any) -> list[float]:
+    if job.held_encoded is None or job.classifies:
+        return []
+    job.progress.status("loss on held-out rows")
+    return completion_losses(model, job.held_encoded)
+
+
+def _companion(before: list[float], after: list[float], alpha: float) -> Companion | None:
+    if len(before) < 2:
+        return None
+    found: Interval = unbounded_paired_interval(before, after, 1 - alpha)
+    return Companion("nats per token on held-out rows", _mean(before), _mean(after), found)
+
+
+# ---- protection -----------------------------------------------------------------------------------------------------
+
+
+def _fence(job: TuneJob, name: str, tuning: Tuning, args: TrainingArguments) -> Fence | None:
+    if not job.protected:
+        return None
+    s = job.settings
+    return Fence(
+        [item.guard for item in job.protected], max_drop=s.max_drop, move=tuning,
+        eval_steps=s.fence_steps or max(1, _total_steps(job, args) // 8), tokenizer=job.loaded.tokenizer,
+        chat_template=s.chat_template, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
+        batch_tokens=job.batch_tokens,
+    )  # fmt: skip
+
+
+def _total_steps(job: TuneJob, args: TrainingArguments) -> int:
+    if args.max_steps > 0:
+        return args.max_steps
+    replay = job.settings.replay if job.protected else 0.0
+    return max(1, round(args.num_train_epochs * job.steps_per_epoch(replay)))
+
+
+def _watch(job: TuneJob, name: str) -> CapabilityCallback | None:
+    s = job.settings
+    if s.eval_steps is None or not job.tasks:
+        return None
+    return CapabilityCallback(
+        job.tasks, eval_steps=s.eval_steps, limit=s.eval_limit, seed=s.seed, margin=s.margin, alpha=s.alpha,
+        tokenizer=job.loaded.tokenizer, on_drop=s.on_drop, output_dir=job.out / "watch" / name,  # type: ignore[arg-type]
+        batch_tokens=job.batch_tokens, chat_template=s.chat_template,
+    )  # fmt: skip
+
+
+def _with_replay(job: TuneJob) -> list[Any]:
+    """The training examples and, among them, text that the base writes itself; written once, to OUT/replay.jsonl."""
+    s = job.settings
+    path = job.out / "replay.jsonl"
+    wanted = max(8, round(len(job.encoded.examples) * s.replay / (1 - s.replay)))
+    if path.is_file():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        job.progress.status("the base writes text to be replayed")
+        rows = self_generated(
+            job.loaded.model, job.loaded.tokenizer, min(wanted, REPLAY_ROWS), seed=s.seed,
+            chat_template=s.chat_template, max_new_tokens=min(REPLAY_TOKENS, s.max_length // 2),
+            batch_size=REPLAY_BATCH,
+        )  # fmt: skip
+        if distributed.first():
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    cut = [bool(row.pop("cut", False)) for row in rows]
+    encoded = encode_rows(
+        read_rows(rows), job.loaded.tokenizer, max_length=s.max_length, chat_template=s.chat_template,
+        completion_only=False,
+    )  # fmt: skip
+    end = job.loaded.tokenizer.eos_token_id
+    replay = [_without_end(e, end) if was else e for e, was in zip(encoded.examples, cut, strict=True)]
+    if s.packing:
+        replay = pack(replay, s.max_length, model=job.loaded.model)
+    return mix(job.examples, replay, s.replay, s.seed)
+
+
+def _without_end(example: dict[str, Any], end: int | None) -> dict[str, Any]:
+    """A text that was cut did not end where it ends."""
+    if example["input_ids"][-1] != end:
+        return example
+    return {key: value[:-1] if isinstance(value, list) else value for key, value in example.items()}
+
+
+def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
+    """How far the protected tasks let the weights go along the first gradient, before anything is trained."""
+    if not job.protected:
+        return ()
+    path = job.out / "rooms.json"
+    if path.is_file():
+        return tuple(PilotSteps(**entry) for entry in json.loads(path.read_text(encoding="utf-8")))
+    job.progress.status("the room before training")
+    model = job.loaded.model
+    batches = _first_batches(job)
+    tuning = job.method.attach(model, seed=job.settings.seed)
+    support = None
+    try:
+        if hasattr(tuning, "support"):
+            first = batches[0]
+            model(input_ids=first.input_ids, attention_mask=first.attention_mask, labels=first.labels).loss.backward()
+            support = tuning.support()
+    finally:
+        tuning.remove()
+    way = first_direction(model, batches, support)
+    found = pilot_room(
+        model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, max_drop=job.settings.max_drop,
+        seed=job.settings.seed, chat_template=job.settings.chat_template, batch_tokens=job.batch_tokens,
+        files=job.loaded.files,
+    )  # fmt: skip
+    job.warnings += [w for room in found.values() if (w := room.warning(job.rate, job.steps))]
+    rooms = tuple(
+        PilotSteps(
+            task=name, items=room.items, scale=room.way.estimate, steps=room.steps(job.rate)[0],
+            random_scale=None if room.random is None else room.random.estimate, reach=room.way.reach,
+        )
+        for name, room in found.items()
+    )  # fmt: skip
+    if distributed.first():
+        write_atomic(path, json.dumps([dataclasses.asdict(room) for room in rooms]))
+    return rooms
+
+
+def _first_batches(job: TuneJob, count: int = 2) -> list[Batch]:
+    collate, size = Collator(job.loaded.tokenizer), job.settings.batch_size
+    device = next(job.loaded.model.parameters()).device
+    batches = []
+    for at in range(0, min(count * size, len(job.encoded.examples)), size):
+        part = {k: v.to(device) for k, v in collate(job.encoded.examples[at : at + size]).items()}
+        labels = part["labels"]
+        rows = tuple(f"row {at + i}" for i in range(len(labels)))
+        batches.append(Batch(part["input_ids"], part["attention_mask"], labels, int((labels != -100).sum()), rows))
+    return batches
+
+
+class _Told(TrainerCallback):
+    """Tells the progress of each step, and counts tokens."""
+
+    def __init__(self, job: TuneJob, name: str) -> None:
+        self.job, self.name, self.tokens = job, name, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.job.progress.total(state.max_steps - state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loss = next((e["loss"] for e in reversed(state.log_history) if "loss" in e), None)
+        said = f" · loss {loss:.3f}" if loss is not None else ""
+        self.job.progress.status(f"{self.name} · step {state.global_step} of {state.max_steps}{said}")
+        self.job.progress.advance(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.tokens = int(state.num_input_tokens_seen)
