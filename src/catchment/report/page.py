@@ -55,7 +55,7 @@ def _page(comparison: Comparison, flip_bytes: int, **more: Any) -> str:
             flip_tasks=list(dict.fromkeys(flip.task for flip in shown.flips)),
             cards=_cards(comparison),
             candidates=_candidates(comparison),
-            **{"warnings": _warnings(comparison), "sections": _sections(comparison), **more},
+            **{"tune": None, "warnings": _warnings(comparison), "sections": _sections(comparison), **more},
         )
     )
 
@@ -333,6 +333,7 @@ def _environment() -> Environment:
     helpers: dict[str, Callable[..., Any]] = {
         "percent": words.percent,
         "pts": lambda value: typeset(words.points(value)),
+        "interval_points": words.interval_points,
         "count": lambda value: f"{value:,}",
         "level": words.level,
         "decide_note": words.decide_note,

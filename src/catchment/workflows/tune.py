@@ -143,7 +143,7 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
     settings = CompareSettings(
         job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
         margin=s.max_drop if job.protected else s.margin, alpha=s.alpha, chat_template=s.chat_template,
-        system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1,
+        system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
         dtype="auto", device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip

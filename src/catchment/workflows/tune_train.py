@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from catchment.errors import InputError, NonFiniteError
 from catchment.landscape import Batch
@@ -72,6 +72,7 @@ def _trained(
     watch = _watch(job, name)
     callbacks: list[TrainerCallback] = [told, *([watch] if watch else []), *([fence] if fence else [])]
     trainer = make_trainer(job, tuning, args, examples, callbacks)
+    trainer.remove_callback(PrinterCallback)  # prints every log entry; they are in the checkpoints' trainer_state.json
     try:
         trainer.train(resume_from_checkpoint=_resume(str(args.output_dir)))
     except NonFiniteError as error:

