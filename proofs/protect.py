@@ -60,7 +60,7 @@ def cells() -> list[Cell]:
 def sst2(count: int, seed: int = 0) -> list[dict[str, str]]:
     """Film sentences with their sentiment as a completion."""
     with (SHARED / "data/glue/SST-2/train.tsv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)][1:]
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
     rows = [row for row in rows if len(row[0].split()) >= 6]
     chosen = random.Random(seed).sample(rows, count)
     words = ("negative", "positive")

@@ -41,37 +41,40 @@ def page_html(comparison: Comparison) -> str:
 
 def _page(comparison: Comparison, flip_bytes: int, **more: Any) -> str:
     shown = flips.fitting(comparison, flip_bytes)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            **_common(comparison),
-            **_figures(comparison),
-            **frame(["page.css"], ["page.js"]),
-            **_rooms(comparison),
-            family=words.family(comparison.tasks),
-            margin_points=f"{100 * comparison.margin:.3g}",
-            flips=shown,
-            flip_tasks=list(dict.fromkeys(flip.task for flip in shown.flips)),
-            cards=_cards(comparison),
-            candidates=_candidates(comparison),
-            **{"tune": None, "warnings": _warnings(comparison), "sections": _sections(comparison), **more},
-        )
-    )
+    context = {
+        **_common(comparison),
+        **_figures(comparison),
+        **frame(["page.css"], ["page.js"]),
+        **_rooms(comparison),
+        "tune": None,
+        "family": words.family(comparison.tasks),
+        "margin_points": f"{100 * comparison.margin:.3g}",
+        "flips": shown,
+        "flip_tasks": list(dict.fromkeys(flip.task for flip in shown.flips)),
+        "warnings": _warnings(comparison),
+        "sections": _sections(comparison),
+        "cards": _cards(comparison),
+        "candidates": _candidates(comparison),
+    }
+    return render("page.html", **{**context, **more})
 
 
 def tune_html(tune: Tune) -> str:
     """The page of a tune: how it went, what the protection saved, and the comparison of what is delivered."""
-    title = words.clean(f"{tune.headline[:1].upper()}{tune.headline[1:]}")
-    sections, found = [("tune", "Tuning")], list(tune.warnings)
-    if tune.comparison is None:
-        shared = frame(["page.css"], ["page.js"])
-        return render("tune.html", tune=tune, title=title, sections=sections, warnings=found, **shared)
     c = tune.comparison
-    sections, found = sections + _sections(c), list(dict.fromkeys([*found, *_warnings(c)]))
-    text = _page(c, FLIP_BYTES, tune=tune, sections=sections, warnings=found)
+    label = words.headline_label(c.tasks) if c else ""
+    harmful = tune.headline == "harmful"
+    title = f"Harmful: {label[:1].lower()}{label[1:]}" if harmful and label else label or tune.headline
+    more = {
+        "tune": tune,
+        "title": words.clean(f"{title[:1].upper()}{title[1:]}"),
+        "sections": [("tune", "Tuning"), *(_sections(c) if c else ())],
+        "warnings": list(dict.fromkeys([*tune.warnings, *(_warnings(c) if c else ())])),
+    }
+    if c is None:
+        return render("tune.html", **frame(["page.css"], ["page.js"]), **more)
+    text = _page(c, FLIP_BYTES, **more)
     excess = len(text.encode()) - PAGE_BYTES
-    more = {"tune": tune, "sections": sections, "warnings": found}
     return text if excess <= 0 else _page(c, max(0, FLIP_BYTES - excess), **more)
 
 

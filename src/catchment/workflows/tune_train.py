@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,13 +114,15 @@ def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
     """
     s = job.settings
     per_step = s.batch_size * s.accumulation * distributed.processes()
-    steps = s.max_steps or max(1, round(s.epochs * -(-rows // per_step)))
+    # Replayed rows come on top: the tune's own data is seen as often with them as without.
+    most = s.max_steps and math.ceil(s.max_steps * rows / len(job.examples))
+    steps = most or max(1, round(s.epochs * -(-rows // per_step)))
     values: dict[str, Any] = {
         "output_dir": str(job.out / "checkpoints" / name),
         "per_device_train_batch_size": s.batch_size,
         "gradient_accumulation_steps": s.accumulation,
         "num_train_epochs": s.epochs,
-        "max_steps": s.max_steps or -1,
+        "max_steps": most or -1,
         "learning_rate": job.rate,
         "warmup_steps": max(1, round(WARM_UP * steps)),
         "lr_scheduler_type": "linear",
