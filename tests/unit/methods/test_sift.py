@@ -49,7 +49,9 @@ def masked(
 ) -> dict[str, Tensor]:
     """The oracle: dense AdamW whose gradients and weights are masked to the support."""
     weights = {name: p for name, p in model.named_parameters() if name in support}
-    masks = {n: torch.zeros(p.numel(), dtype=torch.bool).index_fill_(0, support[n], True) for n, p in weights.items()}
+    masks = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in weights.items()}
+    for name, mask in masks.items():
+        mask.view(-1)[support[name]] = True
     before = {name: p.detach().clone() for name, p in weights.items()}
     model.requires_grad_(False)
     for p in weights.values():
@@ -60,14 +62,14 @@ def masked(
         (loss(model, batch) / every).backward()
         if number % every == 0:
             for name, p in weights.items():
-                p.grad *= masks[name].view_as(p)
+                p.grad *= masks[name]
             nn.utils.clip_grad_norm_(list(weights.values()), clip)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             with torch.no_grad():
                 for name, p in weights.items():
-                    p.copy_(torch.where(masks[name].view_as(p), p, before[name]))
+                    p.copy_(torch.where(masks[name], p, before[name]))
     return {name: p.detach() for name, p in weights.items()}
 
 
