@@ -12,7 +12,7 @@ from torch import Tensor
 from catchment.errors import InputError
 from catchment.methods.sift import sharing
 from catchment.methods.sift.layout import Flat, Target
-from catchment.methods.sift.selection import GRADIENT_RULES, Candidates, Pool, candidates, draw, score, top
+from catchment.methods.sift.selection import Candidates, Pool, candidates, draw, score, top
 
 
 class Choice:
@@ -66,17 +66,18 @@ class Choice:
 
     def offer(self, target: Target, gradient: Tensor) -> None:
         """Let one batch's dense gradient ``(n,)`` take part; chooses when it was the last one needed."""
-        assert self.rule in GRADIENT_RULES or target.dense
-        size = float(gradient.abs().sum(dtype=torch.float32))
+        if target.dense:
+            return
+        scores = score(self.rule, gradient, target.local)
+        size = float(scores.sum())
         if not math.isfinite(size):  # a scaler must see it, and nothing may be chosen by it
             self._overflow = True
             if not self.done:
                 self.flat.gradient()[:1] = torch.inf
             return
-        if target.dense or size == 0:
+        if size == 0:
             return
         target.seen += 1
-        scores = score(self.rule, gradient, target.local)
         if self.batches > 1:
             target.scores = scores if target.scores is None else target.scores.add_(scores)
             target.total = gradient.float() if target.total is None else target.total.add_(gradient)

@@ -320,13 +320,13 @@ class Sift:
         dense, parameter.grad = parameter.grad, None
         if dense is None:
             return
-        gradient = (dense.to_local() if hasattr(dense, "to_local") else dense).reshape(-1)
+        gradient = (dense.to_local() if self.sharded else dense).reshape(-1)  # type: ignore[attr-defined]
         if not self._open and (self._replicas > 1 or self._choice.together):
             self._open = True
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
-        self._flat.gradient()
+        flat = self._flat.gradient()
         if target.index is not None:
-            self._flat.gradient()[target.slots].add_(gradient.index_select(0, target.index))
+            flat[target.slots].add_(gradient.index_select(0, target.index))
         elif self.ready and self._choice.together:
             return
         elif self._replicas > 1:

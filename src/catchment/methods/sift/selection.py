@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GRADIENT_RULES = ("gradient", "fisher", "saliency")
-RULES = (*GRADIENT_RULES, "random", "magnitude")
+
+RULES = ("gradient", "fisher", "saliency", "random", "magnitude")
 SCOPES = ("tensor", "global")
 _LARGE, _SAMPLE = 1 << 16, 1 << 13
 
@@ -56,7 +56,7 @@ def top(scores: Tensor, k: int) -> Tensor:
     if n > _LARGE and k < n // 4:
         sample = scores[:: n // _SAMPLE]
         rank = min(int(1.2 * k / n * sample.numel()) + 16, sample.numel())
-        few = torch.nonzero(scores >= torch.topk(sample, rank).values[-1]).squeeze(1)
+        few = _where(scores >= torch.topk(sample, rank).values[-1])
         if few.numel() >= k:
             return few[_top(scores[few], k)]
     return _top(scores, k)
@@ -64,13 +64,20 @@ def top(scores: Tensor, k: int) -> Tensor:
 
 def _top(scores: Tensor, k: int) -> Tensor:
     least = torch.topk(scores, k, sorted=False).values.min()
-    index = torch.nonzero(scores >= least).squeeze(1)
+    index = _where(scores >= least)
     if index.numel() > k:  # more are equal to the least than there is room for
         kept = scores[index] > least
-        equal = torch.nonzero(~kept).squeeze(1)
+        equal = _where(~kept)
         kept[equal[: k - int(kept.sum())]] = True
         index = index[kept]
     return index
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Sorted indices of what is true in ``(n,)``; numpy is several times faster at it on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask).squeeze(1)
 
 
 def draw(size: int, k: int, seed: int, name: str) -> Tensor:
@@ -97,7 +104,7 @@ def candidates(scores: Tensor, gradient: Tensor, k: int, certain: int = 0, above
     marked = scores.clone() if certain else scores
     if certain:
         marked[top(scores, certain)] = torch.inf
-    open_ = torch.nonzero(marked > above).squeeze(1)
+    open_ = _where(marked > above)
     best = open_ if open_.numel() <= k else open_[top(marked[open_], k)]
     return Candidates(marked[best], best, gradient[best].float())
 
