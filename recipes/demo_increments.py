@@ -73,14 +73,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the tune, which is resumed from there")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    data = args.work / "sums.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in problems(PROBLEMS, SETTINGS["seed"])), encoding="utf-8")
+    rows = problems(PROBLEMS, SETTINGS["seed"])
+    (args.work / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     class Told(workflows.Progress):
         def status(self, text: str) -> None:
             print(text, flush=True)
 
-    found = workflows.run_tune(TuneSettings(BASE, str(data), out=args.work / "tune", **SETTINGS), Told())
+    found = workflows.run_tune(TuneSettings(BASE, rows, out=args.work / "tune", **SETTINGS), Told())  # type: ignore[arg-type]
     for run in found.runs:
         shutil.copyfile(Path(run.path) / "increment.safetensors", args.out / f"{run.name}.safetensors")
     print(found.sentence)

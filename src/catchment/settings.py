@@ -275,7 +275,7 @@ class TuneSettings:
         method_args: Further settings of the method, as key=value: rule=random, scope=global, r=16 ...
         learning_rate: Default: 1e-3 (sift), 2e-4 (lora), 2e-5 (others).
         epochs: Passes over the data.
-        max_steps: Optimizer steps instead of epochs.
+        max_steps: Optimizer steps on the rows, instead of epochs; replayed rows come on top.
         batch_size: Rows per step and device.
         accumulation: Batches per optimizer step.
         max_length: Tokens per row; longer rows are cut.
@@ -287,7 +287,7 @@ class TuneSettings:
         replay: Share of the training rows that the base writes itself, with --protect; 0 for none.
         pull: Strength of a decay towards the base (L2-SP).
         fence_steps: Optimizer steps between two looks of the fence. Default: an eighth of the training.
-        plain: Tune without protection too, and compare the two.
+        no_plain: With --protect, do not tune without protection beside it.
         eval_steps: Also measure tasks every so many steps, on a fixed subset, before and during training.
         eval_limit: Items per task of those evaluations.
         on_drop: What a shown loss in them does: "warn" or "stop".
@@ -330,7 +330,7 @@ class TuneSettings:
     replay: float = 0.25
     pull: float = 0.0
     fence_steps: int | None = None
-    plain: bool = True
+    no_plain: bool = False
     eval_steps: int | None = None
     eval_limit: int = 100
     on_drop: str = "warn"
@@ -365,9 +365,12 @@ class TuneSettings:
             _whole(name, getattr(self, name), least)
         if not 0 <= self.replay < 1:
             raise InputError(f"replay {self.replay}: expected a share of the rows, from 0 to below 1, e.g. 0.25.")
-        for name, value in (("pull", self.pull), ("held-out", self.held_out), ("epochs", self.epochs)):
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name} {value}: expected a number of at least 0.")
+        if not 0 <= self.pull < float("inf"):
+            raise InputError(f"pull {self.pull}: expected a number of at least 0.")
+        if not 0 < self.epochs < float("inf"):
+            raise InputError(f"epochs {self.epochs}: expected a number above 0.")
+        if not (0 <= self.held_out < 1 or (self.held_out >= 2 and float(self.held_out).is_integer())):
+            raise InputError(f"held-out {self.held_out}: expected a share below 1, or a number of rows of at least 2.")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning-rate {self.learning_rate}: expected a number above 0, e.g. 2e-4.")
         if self.on_drop not in ("warn", "stop"):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError
-from catchment.methods.targets import target_weights
+from catchment.methods.targets import claim, release, target_weights
 from catchment.models import mapped_weights, named_weights, persistent_buffers
+from catchment.runs import make_folder, write_atomic
 from catchment.training import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 
 RECIPE = "tuning.json"
@@ -46,9 +47,18 @@ class _Dense:
         fp32 masters where weights are of half precision.
 
         Raises:
-            InputError: A target matches nothing, or ``base_files`` hold other weights.
+            InputError: The model is being tuned already, a target matches nothing, or ``base_files`` hold other
+                weights.
             ModelError: A target cannot be trained: packed, or offloaded.
         """
+        claim(model)
+        try:
+            return self._attach(model)
+        except BaseException:
+            release(model)
+            raise
+
+    def _attach(self, model: nn.Module) -> DenseTuning:
         targets = target_weights(model, ["*"] if self.target_modules is None else self.target_modules)
         base = None
         if self.base_files:
@@ -192,7 +202,11 @@ class DenseTuning:
 
         Returns:
             The folder: ``catchment.models.load`` reads it alone.
+
+        Raises:
+            StoreError: A file is in the way, or the place is read-only.
         """
+        make_folder(Path(folder))
         self.model.save_pretrained(folder)  # type: ignore[operator]
         return write_recipe(folder, self.method, base_hash, recipe)
 
@@ -236,6 +250,7 @@ class DenseTuning:
         self._masters.close()
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
+        release(self.model)
 
     def _kept(self) -> dict[str, Tensor]:
         if self._base is None:
@@ -252,7 +267,7 @@ def write_recipe(folder: str | Path, method: Any, base_hash: str | None, recipe:
         "recipe": dict(recipe) if recipe is not None else None,
     }
     path = Path(folder) / RECIPE
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
     return path.parent
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +16,16 @@ from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError
 from catchment.methods.dense import write_recipe
-from catchment.methods.targets import ALL_LINEAR
-from catchment.models import family_of, locate
+from catchment.methods.targets import ALL_LINEAR, as_list, claim, release
+from catchment.models import family_of, locate, named_weights, read_header
+from catchment.runs import make_folder
 from catchment.training import check_number, decay_groups
 
 _ADAPTER = "default"
 _FILE = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
+_SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+"""Settings that decide how far an adapter's matrices move the base."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,17 @@ class LoRA:
         """Put adapters into the model, in place; ``seed`` draws ``A``, and the global random state is left alone.
 
         Raises:
-            InputError: The model has an adapter already, or PEFT finds no such target; nothing was altered.
+            InputError: The model is being tuned or has an adapter already, or a target is not there or cannot have
+                an adapter; nothing was altered.
         """
+        claim(model)
+        try:
+            return self._attach(model, seed)
+        except BaseException:
+            release(model)
+            raise
+
+    def _attach(self, model: nn.Module, seed: int) -> LoRATuning:
         from peft import LoraConfig, get_peft_model
 
         if hasattr(model, "peft_config"):
@@ -73,17 +88,29 @@ class LoRA:
             modules_to_save=list(self.modules_to_save) or None,
         )
         try:
-            with _quiet(), _seeded(model, seed):
+            with _put_back(model), _quiet(), _seeded(model, seed):
                 wrapped = get_peft_model(model, config)
-        except ValueError as error:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(flags[name])
-            if hasattr(model, "peft_config"):
-                del model.peft_config
-            raise InputError(f"target_modules {self.target_modules!r}: {error}") from error
+        except (ValueError, re.error) as error:
+            raise self._refused(model, config, error) from error
         for module in wrapped.modules():
             module.training = modes.get(id(module), model.training)
         return LoRATuning(wrapped, self, flags)
+
+    def _refused(self, model: nn.Module, config: Any, error: Exception) -> InputError:
+        """What PEFT's error means: a module that can have no adapter, a string that should be a list, or its words."""
+        given = f"target_modules {self.target_modules!r}"
+        name = None if isinstance(error, re.error) else _unsupported(model, config)
+        if name is not None:
+            kind = type(model.get_submodule(name)).__name__
+            return InputError(
+                f"{given} names {name!r}, a {kind}, which can have no LoRA adapter; expected linear layers, "
+                "convolutions or embeddings. Leave it out, or train it whole: modules_to_save."
+            )
+        entry = as_list(self.target_modules, named_weights(model)) if isinstance(self.target_modules, str) else None
+        if entry is not None and not any(c in entry for c in "*?["):
+            told = "a string is a regular expression over whole module names; for an ending give a list"
+            return InputError(f"{given}: {error}; {told}: [{entry!r}].")
+        return InputError(f"{given}: {error}")
 
     def _targets(self, model: nn.Module) -> str | list[str]:
         if self.target_modules != ALL_LINEAR:
@@ -167,30 +194,58 @@ class LoRATuning:
 
         Returns:
             The folder: ``catchment.models.load`` reads it as ``BASE+FOLDER``.
+
+        Raises:
+            StoreError: A file is in the way, or the place is read-only.
         """
+        make_folder(Path(folder))
         with _quiet():  # "auto" would ask the hub about the base's vocabulary
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
         return write_recipe(folder, self.method, base_hash, recipe)
 
     def load_pretrained(self, folder: str | Path) -> None:
-        """Take up a saved adapter with the same targets and rank.
+        """Take up a saved adapter with the same targets, rank and scaling.
 
         Raises:
-            ModelError: There is no adapter there, or it does not fit this one; nothing was altered.
+            ModelError: There is no adapter there, it is damaged or does not fit this one; nothing was altered.
         """
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = Path(folder) / _FILE
         if not path.is_file():
             raise ModelError(f"{str(folder)!r} has no {_FILE}; expected a folder that LoRA saved.")
-        saved = load_file(str(path))
+        shapes = {entry.name: entry.shape for entry in read_header(path)[0]}
+        self._check_scales(Path(folder) / _CONFIG)
         with _quiet():
             own = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-        shapes = {name: tensor.shape for name, tensor in own.items()}
-        if shapes != {name: tensor.shape for name, tensor in saved.items()}:
+        if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
             raise ModelError(f"{str(path)!r} holds another adapter: expected r={self.method.r} and the same targets.")
+        try:
+            saved = load_file(str(path))
+        except SafetensorError as error:
+            raise ModelError(f"{str(path)!r} is damaged ({error}); download or save it again.") from error
         set_peft_model_state_dict(self.model, saved)
+
+    def _check_scales(self, path: Path) -> None:
+        """Refuse an adapter whose matrices mean another move than they would mean here."""
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            theirs = {name: saved.get(name) or None for name in _SCALES}
+        except OSError as error:
+            raise ModelError(f"cannot read {path}: {error.strerror or error}; expected what LoRA saved.") from error
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{path} is damaged ({error}); download or save it again.") from error
+        config = self.model.peft_config[_ADAPTER]
+        ours = {name: getattr(config, name) or None for name in _SCALES}
+        other = [name for name in _SCALES if theirs[name] != ours[name]]
+        if other:
+            raise ModelError(
+                f"{str(path.parent)!r} holds another adapter: it was saved with "
+                f"{', '.join(f'{name}={theirs[name]}' for name in other)}, and this tuning has "
+                f"{', '.join(f'{name}={ours[name]}' for name in other)}; attach LoRA with the saved settings."
+            )
 
     def merge(self) -> nn.Module:
         """Add ``lora_alpha / r * B A`` to the base's weights, in place and rounded to their dtype."""
@@ -211,7 +266,37 @@ class LoRATuning:
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(self._flags[name])
             parameter.grad = None
+        release(base)
         return base
+
+
+def _unsupported(model: nn.Module, config: Any) -> str | None:
+    """The first module among the targets that is of none of the classes that LoRA is known for."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from transformers.pytorch_utils import Conv1D
+
+    known = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    for name, module in model.named_modules():
+        if name and not isinstance(module, known) and check_target_module_exists(config, name):
+            return name
+    return None
+
+
+@contextmanager
+def _put_back(model: nn.Module) -> Iterator[None]:
+    """When what is inside fails, every module stands where it stood, with its parameters' ``requires_grad``."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, held in children:
+            module._modules.clear()
+            module._modules.update(held)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        vars(model).pop("peft_config", None)
+        raise
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -14,11 +15,38 @@ from catchment.models import family_of, locate, named_weights
 ALL_LINEAR = "all-linear"
 """Every matrix in the blocks that belongs to attention or FFN; no embedding, head, norm or bias."""
 
+_CLAIM = "_catchment_tuning"
+
+
+class _Claim:
+    """True in the model that is being tuned; ``False`` in a copy of it, which no tuning holds."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return bool, ()
+
+
+def claim(model: nn.Module) -> None:
+    """Mark a model as being tuned, until :func:`release`.
+
+    Raises:
+        InputError: It or a part of it is being tuned already; nothing was altered.
+    """
+    if any(vars(module).get(_CLAIM) for module in model.modules()):
+        raise InputError("the model is being tuned already; call remove() or merge() on that tuning first.")
+    object.__setattr__(model, _CLAIM, _Claim())
+
+
+def release(model: nn.Module) -> None:
+    """The model is not being tuned any more; nothing happens where it was not."""
+    vars(model).pop(_CLAIM, None)
+
 
 def target_weights(
     model: nn.Module, target_modules: str | Sequence[str] = ALL_LINEAR, option: str = "target_modules"
 ) -> dict[str, nn.Parameter]:
     """Unique parameters by name that ``target_modules`` means, in the model's order.
+
+    A later name of a tied weight means that weight, under its first name and with a warning.
 
     Args:
         target_modules: ``"all-linear"``; a regular expression that matches whole module names; or a list whose entries
@@ -27,7 +55,7 @@ def target_weights(
         option: What to call it in an error.
 
     Raises:
-        InputError: An entry matches nothing.
+        InputError: An entry matches nothing, or is no regular expression.
         ModelError: A matched weight cannot be trained: packed, offloaded or not contiguous.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -37,15 +65,16 @@ def target_weights(
     weights = {name: p for name, p in named_weights(model).items() if isinstance(p, nn.Parameter)}
     if target_modules == ALL_LINEAR:
         chosen = _linear(model, weights)
-    elif isinstance(target_modules, str):
-        chosen = {name for name in weights if re.fullmatch(target_modules, name.rpartition(".")[0])}
-        _found(chosen, target_modules, weights, option)
     else:
+        tied = _later_names(model, weights)
+        names = (*weights, *tied)
+        single = isinstance(target_modules, str)
         chosen = set()
-        for entry in target_modules:
-            matched = _matches(entry, weights)
-            _found(matched, entry, weights, option)
-            chosen |= matched
+        for entry in (target_modules,) if isinstance(target_modules, str) else target_modules:
+            matched = _expressed(entry, names, option) if single else _matches(entry, names)
+            if not matched:
+                raise _nothing(entry, names, option, single)
+            chosen |= _first_names(matched, tied, entry, option)
     found = {name: p for name, p in weights.items() if name in chosen}
     if not found:
         raise InputError(f"{option} {target_modules!r} names no weight; expected e.g. 'all-linear' or ['q_proj'].")
@@ -66,6 +95,53 @@ def _linear(model: nn.Module, weights: Iterable[str]) -> set[str]:
     return found
 
 
+def _later_names(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """Further names of tied weights, with the first name of each."""
+    first = {id(parameter): name for name, parameter in weights.items()}
+    seen: set[int] = set()
+    later = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen and id(parameter) in first:
+            later[name] = first[id(parameter)]
+        seen.add(id(parameter))
+    return later
+
+
+def _first_names(matched: set[str], tied: Mapping[str, str], entry: str, option: str) -> set[str]:
+    """The matched weights under their first names. Warns of each that the entry means under a later name only."""
+    own = matched - tied.keys()
+    for name in sorted(matched & tied.keys()):
+        if tied[name] not in own:
+            warnings.warn(
+                f"{option} {entry!r} names {name!r}, which is tied to {tied[name]!r}: that one weight trains, and "
+                "moves wherever it is used",
+                stacklevel=4,
+            )
+            own.add(tied[name])
+    return own
+
+
+def _expressed(expression: str, names: Iterable[str], option: str) -> set[str]:
+    """Names of weights in modules whose whole name the regular expression matches."""
+    try:
+        compiled = re.compile(expression)
+    except re.error as error:
+        hint = as_list(expression, names)
+        raise InputError(f"{option} {expression!r} is no regular expression ({error}); {_a_list(hint)}.") from error
+    return {name for name in names if compiled.fullmatch(name.rpartition(".")[0])}
+
+
+def as_list(text: str, names: Iterable[str]) -> str | None:
+    """The entry of a list that finds what this string, given alone, seems to mean: an ending or a glob."""
+    names = list(names)
+    return next((entry for entry in (text, text.lstrip("*."), f"{text}.weight") if _matches(entry, names)), None)
+
+
+def _a_list(entry: str | None) -> str:
+    told = "a string is a regular expression over whole module names"
+    return f"{told}; for an ending or a glob give a list: [{entry!r}]" if entry else f"{told}, e.g. '.*q_proj'"
+
+
 def _matches(entry: str, weights: Iterable[str]) -> set[str]:
     if any(c in entry for c in "*?["):
         return set(fnmatch.filter(weights, entry))
@@ -73,12 +149,15 @@ def _matches(entry: str, weights: Iterable[str]) -> set[str]:
     return {name for name in weights if name in (entry, f"{entry}.weight") or name.endswith(ends)}
 
 
-def _found(matched: set[str], entry: str, weights: Iterable[str], option: str) -> None:
-    if not matched:
-        parts = sorted({part for name in weights for part in name.split(".") if not part.isdigit()})
-        words = [w for w in re.split(r"[^\w-]+", entry) if w and w not in parts]
-        hint = did_you_mean(words[0], parts) if words else ""
-        raise InputError(f"{option} {entry!r} matches no weight of this model; its parts are {', '.join(parts)}.{hint}")
+def _nothing(entry: str, names: Sequence[str], option: str, single: bool) -> InputError:
+    """The error for an entry (``single``: a regular expression) that matches no weight."""
+    hint = as_list(entry, names) if single else None
+    if hint is not None:
+        return InputError(f"{option} {entry!r} matches no module of this model; {_a_list(hint)}.")
+    parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+    words = [w for w in re.split(r"[^\w-]+", entry) if w and w not in parts]
+    hint = did_you_mean(words[0], parts) if words else ""
+    return InputError(f"{option} {entry!r} matches no weight of this model; its parts are {', '.join(parts)}.{hint}")
 
 
 def _check(name: str, parameter: nn.Parameter) -> None:

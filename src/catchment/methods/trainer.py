@@ -130,7 +130,8 @@ class MethodTrainer(Trainer):
             return
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)  # type: ignore[arg-type]
         folder.mkdir(parents=True, exist_ok=True)
-        self.tuning.save_pretrained(folder)
+        if getattr(self.tuning, "ready", True):  # before SIFT has chosen there is nothing beside the optimizer's state
+            self.tuning.save_pretrained(folder)
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None:
             processor.save_pretrained(str(folder))
@@ -139,7 +140,8 @@ class MethodTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not Path(resume_from_checkpoint).is_dir():
             raise ModelError(f"there is no checkpoint folder {resume_from_checkpoint!r} to resume from.")
-        self.tuning.load_pretrained(resume_from_checkpoint)
+        if any(Path(resume_from_checkpoint).glob("*.safetensors")):
+            self.tuning.load_pretrained(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

@@ -2,6 +2,7 @@
 
 from catchment.models.export import Export, export_merged, export_peft
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
+from catchment.models.files import read_header
 from catchment.models.identity import (
     aliases,
     config_hash,
@@ -64,6 +65,7 @@ __all__ = [
     "overlap",
     "peft_hashes",
     "persistent_buffers",
+    "read_header",
     "resolve",
     "select",
     "swap",

@@ -14,7 +14,7 @@ from catchment.records import ModelCard
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FACTS = (
     ("method", ("method",)),
-    ("density that was asked for", ("density",)),
+    ("density that was asked for", ("density", "sparsity")),
     ("seed", ("seed",)),
     ("data", ("data", "data_name")),
     ("data fingerprint", ("data_fingerprint", "fingerprint", "data_hash", "data_sha256")),

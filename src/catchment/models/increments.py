@@ -28,6 +28,8 @@ from catchment.models.weights import effective_weights, named_weights, persisten
 from catchment.records import ModelCard
 
 FILE_NAME = "increment.safetensors"
+_STANDING: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Increment]] = weakref.WeakKeyDictionary()
+"""The increment that stands in a model. One that nobody holds any more stays for good, as a part of that model."""
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -152,10 +154,17 @@ class Increment:
         base. Interrupted half way, it puts everything back. Cost: ``k`` reads and writes.
 
         Raises:
-            ModelError: Already applied, or a tensor is missing or differs in shape or dtype.
+            ModelError: Already applied, another increment stands in the model, or a tensor is missing or differs in
+                shape or dtype.
         """
         if self._model is not None and self._model() is not None:
             raise ModelError(f"{self.path} is already applied; revert it first.")
+        other = _standing(model)
+        if other is not None:
+            raise ModelError(
+                f"{other.path} is applied to this model, and {self.path} cannot stand on it; put it in the place of the "
+                "other with swap, or make one of both with add_increments."
+            )
         moves = []
         with torch.no_grad():
             for piece, flat in self.flats(model):  # all memory is taken before the first write
@@ -163,6 +172,7 @@ class Increment:
                 self._old[piece.name] = flat[index]
                 moves.append((flat, index, self.values[piece.name].to(flat.device)))
             self._model = weakref.ref(model)
+            _STANDING[model] = weakref.ref(self)
             try:
                 for flat, index, new in moves:
                     flat[index] = new
@@ -182,6 +192,7 @@ class Increment:
             for piece, flat in self.flats(model):
                 flat[self.index(piece).to(flat.device)] = self._old[piece.name]
         self._model = None
+        _STANDING.pop(model, None)
         self._old.clear()
 
     def is_applied(self, model: nn.Module) -> bool:
@@ -223,6 +234,12 @@ class Increment:
         if tensor.device.type == "meta" or not tensor.is_contiguous():
             raise ModelError(f"weight {piece.name!r} is offloaded or not contiguous and cannot be moved in place.")
         return tensor.detach().view(-1)
+
+
+def _standing(model: nn.Module) -> Increment | None:
+    """The increment that was applied to this model and can be reverted."""
+    held = _STANDING.get(model)
+    return held() if held is not None else None
 
 
 def _instead(folder: Path) -> str:

@@ -43,6 +43,7 @@ class PilotSteps:
     steps: float | None
     random_scale: float | None
     reach: float
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TuneRun:
         tokens: Tokens of training text, each time they were seen.
         loss: Mean training loss over the first and the last tenth of the steps, nats per token.
         held_out: Loss per trained token of rows that were not trained on, before and after, paired over rows.
+        accuracy: The same for a classifier's answers.
         looks: What the fence saw.
         stopped: Why the training ended before its last step, or ``None``.
         tasks: Verdicts against the base.
@@ -74,6 +76,8 @@ class TuneRun:
     looks: tuple[FenceLook, ...] = ()
     stopped: str | None = None
     tasks: tuple[TaskResult, ...] = ()
+    accuracy: Companion | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

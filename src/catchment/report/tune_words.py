@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from catchment.records import Against, TaskResult, TuneRun
+from catchment.records import Against, Companion, TaskResult, TuneRun
 from catchment.report.words import interval_points, join, points
 
 Headline = Literal["harmful", "trade", "gain", "clean", "open", "unmeasured"]
@@ -14,30 +14,28 @@ ROSE = 1.05
 
 
 def tune_sentence(
-    runs: Sequence[TuneRun], tasks: Sequence[TaskResult], against: Sequence[Against], protected: Sequence[str],
-    alpha: float = 0.05,
-) -> tuple[Headline, str]:  # fmt: skip
+    runs: Sequence[TuneRun], against: Sequence[Against] = (), protected: Sequence[str] = ()
+) -> tuple[Headline, str]:
     """The headline and what came of a tune: gained and lost, whether it is harmful, what the protection did.
 
-    Harmful: something was lost and nothing gained, or more was lost than gained, or the training loss rose. Only
-    losses and gains that were shown count.
+    Harmful: something was lost and nothing gained, or more was lost than gained, or held-out rows became worse, or the
+    training loss rose. Only losses and gains that were shown count.
+
+    Args:
+        runs: The delivered one first.
+        against: The protected tune against the plain one.
+        protected: Names of the protected tasks.
     """
     run = runs[0]
-    lost = [task for task in tasks if task.verdict == "lost"]
-    gained = [task for task in tasks if task.verdict == "gained"]
+    lost = [task for task in run.tasks if task.verdict == "lost"]
+    gained = [task for task in run.tasks if task.verdict == "gained"]
     diverged = run.loss is not None and run.loss[1] > ROSE * run.loss[0]
     worse = run.held_out is not None and run.held_out.difference.low > 0
-    parts = []
-    if not tasks and run.held_out is None:
-        headline: Headline = "unmeasured"
-        parts.append("Nothing was compared.")
-    else:
-        balance = sum(task.difference.estimate for task in [*lost, *gained])
-        harmful = diverged or (bool(lost) and balance < 0) or (worse and not gained)
-        headline = _headline(harmful, lost, gained, tasks)
-        parts.append(_opening(headline, lost, gained))
-    if run.held_out is not None:
-        parts.append(_held_out(run))
+    harmful = diverged or (bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0)
+    harmful = harmful or (worse and not gained)
+    headline = _headline(harmful, lost, gained, run)
+    parts = [_opening(headline, lost, gained, bool(run.tasks))]
+    parts += [_held_out(found) for found in (run.held_out, run.accuracy) if found is not None]
     if diverged and run.loss is not None:
         parts.append(
             f"The training loss rose from {run.loss[0]:.3f} to {run.loss[1]:.3f}: the learning rate is too high."
@@ -49,19 +47,19 @@ def tune_sentence(
     return headline, " ".join(parts)
 
 
-def _headline(
-    harmful: bool, lost: Sequence[TaskResult], gained: Sequence[TaskResult], tasks: Sequence[TaskResult]
-) -> Headline:
+def _headline(harmful: bool, lost: Sequence[TaskResult], gained: Sequence[TaskResult], run: TuneRun) -> Headline:
     if harmful:
         return "harmful"
     if lost:
         return "trade"
     if gained:
         return "gain"
-    return "clean" if any(task.verdict == "kept" for task in tasks) else "open"
+    if not run.tasks:
+        return "unmeasured"
+    return "clean" if any(task.verdict == "kept" for task in run.tasks) else "open"
 
 
-def _opening(headline: Headline, lost: Sequence[TaskResult], gained: Sequence[TaskResult]) -> str:
+def _opening(headline: Headline, lost: Sequence[TaskResult], gained: Sequence[TaskResult], compared: bool) -> str:
     said = []
     if gained:
         said.append(f"gained {join([_change(task) for task in gained])}")
@@ -74,18 +72,24 @@ def _opening(headline: Headline, lost: Sequence[TaskResult], gained: Sequence[Ta
         return f"This tune is a trade: it {what}."
     if headline == "gain":
         return f"This tune {what}; no loss was shown."
-    return "No gain and no loss was shown on the tasks." if headline == "open" else "This tune lost nothing it had."
+    if not compared:
+        return "No task was compared."
+    return "No gain and no loss was shown on the tasks." if headline == "open" else "No task was shown to be lost."
 
 
 def _change(task: TaskResult) -> str:
     return f"{task.task} ({points(task.difference.estimate, 0)} points, {interval_points(task.difference, 0)})"
 
 
-def _held_out(run: TuneRun) -> str:
-    assert run.held_out is not None
-    found = run.held_out
+def _held_out(found: Companion) -> str:
+    """The change on rows that were not trained on, with its interval."""
     way = "fell" if found.difference.high < 0 else "rose" if found.difference.low > 0 else "went"
-    return f"On rows that were not trained on the loss {way} from {found.base:.3f} to {found.tuned:.3f} nats per token."
+    d = found.difference
+    what, _, where = found.name.partition(" on ")
+    return (
+        f"On {where} {what} {way} from {found.base:.3f} to {found.tuned:.3f} "
+        f"({d.estimate:+.3f}, {100 * d.level:.4g}% interval {d.low:+.3f} to {d.high:+.3f})."
+    )
 
 
 def _protection(against: Sequence[Against], protected: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from catchment import report
 from catchment.capabilities import Task
 from catchment.errors import InputError
-from catchment.records import Against, Comparison, TaskResult, Tune, TuneRun, to_json
+from catchment.records import Against, Comparison, Tune, TuneRun, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings, TuneSettings
 from catchment.workflows import distributed
@@ -18,8 +18,8 @@ from catchment.workflows.compare import run_comparison
 from catchment.workflows.job import as_settings
 from catchment.workflows.measure import environment
 from catchment.workflows.progress import Progress
-from catchment.workflows.tune_job import TuneJob, open_tune, own_task, settings_told, store_folder
-from catchment.workflows.tune_train import measure_rooms, train
+from catchment.workflows.tune_job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
+from catchment.workflows.tune_train import kept_warnings, measure_rooms, protected_method, train, training_arguments
 
 PLAIN, PROTECTED = "plain", "protected"
 
@@ -69,6 +69,10 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
     """:func:`tune` with checked settings."""
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
+    training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said before anything is claimed
+    if job.protected:
+        protected_method(job)
+    claim(job)
     if not distributed.first():
         return _work(job)
     with Store(job.out).lock("tune"):
@@ -82,7 +86,7 @@ def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
     tuning = job.method.attach(job.loaded.model, seed=s.seed)
     trainable = sum(p.numel() for p in tuning.parameters())
     tuning.remove()
-    runs = 2 if job.protected and s.plain else 1
+    runs = 2 if job.protected and not s.no_plain else 1
     rows = s.batch_size * s.accumulation * job.steps
     tokens = rows * encoded.tokens / max(len(encoded.examples), 1)
     lines = [
@@ -91,7 +95,8 @@ def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
         f"data: {job.train.name}, {len(job.train):,} rows of {job.train.kind} to train on, {len(job.held):,} held out; "
         f"{encoded.tokens:,} tokens, {encoded.trained_tokens:,} of them learned, {encoded.truncated:,} rows cut",
         f"{runs} training{'s' * (runs > 1)} of {job.steps:,} steps x {s.batch_size * s.accumulation} rows, about "
-        f"{tokens:,.0f} tokens each; learning rate {job.rate:g}",
+        f"{tokens:,.0f} tokens each; learning rate {job.rate:g}"
+        + (f"; the protected one replays {s.replay:.0%} of rows on top" if job.protected and s.replay else ""),
     ]
     if job.protected:
         counts = ", ".join(
@@ -103,9 +108,14 @@ def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
 
 
 def _work(job: TuneJob) -> Tune:
-    rooms = measure_rooms(job)
-    names = (PROTECTED, PLAIN) if job.protected and job.settings.plain else (PROTECTED if job.protected else PLAIN,)
+    with kept_warnings() as said:
+        rooms = measure_rooms(job)
+    job.warnings += [*said, *(room.warning for room in rooms if room.warning)]
+    names = [PROTECTED] if job.protected else [PLAIN]
+    if job.protected and not job.settings.no_plain:
+        names.append(PLAIN)
     runs = [train(job, name, fenced=name == PROTECTED) for name in names]
+    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings]
     comparison = None
     against: tuple[Against, ...] = ()
     if distributed.first() and not job.classifies:
@@ -144,10 +154,16 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
         job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
         margin=s.max_drop if job.protected else s.margin, alpha=s.alpha, chat_template=s.chat_template,
         system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
-        dtype="auto", device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
+        dtype="auto", tuned_revision=_revision(job, run), device=s.device,
+        attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
     return run_comparison(settings, job.progress)
+
+
+def _revision(job: TuneJob, run: TuneRun) -> str | None:
+    """The base's revision, where the tuned model is spelled with its base."""
+    return None if (Path(run.path) / "config.json").is_file() else job.settings.revision
 
 
 def _tuned(job: TuneJob, run: TuneRun) -> Any:
@@ -176,7 +192,8 @@ def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Agai
     settings = CompareSettings(
         _tuned(job, runs[1]), _tuned(job, runs[0]), tasks=tuple(tasks), limit=s.limit, margin=s.max_drop, alpha=s.alpha,  # type: ignore[arg-type]
         chat_template=s.chat_template, system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none",
-        formats=1, room=False, dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
+        formats=1, room=False, revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
+        dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
         device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
@@ -192,8 +209,7 @@ def _record(
     against: tuple[Against, ...],
 ) -> Tune:
     s = job.settings
-    delivered: tuple[TaskResult, ...] = runs[0].tasks
-    headline, sentence = report.tune_sentence(runs, delivered, against, [p.guard.name for p in job.protected])
+    headline, sentence = report.tune_sentence(runs, against, [p.guard.name for p in job.protected])
     train, held = job.train, job.held
     return Tune(
         base=job.loaded.card.name,

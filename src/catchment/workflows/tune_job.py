@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import math
+import random
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import GENERATED_SCORERS, Task, evaluate, resolve_tasks, sample
+from catchment.capabilities import GENERATED_SCORERS, Task, context_length, evaluate, prepare, resolve_tasks, sample
 from catchment.errors import InputError, did_you_mean
 from catchment.methods import METHODS, Method
 from catchment.runs import claim_folder
@@ -26,8 +27,10 @@ from catchment.workflows.progress import Progress
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5
 MOST_HELD = 200
-GUARD, PILOT = 128, 48
-"""Items per protected task that the fence looks at, and that the room before training is measured on."""
+GUARD, LEAST_GUARD, PILOT = 128, 48, 32
+"""Items per protected task that the fence looks at, at most and at least, and that the room before is measured on."""
+LOOKS = 24
+"""Evaluations of the guard items that a training takes, pulls included, as far as plans go."""
 OWN = "held_out"
 """Name of the task that is made of the rows that were not trained on."""
 
@@ -64,8 +67,13 @@ class TuneJob:
         return self.settings.learning_rate or RATES.get(self.method.name, RATE)
 
     @property
+    def max_length(self) -> int:
+        """Tokens per row: what was asked for, as far as the model's context goes."""
+        return min(self.settings.max_length, context_length(self.loaded.model) or self.settings.max_length)
+
+    @property
     def steps(self) -> int:
-        """Optimizer steps of one training."""
+        """Optimizer steps of one training on its own rows; replayed ones come on top."""
         return self.settings.max_steps or max(1, math.ceil(self.settings.epochs * self.steps_per_epoch(0.0)))
 
     def steps_per_epoch(self, replay: float) -> int:
@@ -101,6 +109,10 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     classifies = rows.kind == "classification"
     tasks = [] if settings.tasks == ("none",) or classifies else resolve_tasks(settings.tasks)
     guarded = resolve_tasks(settings.protect) if settings.protect else []
+    if classifies and settings.tasks not in (("default",), ("none",)):
+        raise InputError("--tasks needs a language model, and classification rows train a classifier; leave it out.")
+    if settings.pull and not guarded:
+        raise InputError(f"--pull {settings.pull:g} is a protection: name what it is to protect, --protect TASK.")
     if classifies and guarded:
         raise InputError("--protect needs a language model, and classification rows train a classifier; leave it out.")
     protected = [_protected(task, settings) for task in guarded]
@@ -114,19 +126,57 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
             f"{rows.name} has {len(rows.classes)} classes ({', '.join(map(str, rows.classes[:5]))}) and the model's "
             f"head is for {loaded.model.config.num_labels}; expected equal numbers. Set num_labels in its config.json."
         )
-    encoded = _encoded(train, loaded, settings)
+    longest = min(settings.max_length, context_length(loaded.model) or settings.max_length)
+    if longest < settings.max_length:
+        warnings.warn(f"max-length {settings.max_length} is lowered to the model's context of {longest}", stacklevel=2)
+    encoded = _encoded(train, loaded, settings, longest)
     examples = encoded.examples
     if settings.packing:
-        examples = pack(examples, settings.max_length, model=loaded.model)
+        examples = pack(examples, longest, model=loaded.model)
+    few = held.of(_drawn(held.rows, settings.seed))
     job = TuneJob(
         settings, method, loaded, train, held, encoded, examples,
-        _encoded(held.of(held.rows[:MOST_HELD]), loaded, settings) if len(held) else None,
+        _encoded(few, loaded, settings, longest) if len(few) else None,
         protected, tasks, settings.out or Path("."), progress,
     )  # fmt: skip
-    if settings.out is not None and distributed.first():
-        claim_folder(settings.out, _fingerprint(job), "tune")
+    _spare(job)
     _admit(job)
     return job
+
+
+def _spare(job: TuneJob) -> None:
+    """Fewer guard items where looking at all of them would cost more than the training: a trained token counts for
+    three, because its backward pass costs two forward passes."""
+    if not job.protected:
+        return
+    each = 0.0
+    for item in job.protected:
+        few = item.guard.items[:16]
+        made = prepare(
+            job.loaded.tokenizer, item.guard, items=few, chat_template=job.settings.chat_template,
+            context=context_length(job.loaded.model),
+        )  # fmt: skip
+        each += made.tokens / len(few)
+    tokens = job.encoded.tokens / len(job.encoded.examples) * job.steps * job.settings.batch_size
+    wanted = int(3 * tokens * job.settings.accumulation / (LOOKS * max(each, 1.0)))
+    n = max(LEAST_GUARD, min(GUARD, wanted))
+    job.protected = [
+        dataclasses.replace(p, guard=p.guard.with_items(p.guard.items[:n])) for p in job.protected
+    ]  # fmt: skip
+
+
+def claim(job: TuneJob) -> None:
+    """Make OUT the folder of this tune, when all else has been found right."""
+    if job.settings.out is not None and distributed.first():
+        claim_folder(job.settings.out, _fingerprint(job), "tune")
+
+
+def _drawn(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """At most :data:`MOST_HELD` of the rows, drawn by the seed."""
+    if len(rows) <= MOST_HELD:
+        return rows
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), MOST_HELD))
+    return [rows[i] for i in chosen]
 
 
 def _held(asked: float, rows: int) -> int:
@@ -182,7 +232,8 @@ def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> d
         if "," in text and isinstance(values[name], str):
             values[name] = tuple(part.strip() for part in text.split(","))
         default = fields[name].default
-        if isinstance(default, (int, float)) and not isinstance(values[name], (int, float)):
+        number = isinstance(values[name], (int, float)) and isinstance(values[name], bool) == isinstance(default, bool)
+        if isinstance(default, (int, float)) and not number:
             raise InputError(f"--{option} {pair!r}: expected {name} to be a number or true/false, e.g. {default}.")
     return values
 
@@ -207,11 +258,9 @@ def _fewer(limit: int | None, task: Task) -> int | None:
     return None if limit is None or limit >= len(task.items) else limit
 
 
-def _encoded(rows: Rows, loaded: models.LoadedModel, settings: TuneSettings) -> Encoded:
+def _encoded(rows: Rows, loaded: models.LoadedModel, settings: TuneSettings, longest: int) -> Encoded:
     system = None if rows.kind in ("text", "classification") else settings.system
-    return encode_rows(
-        rows, loaded.tokenizer, max_length=settings.max_length, chat_template=settings.chat_template, system=system
-    )
+    return encode_rows(rows, loaded.tokenizer, max_length=longest, chat_template=settings.chat_template, system=system)
 
 
 def _admit(job: TuneJob) -> None:
@@ -246,7 +295,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
     names = (
         "method_args", "sparsity", "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing",
         "training_args", "held_out", "protect", "max_drop", "replay", "pull", "fence_steps", "chat_template",
-        "system", "seed",
+        "system", "seed", "eval_steps", "on_drop",
     )  # fmt: skip
     card = job.loaded.card
     return {

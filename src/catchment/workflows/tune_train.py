@@ -6,18 +6,23 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from catchment.capabilities import evaluate
 from catchment.errors import InputError, NonFiniteError
-from catchment.landscape import Batch
-from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, Tuning
-from catchment.records import Companion, FenceLook, Interval, PilotSteps, TuneRun, from_json, to_json
-from catchment.runs import write_atomic
-from catchment.statistics import unbounded_paired_interval
+from catchment.landscape import Batch, Subspace
+from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, Tuning
+from catchment.records import Companion, FenceLook, Interval, PilotSteps, Row, TuneRun, from_json, to_json
+from catchment.runs import make_folder, write_atomic
+from catchment.statistics import ladder, paired_interval, unbounded_paired_interval
 from catchment.training import (
     CapabilityCallback,
     Collator,
@@ -32,10 +37,19 @@ from catchment.training import (
     self_generated,
 )
 from catchment.workflows import distributed
-from catchment.workflows.tune_job import TuneJob, parse_pairs
+from catchment.workflows.tune_job import TuneJob, own_task, parse_pairs
 
 WARM_UP = 0.03
+RUNGS = 8
+"""Scales at which the room before training is measured."""
 REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
+OURS = {
+    "output_dir": "--out", "per_device_train_batch_size": "--batch-size", "num_train_epochs": "--epochs",
+    "gradient_accumulation_steps": "--accumulation", "max_steps": "--max-steps", "learning_rate": "--learning-rate",
+    "seed": "--seed", "data_seed": "--seed", "save_steps": "--save-steps", "eval_strategy": "--eval-steps",
+    "eval_steps": "--eval-steps", "remove_unused_columns": "nothing: rows are tokenised here",
+}  # fmt: skip
+"""Training arguments that are settings of the tune, and so of its record."""
 SHARDED = ("full", "lora")
 """Methods that accelerate may cut over processes: their weights are ordinary parameters of the model."""
 
@@ -47,22 +61,23 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
     if done.is_file():
         return from_json(TuneRun, done.read_text(encoding="utf-8"))
     began = time.monotonic()
-    examples = _with_replay(job) if fenced and job.settings.replay else job.examples
-    before = _held_out_losses(job, job.loaded.model)
-    method = protected_method(job) if fenced else job.method
-    tuning = method.attach(job.loaded.model, seed=job.settings.seed)
-    try:
-        run = _trained(job, name, folder, tuning, examples, fenced, before)
-    finally:
-        tuning.remove()
-    run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1))
+    with kept_warnings() as said:
+        examples = _with_replay(job) if fenced and job.settings.replay else job.examples
+        before = held_out(job, job.loaded.model)
+        method = protected_method(job) if fenced else job.method
+        tuning = method.attach(job.loaded.model, seed=job.settings.seed)
+        try:
+            run = _trained(job, name, folder, tuning, examples, fenced, before)
+        finally:
+            tuning.remove()
+    run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1), warnings=tuple(said))
     if distributed.first():
         write_atomic(done, to_json(run))
     return run
 
 
 def _trained(
-    job: TuneJob, name: str, folder: Path, tuning: Tuning, examples: list[Any], fenced: bool, before: list[float]
+    job: TuneJob, name: str, folder: Path, tuning: Tuning, examples: list[Any], fenced: bool, before: HeldOut
 ) -> TuneRun:
     s = job.settings
     args = training_arguments(job, name, len(examples))
@@ -79,9 +94,9 @@ def _trained(
     except NonFiniteError as error:
         kept = ""
         if trainer.state.global_step and distributed.first():
-            kept = f" The last good state is in {str(tuning.save_pretrained(folder / 'last-good'))!r}."
+            kept = f" The last good state is in {str(_artefact(job, folder / 'last-good', tuning, trainer))!r}."
         raise NonFiniteError(f"{error}{kept}") from error
-    after = _held_out_losses(job, tuning.model)
+    after = held_out(job, tuning.model)
     path = _save(job, folder, tuning, trainer)
     trainable = sum(p.numel() for p in tuning.parameters())
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -96,10 +111,23 @@ def _trained(
         seconds=0.0,
         bytes=sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size,
         loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
-        held_out=_companion(before, after, s.alpha),
+        held_out=_companion(job, before, after),
+        accuracy=_accuracy(job, before, after),
         looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
         stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
     )
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """Inside, warnings for users are kept for the record instead of printed."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield said
+        finally:
+            said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -139,9 +167,12 @@ def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
         "use_cpu": job.loaded.card.device == "cpu",
         "dataloader_pin_memory": job.loaded.card.device != "cpu",
     }
-    values |= parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
+    given = parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
+    ours = sorted(given.keys() & OURS.keys())
+    if ours:
+        raise InputError(f"--training-args {ours[0]}=...: give it as {OURS[ours[0]]} instead.")
     try:
-        return TrainingArguments(**values)
+        return TrainingArguments(**{**values, **given})
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().splitlines()[0]
         raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
@@ -191,7 +222,15 @@ def _resume(output_dir: str) -> bool | None:
 
 
 def _save(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
-    """The artefact; what it was made from and how is written with it."""
+    """The artefact, on the first process; a model that is cut over processes is saved by all."""
+    if not isinstance(trainer, MethodTrainer):
+        trainer.save_model(str(folder))
+        return folder
+    return _artefact(job, folder, tuning, trainer) if distributed.first() else folder
+
+
+def _artefact(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
+    """What was trained, and with it what it was made from and how; a whole model with its tokenizer."""
     recipe = {
         "base": job.loaded.card.name,
         "method": job.method.name,
@@ -201,27 +240,50 @@ def _save(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
         "steps": trainer.state.global_step,
         "learning_rate": job.rate,
     }
-    if not isinstance(trainer, MethodTrainer):
-        trainer.save_model(str(folder))
-        return folder
-    if not distributed.first():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(tuning.save_pretrained(folder, base_hash=job.loaded.card.weights_hash, recipe=recipe))
+    make_folder(folder)
+    path = Path(tuning.save_pretrained(folder, base_hash=job.loaded.card.weights_hash, recipe=recipe))
+    if (path / "config.json").is_file():
+        job.loaded.tokenizer.save_pretrained(str(path))
+    return path
 
 
-def _held_out_losses(job: TuneJob, model: Any) -> list[float]:
-    if job.held_encoded is None or job.classifies:
-        return []
-    job.progress.status("loss on held-out rows")
-    return completion_losses(model, job.held_encoded)
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that were not trained on: loss per trained token of each, and for a classifier its answers."""
+
+    losses: list[float]
+    rows: dict[str, Row]
 
 
-def _companion(before: list[float], after: list[float], alpha: float) -> Companion | None:
-    if len(before) < 2:
+def held_out(job: TuneJob, model: Any) -> HeldOut:
+    """Measure the held-out rows on the model as it stands."""
+    if job.held_encoded is None:
+        return HeldOut([], {})
+    job.progress.status("held-out rows")
+    if not job.classifies:
+        return HeldOut(completion_losses(model, job.held_encoded), {})
+    task = own_task(job)
+    if task is None:
+        return HeldOut([], {})
+    scores = evaluate(model, task, tokenizer=job.loaded.tokenizer)
+    return HeldOut([], {row.item: row for row in scores.rows})
+
+
+def _companion(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None:
+    if len(before.losses) < 2:
         return None
-    found: Interval = unbounded_paired_interval(before, after, 1 - alpha)
-    return Companion("nats per token on held-out rows", _mean(before), _mean(after), found)
+    found: Interval = unbounded_paired_interval(before.losses, after.losses, 1 - job.settings.alpha)
+    return Companion("nats per token on held-out rows", _mean(before.losses), _mean(after.losses), found)
+
+
+def _accuracy(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None:
+    """Of a classifier, whose base has a new head and is at chance: before and after, on the same rows."""
+    shared = [item for item in before.rows if item in after.rows]
+    if len(shared) < 2:
+        return None
+    one, two = ([rows[item].score for item in shared] for rows in (before.rows, after.rows))
+    found = paired_interval(one, two, level=1 - job.settings.alpha)
+    return Companion("accuracy on held-out rows", _mean(one), _mean(two), found)
 
 
 # ---- protection -----------------------------------------------------------------------------------------------------
@@ -252,7 +314,7 @@ def _watch(job: TuneJob, name: str) -> CapabilityCallback | None:
         return None
     return CapabilityCallback(
         job.tasks, eval_steps=s.eval_steps, limit=s.eval_limit, seed=s.seed, margin=s.margin, alpha=s.alpha,
-        tokenizer=job.loaded.tokenizer, on_drop=s.on_drop, output_dir=job.out / "watch" / name,  # type: ignore[arg-type]
+        tokenizer=job.loaded.tokenizer, on_drop=s.on_drop, table=False, output_dir=job.out / "watch" / name,  # type: ignore[arg-type]
         batch_tokens=job.batch_tokens, chat_template=s.chat_template,
     )  # fmt: skip
 
@@ -268,33 +330,36 @@ def _with_replay(job: TuneJob) -> list[Any]:
         job.progress.status("the base writes text to be replayed")
         rows = self_generated(
             job.loaded.model, job.loaded.tokenizer, min(wanted, REPLAY_ROWS), seed=s.seed,
-            chat_template=s.chat_template, max_new_tokens=min(REPLAY_TOKENS, s.max_length // 2),
+            chat_template=s.chat_template, max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2),
             batch_size=REPLAY_BATCH,
         )  # fmt: skip
         if distributed.first():
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     cut = [bool(row.pop("cut", False)) for row in rows]
     encoded = encode_rows(
-        read_rows(rows), job.loaded.tokenizer, max_length=s.max_length, chat_template=s.chat_template,
-        completion_only=False,
-    )  # fmt: skip
-    end = job.loaded.tokenizer.eos_token_id
-    replay = [_without_end(e, end) if was else e for e, was in zip(encoded.examples, cut, strict=True)]
+        read_rows(rows), job.loaded.tokenizer, max_length=job.max_length, chat_template=s.chat_template
+    )
+    ends = set(job.loaded.tokenizer.all_special_ids) | set(job.loaded.tokenizer.added_tokens_decoder)
+    replay = [_without_end(e, ends) if was else e for e, was in zip(encoded.examples, cut, strict=True)]
     if s.packing:
-        replay = pack(replay, s.max_length, model=job.loaded.model)
+        replay = pack(replay, job.max_length, model=job.loaded.model)
     return mix(job.examples, replay, s.replay, s.seed)
 
 
-def _without_end(example: dict[str, Any], end: int | None) -> dict[str, Any]:
-    """A text that was cut did not end where it ends."""
-    if example["input_ids"][-1] != end:
-        return example
-    return {key: value[:-1] if isinstance(value, list) else value for key, value in example.items()}
+def _without_end(example: dict[str, Any], ends: set[int]) -> dict[str, Any]:
+    """A text that was cut did not end where it ends: what the template or the encoding put behind it is not learned."""
+    labels = list(example["labels"])
+    at = len(labels)
+    while at > 1 and (example["input_ids"][at - 1] in ends or labels[at - 1] == -100):
+        at -= 1
+    return {**example, "labels": labels[:at] + [-100] * (len(labels) - at)}
 
 
 def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
-    """How far the protected tasks let the weights go along the first gradient, before anything is trained."""
-    if not job.protected:
+    """How far the protected tasks let the weights go along the first gradient, before anything is trained: in the
+    entries that SIFT would choose, or in the weights that a dense method trains. An adapter's first steps are no
+    direction of the weights, so for LoRA there are none."""
+    if not job.protected or isinstance(job.method, LoRA):
         return ()
     path = job.out / "rooms.json"
     if path.is_file():
@@ -303,31 +368,44 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
     model = job.loaded.model
     batches = _first_batches(job)
     tuning = job.method.attach(model, seed=job.settings.seed)
-    support = None
+    support: dict[str, Any] | None = None
     try:
         if hasattr(tuning, "support"):
-            first = batches[0]
-            model(input_ids=first.input_ids, attention_mask=first.attention_mask, labels=first.labels).loss.backward()
+            for _ in range(job.method.selection_batches):  # type: ignore[attr-defined]
+                _loss(model, batches[0]).backward()
             support = tuning.support()
+        elif getattr(job.method, "target_modules", None):
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            support = {name: torch.arange(p.numel(), device=p.device) for name, p in trained.items()}
     finally:
         tuning.remove()
     way = first_direction(model, batches, support)
     found = pilot_room(
         model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, max_drop=job.settings.max_drop,
         seed=job.settings.seed, chat_template=job.settings.chat_template, batch_tokens=job.batch_tokens,
-        files=job.loaded.files,
+        files=job.loaded.files, scales=_scales(job), directions=1,
     )  # fmt: skip
-    job.warnings += [w for room in found.values() if (w := room.warning(job.rate, job.steps))]
     rooms = tuple(
         PilotSteps(
             task=name, items=room.items, scale=room.way.estimate, steps=room.steps(job.rate)[0],
             random_scale=None if room.random is None else room.random.estimate, reach=room.way.reach,
+            warning=room.warning(job.rate, job.steps),
         )
         for name, room in found.items()
     )  # fmt: skip
     if distributed.first():
         write_atomic(path, json.dumps([dataclasses.asdict(room) for room in rooms]))
     return rooms
+
+
+def _scales(job: TuneJob) -> tuple[float, ...]:
+    """From one step of the learning rate to as many as the tune has, and no further than random moves are tolerated."""
+    most = min(job.rate * job.steps, 2 * Subspace.all(job.loaded.model).card(job.loaded.model).rms)
+    return ladder(job.rate, max(most, 2 * job.rate), RUNGS)
+
+
+def _loss(model: Any, batch: Batch) -> Any:
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
 
 
 def _first_batches(job: TuneJob, count: int = 2) -> list[Batch]:

@@ -18,9 +18,10 @@ from catchment.methods.sift.selection import Candidates, Pool, candidates, draw,
 class Choice:
     """Which entries of the targets train; gives them to a :class:`Flat` as soon as they are known.
 
-    Within one process and with scope ``tensor`` a target's entries are chosen when its own gradient comes, so that a
-    dense gradient lives no longer than that; a tensor that gets none (an expert without tokens, all zeros) waits for
-    its first. Scope ``global``, and shards of tensors, are settled when the backward pass has ended.
+    One batch, scope ``tensor``, whole tensors: a target's entries are chosen when its own gradient comes, so that a
+    dense gradient lives no longer than that. Otherwise scores and gradients are summed, and all is settled when the
+    last of the backward passes has ended. A tensor that had no gradient until then (an expert without tokens, all
+    zeros) keeps its slots with scope ``tensor`` and whole tensors, and chooses by its first one.
 
     Args:
         flat: Gets what is chosen.
@@ -31,18 +32,31 @@ class Choice:
     def __init__(self, flat: Flat, rule: str, scope: str, batches: int, seed: int, sharded: bool) -> None:
         self.flat, self.rule, self.scope, self.batches, self.seed = flat, rule, scope, batches, seed
         self.sharded = sharded
-        self.together = sharded or scope == "global"
+        self.movable = sharded or scope == "global"
+        """Whether the number of entries of a target is known only when all have been looked at."""
+        self.together = self.movable or batches > 1
+        self.passes = 0
+        """Backward passes whose gradients took part."""
         self.steps = 0
-        """Optimizer steps that went by before anything was chosen."""
+        """Optimizer steps that went by before there were entries to step; the first gradient is a mean over them."""
+        self.settled = False
         self._k = sum(t.budget for t in flat.targets if not t.dense)
         self._pool = Pool(self._k)
         self._overflow = False
-        self._settled = not self._open()
 
     @property
     def done(self) -> bool:
         """Whether there are entries to step."""
-        return self._settled or any(t.index is not None for t in self._open())
+        return self.settled or any(target.index is not None for target in self.flat.targets)
+
+    @property
+    def share(self) -> float:
+        """What a gradient counts for in the first step, which covers the steps that went by before it."""
+        return 1 / (self.steps + 1)
+
+    def waits(self, target: Target) -> bool:
+        """Whether this target's next gradient still has something to decide."""
+        return target.index is None and not (self.settled and (self.movable or target.count == 0))
 
     def without_data(self, support: Mapping[str, Tensor] | None) -> None:
         """Choose at once what needs no gradient."""
@@ -51,84 +65,88 @@ class Choice:
         elif self.rule == "random":
             whole = {t.name: draw(t.parameter.numel(), t.budget, self.seed, t.name) for t in self._open()}
             self.settle({t.name: _here(whole[t.name].to(t.local.device), t) for t in self._open()})
-        else:
+        elif self.rule == "magnitude":
+            for target in self._open():
+                target.scores, target.total = target.local.abs().float(), torch.zeros_like(target.local)
+            self._settle_all()
+        elif not self._open():
+            self.settle({})
+        elif not self.together:
             for target in self.flat.targets:
-                if target.dense and not self.together:
+                if target.dense:
                     self.flat.settle(target, torch.arange(target.count, device=target.local.device))
-                elif self.rule == "magnitude" and not target.dense:
-                    self._enter(target, target.local.abs().float(), torch.zeros_like(target.local))
-            if self.rule == "magnitude" and self.together:
-                self._agree()
         self.flat.values.grad = None
 
     def _open(self) -> list[Target]:
         return [target for target in self.flat.targets if not target.dense]
 
     def offer(self, target: Target, gradient: Tensor) -> None:
-        """Let one batch's dense gradient ``(n,)`` take part; chooses when it was the last one needed."""
-        if target.dense:
-            return
-        scores = score(self.rule, gradient, target.local)
+        """Let one backward pass's dense gradient ``(n,)`` take part."""
+        scores = gradient.abs().float() if target.dense else score(self.rule, gradient, target.local)
         size = float(scores.sum())
-        if not math.isfinite(size):  # a scaler must see it, and nothing may be chosen by it
+        if not math.isfinite(size):  # nothing may be chosen by it, and who looks for overflows must see it
             self._overflow = True
-            if not self.done:
-                self.flat.gradient()[:1] = torch.inf
+            at = target.start if target.count else 0
+            self.flat.gradient()[at : at + 1] = torch.inf
+        elif size == 0:
             return
-        if size == 0:
-            return
-        target.seen += 1
-        if self.batches > 1:
-            target.scores = scores if target.scores is None else target.scores.add_(scores)
-            target.total = gradient.float() if target.total is None else target.total.add_(gradient)
-            if target.seen < self.batches:
-                return
-            scores, gradient = target.scores, target.total / (self.steps + 1)
-            target.scores = target.total = None
-        self._enter(target, scores, gradient)
-
-    def _enter(self, target: Target, scores: Tensor, gradient: Tensor) -> None:
-        if not self.together:
+        elif not self.together or self.settled:
             index = top(scores, target.count)
             self.flat.settle(target, index, gradient[index])
-        elif self.scope == "tensor":
+        elif self.batches == 1 and not target.dense:
+            self._enter(target, scores, gradient)
+        else:
+            if not target.dense:
+                target.scores = scores if target.scores is None else target.scores.add_(scores)
+            target.total = gradient.float() if target.total is None else target.total.add_(gradient)
+
+    def _enter(self, target: Target, scores: Tensor, gradient: Tensor) -> None:
+        if self.scope == "tensor":
             target.waiting = candidates(scores, gradient, target.budget)
         else:
             self._pool.add(target.name, scores, gradient, target.certain)
 
     def backward_ended(self) -> None:
-        """Settle what had to wait for other tensors or processes. Every process calls it after every backward pass
-        until entries are chosen."""
-        if self.done or not self.together:
+        """Settle what had to wait for other tensors, batches or processes. Every process calls it after every backward
+        pass until entries are chosen."""
+        if self.settled or not self.together:
             return
-        entered = any(t.waiting for t in self._open()) or not self._pool.empty
-        if self.sharded:
-            told = torch.tensor([float(self._overflow), float(entered)], device=self.flat.base.device)
-            overflow, some = sharing.sum_(told).tolist()
-        else:
-            overflow, some = float(self._overflow), float(entered)
+        some = any(t.waiting or t.total is not None for t in self.flat.targets) or not self._pool.empty
+        told = torch.tensor([float(self._overflow), float(some)], device=self.flat.base.device)
+        overflow, entered = (sharing.sum_(told) if self.sharded else told).tolist()
         self._overflow = False
         if overflow:
-            self._forget()
+            self.forget()
             self.flat.gradient()[:1] = torch.inf
-        elif some:
-            self._agree()
+        elif entered:
+            self.passes += 1
+            if self.passes >= self.batches:
+                self._settle_all()
 
-    def _forget(self) -> None:
-        self._pool = Pool(self._k)
+    def forget(self) -> None:
+        """Begin anew: what has been summed is of no use."""
+        self._pool, self.passes, self._overflow = Pool(self._k), 0, False
+        for target in self.flat.targets:
+            target.waiting = target.scores = target.total = target.held = None
+
+    def _settle_all(self) -> None:
+        """The best of all tensors, of all parts of each tensor, or of all batches."""
         for target in self._open():
-            target.waiting = target.scores = target.total = None
-            target.seen = 0
-
-    def _agree(self) -> None:
-        """The best of all tensors, or of all parts of each tensor."""
+            if target.scores is not None:
+                assert target.total is not None
+                self._enter(target, target.scores, target.total)
+                target.scores = target.total = None
         if self.scope == "global":
             found = self._pool.chosen()
             if self.sharded:
                 self._cut(found)
-        else:
+        elif self.sharded:
             found = {target.name: self._of_all_parts(target) for target in self._open()}
-        self.settle({n: c.index for n, c in found.items()}, {n: c.gradient for n, c in found.items()})
+        else:
+            found = {target.name: target.waiting for target in self._open() if target.waiting is not None}
+        gradients = {name: c.gradient for name, c in found.items()}
+        gradients |= {t.name: t.total for t in self.flat.targets if t.dense and t.total is not None}
+        self.settle({name: c.index for name, c in found.items()}, gradients)
 
     def _of_all_parts(self, target: Target) -> Candidates:
         device = self.flat.base.device
@@ -150,15 +168,19 @@ class Choice:
             found[name].keep(part)
 
     def settle(self, indices: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> None:
-        """Lay the flat vectors out for these entries; dense targets get all of theirs."""
+        """These entries train, and all of the dense targets; their gradients count for the first step. The flat vectors
+        are laid out anew, but slots are kept for tensors that may still choose."""
         dense = {t.name: torch.arange(t.local.numel(), device=t.local.device) for t in self.flat.targets if t.dense}
         chosen = {**indices, **dense}
-        self.flat.lay_out({name: index.numel() for name, index in chosen.items()})
+        kept = gradients is not None and not self.movable
+        counts = {t.name: t.count for t in self.flat.targets} if kept else {n: i.numel() for n, i in chosen.items()}
+        self.flat.lay_out(counts)
         for target in self.flat.targets:
-            if target.count:
-                self.flat.settle(target, chosen[target.name], (gradients or {}).get(target.name))
-        self._pool = Pool(self._k)
-        self._settled = True
+            if target.name in chosen and target.count:
+                gradient = (gradients or {}).get(target.name)
+                self.flat.settle(target, chosen[target.name], None if gradient is None else gradient * self.share)
+        self.forget()
+        self.settled = True
 
 
 def _checked(name: str, index: Tensor, flat: Flat) -> Tensor:

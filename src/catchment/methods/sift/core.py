@@ -28,6 +28,7 @@ from catchment.methods.sift.choice import Choice
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
 from catchment.methods.targets import ALL_LINEAR, target_weights
+from catchment.models import named_weights
 
 DECAYS = ("zero", "base")
 
@@ -91,7 +92,7 @@ class Sift:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise ModelError("the model is wrapped in DDP already; make the Sift of the plain model, then wrap it.")
         dense = _all_of(model, modules_to_save)
-        chosen = target_weights(model, target_modules if support is None else list(support))
+        chosen = target_weights(model, target_modules) if support is None else _named(model, support)
         chosen = {name: parameter for name, parameter in chosen.items() if name not in dense}
         self.model, self.decay = model, decay
         self.settings = {
@@ -106,7 +107,8 @@ class Sift:
             raise InputError("floor is not supported where tensors are sharded; use scope='tensor', or floor=0.")
         self._replicas = 1 if self.sharded else sharing.processes()
         self._handles: list[Any] = []
-        self._open = False
+        self._task: int | None = None
+        self._base_hash: str | None = None
         if self._replicas > 1:
             sharing.align(self.targets)
             sharing.leave_to_sift(model, self.targets)
@@ -171,7 +173,7 @@ class Sift:
             raise InputError("the optimizer does not hold this Sift's parameters; make it of sift.parameters().")
         if isinstance(optimizer, torch.optim.LBFGS):
             raise InputError("LBFGS evaluates the loss within a step, before weights are written; use AdamW or SGD.")
-        if optimizer.state.get(self.values) and self._choice.together and not self.ready:
+        if optimizer.state.get(self.values) and self._choice.movable and not self.ready:
             raise InputError(
                 f"{type(optimizer).__name__} makes its state before the first step, when the number of entries per "
                 "process is not known yet; use AdamW, or scope='tensor' on whole tensors."
@@ -220,8 +222,7 @@ class Sift:
     @torch.no_grad()
     def scale(self, factor: float) -> None:
         """``values = base + factor * (values - base)``, in fp32, and write them."""
-        base = self.base.float()
-        self.values.sub_(base).mul_(factor).add_(base)
+        self.values.copy_(torch.lerp(self.base.float(), self.values, factor))  # exact at 0 and 1
         self._flat.write(self.values)
 
     def snapshot(self) -> Tensor:
@@ -321,27 +322,42 @@ class Sift:
         if dense is None:
             return
         gradient = (dense.to_local() if self.sharded else dense).reshape(-1)  # type: ignore[attr-defined]
-        if not self._open and (self._replicas > 1 or self._choice.together):
-            self._open = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
+        if gradient.device != self.values.device:
+            self._flat.to(gradient.device)
+        if self._replicas > 1 or (self._choice.together and not self._choice.settled):
+            self._follow_backward()
         flat = self._flat.gradient()
         if target.index is not None:
-            flat[target.slots].add_(gradient.index_select(0, target.index))
-        elif self.ready and self._choice.together:
+            flat[target.slots].add_(gradient.index_select(0, target.index), alpha=self._choice.share)
+        elif self._choice.waits(target):
+            if self._replicas > 1:
+                target.held = gradient if target.held is None else target.held.add_(gradient)
+            else:
+                self._choice.offer(target, gradient)
+
+    def _follow_backward(self) -> None:
+        """Be called when this backward pass has ended. One that failed never ends: what it left is dropped."""
+        task = torch._C._current_graph_task_id()
+        if task == self._task:
             return
-        elif self._replicas > 1:
-            target.held = gradient if target.held is None else target.held.add_(gradient)
-        else:
-            self._choice.offer(target, gradient)
+        if self._task is not None and not self._choice.settled:
+            self._choice.forget()
+        for target in self.targets:
+            target.held = None
+        self._task = task
+        torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
 
     @torch.no_grad()
     def _backward_ended(self) -> None:
-        """Once per backward pass, where processes or tensors must agree."""
-        self._open = False
+        """Once per backward pass, where batches, processes or tensors must agree."""
+        self._task = None
         if self._replicas > 1:
-            for target in self.targets:
-                if target.index is None and not (self.ready and self._choice.together):
-                    held, target.held = target.held, None
+            waiting = [target for target in self.targets if self._choice.waits(target)]
+            for target, anywhere in zip(
+                waiting, sharing.anywhere([t.held is not None for t in waiting], self.base.device), strict=True
+            ):
+                held, target.held = target.held, None
+                if anywhere:
                     mean = sharing.mean_(torch.zeros_like(target.local) if held is None else held)
                     self._choice.offer(target, mean)
         self._choice.backward_ended()
@@ -354,6 +370,7 @@ class Sift:
             self.values.grad = None
             self._choice.steps += 1
             return
+        self._choice.steps = 0
         for group in optimizer.param_groups:
             if group.get("decay_to_base") and self.values.grad is not None:
                 self.values.sub_(self.delta, alpha=group["lr"] * group["decay_to_base"])
@@ -386,6 +403,15 @@ def _check(rule: str, scope: str, decay: str, floor: float, batches: int) -> Non
         raise InputError("floor is for scope='global'; with scope='tensor' every tensor has its own share anyway.")
     if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
         raise InputError(f"selection_batches {batches!r}: expected a whole number of at least 1.")
+
+
+def _named(model: nn.Module, support: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The weights of a given support, by their exact names."""
+    weights = named_weights(model)
+    for name in support:
+        if name not in weights:
+            raise InputError(f"support names {name!r}, which is no weight of this model.{did_you_mean(name, weights)}")
+    return {name: p for name, p in target_weights(model, list(support), "support").items() if name in support}
 
 
 def _all_of(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from catchment.errors import ModelError
 from catchment.methods.sift import sharing
 from catchment.models import Increment, weights_hash, write_increment
+from catchment.runs import make_folder
 
 if TYPE_CHECKING:
     from catchment.methods.sift.core import Sift
@@ -25,9 +26,7 @@ def save(sift: Sift, folder: Path, base_hash: str | None, recipe: dict[str, Any]
     """Write the increment of a tuning; returns the folder."""
     if not sift.ready:
         raise ModelError("nothing to save: the entries are chosen by the first gradients, and none came yet.")
-    if base_hash is None:
-        with sift.unmerged() as base:
-            base_hash = weights_hash(base)
+    base_hash = base_hash or _base_hash(sift)
     entries = [
         (t.name, t.shape, t.index.long().cpu() + t.offset, part.detach().to(sift.base.dtype).cpu())
         for t, part in sift._flat.parts(sift.values)
@@ -38,12 +37,20 @@ def save(sift: Sift, folder: Path, base_hash: str | None, recipe: dict[str, Any]
         entries = _joined(sharing.gather(entries))
         first = sharing.rank() == 0
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         told = {"method": "sift", **sift.settings, **recipe}
         write_increment(folder / FILE, entries, base_hash=base_hash, recipe=told)
     if sift.sharded:
         sharing.barrier()
     return folder
+
+
+def _base_hash(sift: Sift) -> str:
+    """Of the base, which stays what it is: hashed once."""
+    if sift._base_hash is None:
+        with sift.unmerged() as base:
+            sift._base_hash = weights_hash(base)
+    return sift._base_hash
 
 
 def _joined(parts: list[list[Entry]]) -> list[Entry]:
@@ -61,13 +68,17 @@ def load(sift: Sift, folder: Path) -> None:
     if sift.sharded:
         raise ModelError("an increment is taken up before fully_shard: apply it to the model, or load the state_dict.")
     increment = Increment.read(folder / FILE if folder.is_dir() else folder)
-    with sift.unmerged() as base:
-        increment.verify(weights_hash(base))
-        names = {target.name for target in sift.targets}
-        foreign = [piece.name for piece in increment.pieces if piece.name not in names]
-        if foreign:
-            raise ModelError(f"{increment.path} moves {foreign[0]!r}, which is no target; add it to target_modules.")
-        sift._choice.settle(increment.support())
+    increment.verify(_base_hash(sift))
+    moved = increment.support()
+    names = {target.name for target in sift.targets}
+    foreign = next((name for name in moved if name not in names), None)
+    if foreign is not None:
+        raise ModelError(f"{increment.path} moves {foreign!r}, which is no target; add it to target_modules.")
+    for target in sift.targets:
+        if target.dense and len(moved.get(target.name, ())) != target.parameter.numel():
+            raise ModelError(f"{increment.path} does not hold all of {target.name!r}; leave it out of modules_to_save.")
+    sift._flat.write(sift.base)
+    sift._choice.settle({t.name: moved[t.name] for t in sift.targets if t.name in moved and not t.dense})
     with torch.no_grad():
         for target, part in sift._flat.parts(sift.values):
             part.copy_(increment.values[target.name])
@@ -85,8 +96,10 @@ def state(sift: Sift) -> dict[str, Any]:
         "index": torch.cat([t.index for t in targets if t.index is not None] or [torch.zeros(0, dtype=torch.int32)]),
         "values": sift.values.detach().clone(),
         "base": sift.base.clone(),
+        "settled": sift._choice.settled,
         "steps": sift._choice.steps,
-        "waiting": {t.name: [t.seen, t.scores, t.total] for t in targets if t.scores is not None},
+        "passes": sift._choice.passes,
+        "waiting": {t.name: [t.scores, t.total] for t in targets if t.total is not None},
     }
 
 
@@ -98,22 +111,46 @@ def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
         other = next((n for n in found.get("names", ()) if n not in names), None)
         what = f"; it has {other!r}, which is no target here" if other else ""
         raise ModelError(f"the saved tuning is not of these {len(names)} targets{what}. Use the settings it had.")
-    flat, chosen = sift._flat, found["chosen"]
-    flat.write(flat.base)
-    flat.lay_out(dict(zip(names, found["counts"], strict=True)))
-    device = flat.base.device
-    if found["values"].numel() != flat.values.numel() or found["base"].dtype != flat.base.dtype:
+    flat, counts = sift._flat, dict(zip(names, found["counts"], strict=True))
+    total = sum(counts.values())
+    if not total == found["values"].numel() == found["base"].numel() or found["base"].dtype != flat.base.dtype:
         raise ModelError(
             f"the saved tuning has {found['values'].numel()} entries in {found['base'].dtype}, here are "
             f"{flat.values.numel()} in {flat.base.dtype}; load the base it began with, in its dtype."
         )
-    index = found["index"].to(device)
-    at = 0
-    for target, is_chosen in zip(targets, chosen, strict=True):
-        target.index = index[at : at + target.count].to(flat.index_dtype) if is_chosen else None
-        at += target.count if is_chosen else 0
-        target.seen, target.scores, target.total = found["waiting"].get(target.name, (0, None, None))
+    flat.write(flat.base)
+    indices = _checked_indices(sift, found, counts)
+    flat.lay_out(counts)
+    for target in targets:
+        index = indices.get(target.name)
+        target.index = None if index is None else index.to(flat.index_dtype)
+        scores, gradients = found["waiting"].get(target.name, (None, None))
+        device = flat.base.device
+        target.scores = None if scores is None else scores.to(device)
+        target.total = None if gradients is None else gradients.to(device)
     flat.values.data.copy_(found["values"])
     flat.base.copy_(found["base"])
-    sift._choice.steps = int(found["steps"])
+    choice = sift._choice
+    choice.settled, choice.steps, choice.passes = bool(found["settled"]), int(found["steps"]), int(found["passes"])
     flat.write(flat.values)
+
+
+def _checked_indices(sift: Sift, found: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The saved indices per target, when the weights at them are those of the saved base, or the tuned ones."""
+    indices: dict[str, Tensor] = {}
+    at = start = 0
+    for target, chosen in zip(sift.targets, found["chosen"], strict=True):
+        count, local = counts[target.name], target.local
+        if chosen:
+            index = found["index"][at : at + count].to(local.device)
+            at += count
+            base, tuned = (found[name][start : start + count].to(local.device) for name in ("base", "values"))
+            inside = index.numel() == count and (not count or 0 <= int(index.min()) <= int(index.max()) < local.numel())
+            here = local[index.long()] if inside else None
+            if here is None or not bool(((here == base) | (here == tuned.to(local.dtype))).all()):
+                raise ModelError(
+                    f"the saved tuning is of another base: {target.name!r} differs. Load the base it began with."
+                )
+            indices[target.name] = index
+        start += count
+    return indices

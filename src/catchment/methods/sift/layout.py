@@ -25,8 +25,7 @@ class Target:
         dense: Every entry trains (``modules_to_save``).
         start, count: Its place in the flat vector.
         index: Sorted flat indices within the local part, ``(count,)``; ``None`` until they are chosen.
-        seen: Batches that took part in the choice so far.
-        scores, total: Their sums of scores and gradients, where there are several.
+        scores, total: Sums of scores and gradients of the batches that took part in the choice so far.
         held: Dense gradient of one backward pass that waits for the other processes.
         waiting: Best entries of this process's part, which wait for the other processes.
     """
@@ -39,7 +38,6 @@ class Target:
     start: int = 0
     count: int = 0
     index: Tensor | None = None
-    seen: int = 0
     scores: Tensor | None = field(default=None, repr=False)
     total: Tensor | None = field(default=None, repr=False)
     held: Tensor | None = field(default=None, repr=False)
@@ -126,6 +124,15 @@ class Flat:
         self.values.grad = None
         self.values.data = self.values.data.new_zeros(start)
         self.base = self.base.new_zeros(start)
+
+    def to(self, device: torch.device) -> None:
+        """Follow a model that was moved to another device."""
+        self.values.grad = None
+        self.values.data, self.base = self.values.data.to(device), self.base.to(device)
+        for target in self.targets:
+            for name in ("index", "scores", "total"):
+                value = getattr(target, name)
+                setattr(target, name, None if value is None else value.to(device))
 
     def gradient(self) -> Tensor:
         """The flat gradient, made of zeros where there is none yet."""

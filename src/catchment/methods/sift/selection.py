@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 RULES = ("gradient", "fisher", "saliency", "random", "magnitude")
 SCOPES = ("tensor", "global")
 _LARGE, _SAMPLE = 1 << 16, 1 << 13

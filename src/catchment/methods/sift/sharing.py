@@ -49,6 +49,13 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def anywhere(flags: list[bool], device: torch.device) -> list[bool]:
+    """Of each flag, whether it is set on any process; every process has the same list of things to ask about."""
+    if not flags:
+        return []
+    return [count > 0 for count in sum_(torch.tensor(flags, dtype=torch.int32, device=device)).tolist()]
+
+
 def best_of_all(scores: Tensor, k: int) -> tuple[Tensor, int]:
     """Mask ``(n,)`` of those of this process's scores that are among the best ``k`` of all processes; of equal ones
     those of the first process; and how many there are in all. Exchanges ``k`` scores per process."""
