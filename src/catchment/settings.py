@@ -365,6 +365,11 @@ class TuneSettings:
             _whole(name, getattr(self, name), least)
         if not 0 <= self.replay < 1:
             raise InputError(f"replay {self.replay}: expected a share of the rows, from 0 to below 1, e.g. 0.25.")
+        if self.sparsity is not None and not 0 < self.sparsity <= 1:
+            raise InputError(
+                f"sparsity {self.sparsity}: the share of the targeted weights that train; expected more than 0 (which "
+                "selects nothing) and at most 1, e.g. 0.01."
+            )
         if not 0 <= self.pull < float("inf"):
             raise InputError(f"pull {self.pull}: expected a number of at least 0.")
         if not 0 < self.epochs < float("inf"):

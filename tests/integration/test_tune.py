@@ -42,7 +42,7 @@ CLASSES = [
     for what in ("dog", "cat")
 ]
 KINDS: dict[str, list[dict[str, Any]]] = {"prompt": SUMS, "messages": CHATS, "text": TEXTS, "classification": CLASSES}
-QUICK: dict[str, Any] = {"max_steps": 4, "tasks": ["none"], "held_out": 0.0}
+QUICK: dict[str, Any] = {"max_steps": 4, "tasks": ["none"], "held_out": 0.0, "max_length": 64}
 
 
 def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -195,14 +195,18 @@ def test_one_step_moves_something(room: Path, tmp_path: Path) -> None:
     assert not same(tuned, weights(tiny.tiny_llama()))
 
 
-@defect("a whole model is saved without its tokenizer")
+@defect("one batch of the first steps against one of the last is noise, and is taken for divergence")
+def test_a_tune_that_hardly_moves_is_not_harmful(room: Path, tmp_path: Path) -> None:
+    found = tune(room, tmp_path / "out", learning_rate=1e-7, max_steps=6)
+    assert found.headline != "harmful"
+
+
 def test_a_whole_model_loads_by_its_folder_alone(room: Path, tmp_path: Path) -> None:
     tune(room, tmp_path / "out", method="full")
     alone = models.load(str(tmp_path / "out/plain"))
     assert alone.tokenizer is not None
 
 
-@defect("a whole model is loaded without the tokenizer of its base")
 def test_a_whole_model_is_compared_with_its_base(room: Path, tmp_path: Path) -> None:
     found = tune(room, tmp_path / "out", method="full", tasks=[str(room / "echo.jsonl")], limit=40)
     assert found.comparison is not None
@@ -217,7 +221,7 @@ def test_a_base_in_memory_is_given_back(room: Path, tmp_path: Path, method: str)
     before, flags = weights(model), {name: p.requires_grad for name, p in model.named_parameters()}
     found = catchment.tune(
         model, SUMS, tokenizer=tiny.tiny_tokenizer(), out=tmp_path / "out", method=method,
-        **{**QUICK, "tasks": solved(tiny.tiny_llama(), make_task(n=40)), "held_out": 0.2},
+        **{**QUICK, "tasks": solved(tiny.tiny_llama(), make_task(n=40))},
     )  # fmt: skip
     assert same(weights(model), before)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
@@ -225,7 +229,7 @@ def test_a_base_in_memory_is_given_back(room: Path, tmp_path: Path, method: str)
     assert type(model).__name__ == "LlamaForCausalLM"
     assert found.comparison is not None
     assert {task.task for task in found.comparison.tasks} >= {"echo"}
-    again = catchment.tune(str(room / "base"), SUMS, out=tmp_path / "path", method=method, **{**QUICK, "held_out": 0.2})
+    again = catchment.tune(str(room / "base"), SUMS, out=tmp_path / "path", method=method, **QUICK)
     tokenizer = tiny.tiny_tokenizer()
     one, two = (delivered(room, tmp_path / name / "plain", "base", tokenizer=tokenizer) for name in ("out", "path"))
     assert same(weights(one), weights(two))
@@ -275,7 +279,7 @@ class Guarded:
 
 
 FENCED: dict[str, Any] = {
-    "max_drop": 0.05, "held_out": 0.2, "method": "lora", "learning_rate": 0.1, "fence_steps": 3, "max_steps": 6
+    "max_drop": 0.05, "held_out": 0.2, "method": "sift", "learning_rate": 0.3, "fence_steps": 3, "max_steps": 6
 }  # fmt: skip
 
 
@@ -319,7 +323,7 @@ def test_judged_items_are_none_that_the_fence_saw(room: Path, guarded: Guarded) 
     fence = set(json.loads((guarded.out / "fence/protected/fence-base.json").read_text())["scores"]["echo"])
     (echo,) = resolve_tasks((str(room / "echo.jsonl"),))
     judged = {item for _, item in store_rows(guarded.store)} & {item.id for item in echo.items}
-    assert len(fence) == 96
+    assert 48 <= len(fence) <= 96
     assert len(judged) == 120
     assert not fence & judged
 
@@ -339,7 +343,7 @@ def test_a_second_run_trains_nothing(room: Path, guarded: Guarded, monkeypatch: 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a method was put on the model again")
 
-    monkeypatch.setattr(METHODS["lora"], "attach", refuse)
+    monkeypatch.setattr(METHODS["sift"], "attach", refuse)
     again = protected(room, guarded.out, store=guarded.store)
     assert (again.runs, again.against, again.rooms) == (guarded.found.runs, guarded.found.against, guarded.found.rooms)
 
@@ -352,7 +356,7 @@ def test_the_plain_tune_beside_it_is_the_tune_alone(room: Path, guarded: Guarded
 
 
 def test_without_a_plain_tune_beside_it(room: Path, tmp_path: Path) -> None:
-    found = protected(room, tmp_path / "out", plain=False, max_steps=1, limit=60)
+    found = protected(room, tmp_path / "out", no_plain=True, max_steps=1, limit=60)
     assert [run.name for run in found.runs] == ["protected"]
     assert found.against == ()
     assert not (tmp_path / "out/plain").exists()
@@ -382,7 +386,7 @@ def refused(result: Any, *said: str) -> None:
         assert words in result.stderr
 
 
-BAD_DATA = {
+BAD_DATA: dict[str, tuple[list[dict[str, Any]], str]] = {
     "an empty completion": ([*SUMS[:3], {"prompt": "a", "completion": " "}], "1 of 4 rows have an empty completion"),
     "unknown columns": ([{"promt": "a", "completion": "b"}], "Did you mean 'prompt'?"),
     "no rows": ([], "holds no rows"),
@@ -425,22 +429,25 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+CLAIMED = defect("OUT is claimed before the method is put on the model")
 UNEXPECTED = defect("reaches the person as an unexpected error, or is passed over")
 LATE = [
     pytest.param(["--sparsity", "0"], "sparsity 0", id="sparsity 0"),
     pytest.param(["--sparsity", "nan"], "sparsity nan", id="sparsity nan", marks=UNEXPECTED),
     pytest.param(["--method-args", "rule=best"], "rule 'best': expected one of", id="rule"),
     pytest.param(["--method-args", "scope=5"], "scope", id="scope", marks=UNEXPECTED),
-    pytest.param(["--method-args", "target_modules=no"], "target_modules 'no' matches no weight", id="targets"),
+    pytest.param(["--method-args", "target_modules=none"], "target_modules 'none' matches no weight", id="targets"),
+    pytest.param(["--method-args", "target_modules=no"], "target_modules", id="a word of YAML", marks=UNEXPECTED),
     pytest.param(["--training-args", "learning_rat=1"], "Did you mean 'learning_rate'?", id="training-args"),
     pytest.param(["--training-args", "optim=best"], "--training-args optim=best", id="optim"),
-    pytest.param(["--training-args", "eval_strategy=steps"], "eval_strategy", id="eval", marks=UNEXPECTED),
-    pytest.param(["--training-args", "per_device_train_batch_size=0"], "batch_size", id="batch", marks=UNEXPECTED),
+    pytest.param(["--training-args", "eval_strategy=steps"], "give it as --eval-steps", id="eval"),
+    pytest.param(["--training-args", "per_device_train_batch_size=0"], "give it as --batch-size", id="batch"),
     pytest.param(["--training-args", "fsdp=full_shard"], "Use torchrun without it (DDP)", id="fsdp"),
     pytest.param(["--head", "sequence-classification"], "head", id="head", marks=UNEXPECTED),
-    pytest.param(["--epochs", "0", "--training-args", "max_steps=-1"], "epochs", id="epochs", marks=UNEXPECTED),
+    pytest.param(["--epochs", "0", "--training-args", "max_steps=-1"], "epochs", id="epochs"),
     pytest.param(["--method", "lora", "--pull", "0.1", "--protect", "ECHO"], "only sift and full", id="pull"),
-    pytest.param(["--method", "lora", "--pull", "0.1"], "pull 0.1", id="pull without protect", marks=UNEXPECTED),
+    pytest.param(["--eval-steps", "2", "--on-drop", "stop"], "eval-steps", id="eval-steps", marks=UNEXPECTED),
+    pytest.param(["--method", "lora", "--pull", "0.1"], "pull 0.1", id="pull without protect"),
 ]
 
 
@@ -453,10 +460,13 @@ def test_settings_that_do_not_fit_are_refused(
     assert not (tmp_path / "out/tune.json").exists()
 
 
-@defect("OUT is claimed before the method and the training's arguments are checked")
 @pytest.mark.parametrize(
     "options",
-    [["--method-args", "target_modules=no"], ["--sparsity", "0"], ["--training-args", "learning_rat=1"]],
+    [
+        pytest.param(["--method-args", "target_modules=none"], marks=CLAIMED),
+        pytest.param(["--sparsity", "0"], marks=CLAIMED),
+        ["--training-args", "learning_rat=1"],
+    ],
     ids=["targets", "sparsity", "training-args"],
 )
 def test_a_refused_command_leaves_its_folder_free(room: Path, tmp_path: Path, run_cli: Cli, options: list[str]) -> None:

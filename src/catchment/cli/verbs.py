@@ -129,9 +129,7 @@ def parse_scan(arguments: list[str]) -> ScanCommand:
 def parse_tune(arguments: list[str]) -> TuneCommand:
     """Settings of ``tune``, likewise."""
     command = _parse(TuneCommand, TuneSettings, ("base",), "catchment tune", arguments)
-    return dataclasses.replace(
-        command, out=command.out or Path(f"{default_out(command.base)}".replace("-scan", "-tune"))
-    )
+    return dataclasses.replace(command, out=command.out or default_out(command.base, suffix="tune"))
 
 
 def _parse(command: type[C], settings: type, names: tuple[str, ...], prog: str, arguments: list[str]) -> C:
@@ -155,10 +153,10 @@ def _split(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def default_out(*specs: str) -> Path:
-    """``catchment-out/<base>-vs-<tuned>``, or ``catchment-out/<model>-scan``, from the last parts of the names."""
+def default_out(*specs: str, suffix: str = "scan") -> Path:
+    """``catchment-out/<base>-vs-<tuned>``, or ``catchment-out/<model>-<suffix>``, from the last parts of the names."""
     names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
-    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-scan")
+    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-{suffix}")
 
 
 def _option(arguments: Sequence[str], name: str) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from catchment.errors import InputError, ModelError, NonFiniteError
+from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.protocol import Tuning
+from catchment.models import mapped_weights
 
 _SHOWN = 32  # tokens of the first example in an error
+ELSEWHERE = "the loss or gradient is not finite on another process,"
 _SHARDED = "MethodTrainer does not shard weights with FSDP or DeepSpeed; expected one process or DDP."
 
 
@@ -26,8 +30,10 @@ class MethodTrainer(Trainer):
     Differences from the Trainer: the optimizer is the tuning's (of the class and options that the arguments name);
     clipping and the logged ``grad_norm`` concern what trains; a checkpoint holds the tuning's artefact, and a run that
     resumes from it equals the uninterrupted one bit for bit (CPU, same threads); gradient checkpointing is not
-    reentrant; the first loss or gradient that is not finite ends the training before the step, with the weights of
-    the last good step. After the last step ``tuning.finish()`` is called, before the callbacks' ``on_train_end``.
+    reentrant; the first loss or gradient that is not finite, on any process, ends the training on all of them before
+    the step, with the weights of the last good step. A training that resumes where it had ended, by its number of steps
+    or by a callback that says so in ``on_train_begin``, takes no further step. After the last step ``tuning.finish()``
+    is called, before the callbacks' ``on_train_end``.
 
     Args:
         tuning: From ``method.attach(model)``.
@@ -65,11 +71,19 @@ class MethodTrainer(Trainer):
 
         Raises:
             ModelError: There is none, or not where it was said to be.
+            StoreError: It is damaged, or of a training with other settings.
             NonFiniteError: A loss or gradient was not finite.
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = _last_whole(Path(self.args.output_dir))  # type: ignore[arg-type]
         return super().train(resume_from_checkpoint, *args, **options)
+
+    def _run_epoch(self, *args: Any, **options: Any) -> Any:
+        """The Trainer's loop looks for its end after a step only; a resumed training may stand there already."""
+        if self._anywhere(self.state.global_step >= self.state.max_steps or self.control.should_training_stop):
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **options)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -86,8 +100,9 @@ class MethodTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self._micro_batch += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss).all():
-            raise self._stopped(f"the loss is {float(loss):g}", inputs)
+        broken = not bool(torch.isfinite(loss).all())
+        if self._anywhere(broken):
+            raise self._stopped(f"the loss is {float(loss):g}" if broken else ELSEWHERE, inputs if broken else None)
 
         def again() -> None:
             super(MethodTrainer, self).training_step(model, inputs, num_items_in_batch)
@@ -100,9 +115,19 @@ class MethodTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = self._clip(float("inf")) if grad_norm is None else grad_norm
-        if self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            raise self._stopped(f"the gradient's norm is {float(norm):g}")
+        if self.accelerator.scaler is None:
+            broken = not bool(torch.isfinite(torch.as_tensor(norm)))
+            if self._anywhere(broken):
+                raise self._stopped(f"the gradient's norm is {float(norm):g}" if broken else ELSEWHERE)
         return norm
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds on any process: one that ends alone leaves the others waiting for it."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return flag
+        value = torch.tensor(float(flag), device=self.args.device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+        return bool(value.item() > 0)
 
     def _clip(self, max_norm: float) -> Tensor:
         self.accelerator.unscale_gradients(self.optimizer)
@@ -138,10 +163,32 @@ class MethodTrainer(Trainer):
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not Path(resume_from_checkpoint).is_dir():
+        folder = Path(resume_from_checkpoint)
+        if not folder.is_dir():
             raise ModelError(f"there is no checkpoint folder {resume_from_checkpoint!r} to resume from.")
-        if any(Path(resume_from_checkpoint).glob("*.safetensors")):
-            self.tuning.load_pretrained(resume_from_checkpoint)
+        if not (folder / TRAINER_STATE_NAME).is_file():
+            raise ModelError(
+                f"{resume_from_checkpoint!r} holds no {TRAINER_STATE_NAME}; expected a Trainer's checkpoint."
+            )
+        files = sorted(folder.glob("*.safetensors"))
+        with _taking_up(folder):
+            json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+            mapped_weights(files)  # reads their headers, and whether the bytes are all there
+        if files:
+            with _taking_up(folder, CatchmentError):  # "made for another base" says it better
+                self.tuning.load_pretrained(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _taking_up(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _taking_up(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _taking_up(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
@@ -168,8 +215,16 @@ class _Follow(TrainerCallback):
         self._trainer._micro_batch = 0
 
 
-def _last_whole(folder: Path) -> str:
-    """The checkpoint with the highest step whose last file can be read; the Trainer writes its state last."""
+def whole_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint with the highest step that was written to its end: the Trainer writes its state last.
+
+    Args:
+        folder: The Trainer's ``output_dir``.
+
+    Returns:
+        Its folder; ``None`` where there is none. One warning names each checkpoint that is passed over.
+    """
+    folder = Path(folder)
     found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         try:
@@ -177,8 +232,30 @@ def _last_whole(folder: Path) -> str:
         except (OSError, ValueError):
             warnings.warn(f"{str(path)!r} was not written to its end and is passed over", stacklevel=3)
         else:
-            return str(path)
-    raise ModelError(f"there is no whole checkpoint in {str(folder)!r} to resume from; start without resuming.")
+            return path
+    return None
+
+
+def _last_whole(folder: Path) -> str:
+    found = whole_checkpoint(folder)
+    if found is None:
+        raise ModelError(f"there is no whole checkpoint in {str(folder)!r} to resume from; start without resuming.")
+    return str(found)
+
+
+@contextmanager
+def _taking_up(checkpoint: str | Path | None, *but: type[Exception]) -> Iterator[None]:
+    """What cannot be read of a checkpoint, ``but`` for these errors, is told as one that names its folder."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, *but):
+        raise
+    except Exception as error:  # torch, pickle, safetensors and json each raise their own
+        said = next(iter(str(error).splitlines()), "")[:200]
+        raise StoreError(
+            f"the checkpoint {str(checkpoint)!r} cannot be taken up ({type(error).__name__}: {said}); it is damaged, "
+            "or of a training with other settings. Delete that folder to resume from an earlier one or to start anew."
+        ) from error
 
 
 def _not_reentrant(args: Any) -> None:

@@ -162,7 +162,7 @@ class Increment:
         other = _standing(model)
         if other is not None:
             raise ModelError(
-                f"{other.path} is applied to this model, and {self.path} cannot stand on it; put it in the place of the "
+                f"{other.path} is applied to this model, and {self.path} cannot stand on it; put it in place of the "
                 "other with swap, or make one of both with add_increments."
             )
         moves = []

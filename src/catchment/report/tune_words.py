@@ -29,7 +29,8 @@ def tune_sentence(
     run = runs[0]
     lost = [task for task in run.tasks if task.verdict == "lost"]
     gained = [task for task in run.tasks if task.verdict == "gained"]
-    diverged = run.loss is not None and run.loss[1] > ROSE * run.loss[0]
+    better = run.held_out is not None and run.held_out.difference.high < 0
+    diverged = run.loss is not None and run.loss[1] > ROSE * run.loss[0] and not better
     worse = run.held_out is not None and run.held_out.difference.low > 0
     harmful = diverged or (bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0)
     harmful = harmful or (worse and not gained)
@@ -95,7 +96,7 @@ def _held_out(found: Companion) -> str:
 def _protection(against: Sequence[Against], protected: Sequence[str]) -> str:
     """The protected tune against the plain one."""
     saved = [a for a in against if a.task in protected and a.difference.low > 0]
-    cost = [a for a in against if a.task not in protected and a.difference.high < 0]
+    cost = [a for a in against if a.difference.high < 0]
     parts = []
     if saved:
         named = join([f"{a.task} by {points(a.difference.estimate, 0).lstrip('+')} points" for a in saved])

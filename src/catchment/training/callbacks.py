@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import TrainerCallback
@@ -17,6 +17,8 @@ from catchment.capabilities import GENERATED_SCORERS, Scores, Task, evaluate, sa
 from catchment.errors import InputError, StoreError
 from catchment.records import Row
 from catchment.statistics import Decision, decide
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class CapabilityCallback(TrainerCallback):
             verdict "lost" is.
         tokenizer: For the prompts; by default the trainer's ``processing_class``.
         on_drop: ``"warn"`` or ``"stop"``: end the training at an alarm.
-        output_dir: Folder for one JSON file of rows per evaluation. A resumed training reads its start from there.
+        output_dir: Folder for one JSON file of rows per evaluation. A resumed training reads its start from there, and
+            whether it had been stopped: then it ends at once (a plain ``Trainer`` takes one step before it looks).
         alpha: Error over all tasks and evaluations.
         batch_tokens: Padded tokens per forward pass; measured once when ``None``.
         chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
+        table: Print a table of the results at the end of the training.
 
     Attributes:
         history: All :class:`Evaluation` so far, in order.
@@ -98,6 +102,7 @@ class CapabilityCallback(TrainerCallback):
         alpha: float = 0.05,
         batch_tokens: int | None = None,
         chat_template: str = "auto",
+        table: bool = True,
     ) -> None:
         self.tasks = _checked_tasks(tasks)
         if eval_steps is not None and eval_steps < 1:
@@ -110,7 +115,7 @@ class CapabilityCallback(TrainerCallback):
             sample(task.items, limit, seed)  # refuses a limit out of range before any training
         self.eval_on_start, self.eval_steps = eval_on_start, eval_steps
         self.limit, self.seed, self.margin, self.alpha = limit, seed, margin, alpha
-        self.max_drop, self.on_drop = max_drop, on_drop
+        self.max_drop, self.on_drop, self.table = max_drop, on_drop, table
         self.tokenizer, self.batch_tokens, self.chat_template = tokenizer, batch_tokens, chat_template
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.history: list[Evaluation] = []
@@ -133,7 +138,8 @@ class CapabilityCallback(TrainerCallback):
         later = math.ceil(state.max_steps / self.eval_steps) if self.eval_steps else 1
         self._looks = max(1, later)
         if state.global_step > 0:
-            self._resume(state)
+            self._resume(args, state)
+            control.should_training_stop |= self.stopped is not None
         if self.eval_on_start and not self.history:
             self._evaluate(args, state, control, kwargs)
 
@@ -145,7 +151,7 @@ class CapabilityCallback(TrainerCallback):
         # With load_best_model_at_end these are other weights than those measured at the last step.
         if not self.history or self.history[-1].step != state.global_step or args.load_best_model_at_end:
             self._evaluate(args, state, control, kwargs)
-        if state.is_world_process_zero:
+        if self.table and state.is_world_process_zero:
             _print(self.history, self.limit, self.stopped)
 
     def _evaluate(self, args: Any, state: Any, control: Any, given: dict[str, Any]) -> None:
@@ -155,9 +161,9 @@ class CapabilityCallback(TrainerCallback):
             if self.history:
                 now = Evaluation(now.step, now.scores, self._decisions(self.history[0], now))
             self.history.append(now)
-            self._write(now)
-            self._log(state, now)
             alarm = self._alarm(now)
+            self._write(now, alarm if self.on_drop == "stop" else None)
+            self._log(state, now)
             if alarm is not None and self.on_drop == "warn":
                 warnings.warn(alarm, stacklevel=2)
         else:
@@ -228,11 +234,11 @@ class CapabilityCallback(TrainerCallback):
             epoch = {"epoch": state.epoch} if state.epoch is not None else {}
             state.log_history.append({**values, **epoch, "step": state.global_step})
 
-    def _write(self, now: Evaluation) -> None:
+    def _write(self, now: Evaluation, stopped: str | None) -> None:
         if self.output_dir is None:
             return
         path = self.output_dir / f"capabilities-{now.step:08d}.json"
-        content = {"step": now.step, "conditions": self._conditions(), "scores": {}}
+        content = {"step": now.step, "conditions": self._conditions(), "stopped": stopped, "scores": {}}
         content["scores"] = {name: asdict(scores) for name, scores in now.scores.items()}
         beside = path.with_suffix(".tmp")
         try:
@@ -246,7 +252,15 @@ class CapabilityCallback(TrainerCallback):
         tasks = {task.name: task.hash() for task in self.tasks}
         return {"tasks": tasks, "limit": self.limit, "seed": self.seed, "chat_template": self.chat_template}
 
-    def _resume(self, state: Any) -> None:
+    def _resume(self, args: Any, state: Any) -> None:
+        """Stand where the evaluations up to this step left the callback, on every process."""
+        if state.is_world_process_zero:
+            self._read(state)
+        steps, self.stopped = from_main(([e.step for e in self.history], self.stopped), args)
+        if not state.is_world_process_zero:
+            self.history = [Evaluation(step, {}) for step in steps]
+
+    def _read(self, state: Any) -> None:
         """Take the evaluations up to this step from ``output_dir``; say so where the start is not there."""
         files = sorted(self.output_dir.glob("capabilities-*.json")) if self.output_dir is not None else []
         for path in files:
@@ -256,6 +270,11 @@ class CapabilityCallback(TrainerCallback):
             read = Evaluation(content["step"], {k: _scores_from(v) for k, v in content["scores"].items()})
             decisions = self._decisions(self.history[0], read) if self.history else {}
             self.history.append(Evaluation(read.step, read.scores, decisions))
+            alarm = self._alarm(self.history[-1])
+            if self.on_drop == "stop":  # only an evaluation of this very step ended this training
+                self.stopped = content.get("stopped") if read.step == state.global_step else None
+            elif alarm is not None:
+                warnings.warn(alarm, stacklevel=2)
         if self.history:
             self.batch_tokens = self.batch_tokens or next(
                 (
@@ -310,6 +329,15 @@ def _any_process(flag: bool, args: Any) -> bool:
     value = torch.tensor(float(flag), device=args.device)
     torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
     return bool(value.item() > 0)
+
+
+def from_main(value: T, args: Any) -> T:
+    """The main process's value, on every process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    shared = [value]
+    torch.distributed.broadcast_object_list(shared, src=0, device=args.device)
+    return shared[0]
 
 
 def _print(history: Sequence[Evaluation], limit: int | None, stopped: str | None) -> None:

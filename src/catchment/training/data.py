@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from catchment.capabilities import Format, Item, Task, gates, sample
-from catchment.errors import GateError, InputError, MissingExtraError, did_you_mean
+from catchment.errors import GateError, InputError, did_you_mean
+from catchment.training.tables import Given, fail, given_rows
 
 Message = dict[str, Any]
-Given = list[tuple[str, Mapping[str, Any]]]
-"""Rows with where each stands ("line 3", "row 3"), for errors."""
-
-FILES = (".jsonl", ".jsonl.gz", ".json", ".tsv", ".csv", ".parquet")
-TABLES = {".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
-SPLITS = ("train", "validation", "test", "dev")
 PAIRS = (("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("sentence", None))
 """Columns of a classification row: the text and, where there may be one, the second text."""
 EXPECTED = (
@@ -48,6 +41,8 @@ class Rows:
         name: Of the file or data set.
         fingerprint: SHA-256 over kind, classes and rows.
         classes: Names of the classes, in the order of the labels; empty for the other kinds.
+        places: Where each row stands in what was read ("line 3", "row 3"), so that an error after a split names what
+            a user finds; empty where nobody knows.
     """
 
     kind: str
@@ -55,13 +50,25 @@ class Rows:
     name: str
     fingerprint: str
     classes: tuple[str, ...] = ()
+    places: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def of(self, rows: list[dict[str, Any]]) -> Rows:
-        """Other rows of the same kind, name and classes."""
-        return replace(self, rows=rows, fingerprint=_fingerprint(self.kind, self.classes, rows))
+        """Other rows of the same kind, name and classes; rows that are among these keep their places."""
+        known = {id(row): place for row, place in zip(self.rows, self.places, strict=False)}
+        places = tuple(known[id(row)] for row in rows if id(row) in known)
+        return replace(
+            self,
+            rows=rows,
+            fingerprint=_fingerprint(self.kind, self.classes, rows),
+            places=places if len(places) == len(rows) else (),
+        )
+
+    def place(self, index: int) -> str:
+        """Where the row with this index, from 0, stands: "line 3" of the file, or else "row 3" of these."""
+        return self.places[index] if self.places else f"row {index + 1}"
 
 
 def read_rows(data: Any, *, split: str = "train") -> Rows:
@@ -78,25 +85,26 @@ def read_rows(data: Any, *, split: str = "train") -> Rows:
         The rows. String labels are numbered in sorted order; columns that are not used are named in one warning.
 
     Raises:
-        InputError: nothing there, damaged, unknown columns, empty completions, labels that are no classes.
+        InputError: nothing there, damaged, unknown columns, empty completions, labels that are no classes, half
+            characters.
         MissingExtraError: `datasets` is needed and not installed.
 
     Example:
         >>> read_rows([{"prompt": "2 + 2 =", "completion": " 4"}]).kind
         'prompt'
     """
-    given, name, names = _given(data, split)
+    given, name, names = given_rows(data, split)
     if not given:
         raise InputError(f"data {name!r} holds no rows; expected at least one. Is the file empty?")
     for where, row in given:
         if not isinstance(row, Mapping):
-            _fail(name, where, f"{row!r:.80}; expected an object such as {{'prompt': ..., 'completion': ...}}")
+            fail(name, where, f"{row!r:.80}; expected an object such as {{'prompt': ..., 'completion': ...}}")
     kind, columns = _kind_of(given[0][1], name)
     found = list(given[0][1])
     for where, row in given:
         if set(row) != set(found):
             other = ", ".join(map(str, row)) or "none"
-            _fail(name, where, f"columns {other}; expected {', '.join(found)}, the columns of the first row. One kind "
+            fail(name, where, f"columns {other}; expected {', '.join(found)}, the columns of the first row. One kind "
                   "of row in a file: split the file or fill the columns")  # fmt: skip
     unused = [str(column) for column in found if column not in columns.values()]
     if unused:
@@ -105,11 +113,32 @@ def read_rows(data: Any, *, split: str = "train") -> Rows:
     rows = [read({key: row[column] for key, column in columns.items()}, name, where) for where, row in given]
     _refuse_blank(kind, rows, given, name)
     classes = _number_labels(rows, given, name, names) if kind == "classification" else ()
-    return Rows(kind, rows, name, _fingerprint(kind, classes, rows), classes)
+    places = tuple(where for where, _ in given)
+    return Rows(kind, rows, name, _checked_fingerprint(kind, classes, rows, given, name), classes, places)
 
 
-def _fail(name: str, where: str, message: str) -> NoReturn:
-    raise InputError(f"data {name!r}, {where}: {message}.")
+def _checked_fingerprint(
+    kind: str, classes: Sequence[str], rows: Sequence[Mapping[str, Any]], given: Given, name: str
+) -> str:
+    try:
+        return _fingerprint(kind, classes, rows)
+    except (ValueError, TypeError, RecursionError):
+        for (where, source), row in zip(given, rows, strict=True):
+            _refuse_unwritable({**row, "label": source["label"]} if "label" in row else row, name, where)
+        raise
+
+
+def _refuse_unwritable(row: Mapping[str, Any], name: str, where: str) -> None:
+    try:
+        _fingerprint("", (), [row])
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start : error.end]
+        before = str(error.object)[max(0, error.start - LINE) : error.start]
+        fail(name, where, f"{half!a} after {before!a} is half of a character (a lone surrogate), which no text can "
+             "hold; expected whole characters. Was an emoji cut in two?")  # fmt: skip
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        fail(name, where, f"cannot be written as JSON ({reason}); expected texts, numbers, lists and objects")
 
 
 def _fingerprint(kind: str, classes: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -117,132 +146,6 @@ def _fingerprint(kind: str, classes: Sequence[str], rows: Sequence[Mapping[str, 
     for part in ([kind, list(classes)], *rows):
         digest.update(json.dumps(part, ensure_ascii=False, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _given(data: Any, split: str) -> tuple[Given, str, tuple[str, ...]]:
-    """Rows with their places, the name, and the names of the classes where the data set knows them."""
-    if isinstance(data, str | Path):
-        suffix = next((end for end in (".jsonl.gz", *FILES) if str(data).endswith(end)), None)
-        if suffix is None and not Path(data).is_file():
-            return _numbered(_load_named(str(data), split), _file_name(data))
-        _check_file(Path(data), suffix, split)
-        if suffix in TABLES:
-            return _numbered(_load_table(Path(data), str(suffix)), _file_name(data))
-        return list(_json_rows(Path(data))), _file_name(data), ()
-    if isinstance(data, Mapping):  # a DatasetDict
-        if split not in data:
-            raise InputError(
-                f"data: no split {split!r}; expected one of {', '.join(map(str, data))}."
-                + did_you_mean(split, map(str, data))
-            )
-        data = data[split]
-    if isinstance(data, bytes) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise InputError(f"data is {data!r:.80}; expected a file, the name of a data set, a list of rows or a Dataset.")
-    name = str(getattr(getattr(data, "info", None), "dataset_name", None) or "rows")
-    return _numbered(data, name)
-
-
-def _file_name(data: str | Path) -> str:
-    return Path(data).name if Path(data).exists() else str(data)
-
-
-def _numbered(rows: Any, name: str) -> tuple[Given, str, tuple[str, ...]]:
-    label = (getattr(rows, "features", None) or {}).get("label")
-    names = tuple(getattr(label, "names", None) or ())
-    return [(f"row {number}", row) for number, row in enumerate(rows, 1)], name, names
-
-
-def _check_file(path: Path, suffix: str | None, split: str) -> None:
-    if not path.is_file():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"data: no file {str(path)!r}; expected a file.{did_you_mean(path.name, beside)}")
-    if suffix is None:
-        raise InputError(f"data: {path.name!r} is no file of rows; expected one that ends in {', '.join(FILES)}.")
-    if split != "train":
-        raise InputError(f"data: split {split!r} of the file {path.name!r}; a file has no splits. Name another file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"data {path.name!r} holds no rows; expected at least one. Is the file empty?")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"data {path.name!r}: byte {error.start} is not UTF-8; expected text in UTF-8.") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"data {path.name!r} cannot be read ({error}); expected a readable, whole file.") from error
-    if path.suffix == ".json":
-        rows = _parsed(text, path.name, "the file")
-        if not isinstance(rows, list):
-            raise InputError(
-                f"data {path.name!r} holds a {type(rows).__name__}; expected a list of rows, [{{...}}, ...]. One "
-                f"object a line belongs into a .jsonl file."
-            )
-        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _parsed(line, path.name, f"line {number}")
-
-
-def _parsed(text: str, name: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
-        _fail(name, where, f"not JSON at {place} ({error.msg}): {text.strip()[:60]!r}; expected one object. The "
-              "file may be cut off")  # fmt: skip
-
-
-def _datasets(purpose: str) -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "datasets", purpose) from error
-    return datasets
-
-
-def _load_table(path: Path, suffix: str) -> Any:
-    datasets = _datasets(f"the table {path.name!r}")
-    # pandas would read the texts "NA", "null" and "None" as missing values.
-    options = {"keep_default_na": False} if TABLES[suffix] == "csv" else {}
-    if suffix == ".tsv":
-        options["sep"] = "\t"  # type: ignore[assignment]
-    try:
-        return datasets.load_dataset(TABLES[suffix], data_files=str(path), split="train", **options)
-    except Exception as error:  # readers of tables raise what they like
-        reason = str(error.__cause__ or error).strip()[:200]
-        raise InputError(f"data {path.name!r} cannot be read as a table ({reason}); expected {suffix}.") from error
-
-
-def parse_name(data: str, split: str) -> tuple[str, str | None, str]:
-    """Name, subset and split of a named data set.
-
-    >>> parse_name("nyu-mll/glue:sst2", "train"), parse_name("owner/name/test", "train"), parse_name("imdb/test", "x")
-    (('nyu-mll/glue', 'sst2', 'train'), ('owner/name', None, 'test'), ('imdb', None, 'test'))
-    """
-    if Path(data).exists():
-        return data, None, split
-    name, _, subset = data.partition(":")
-    head, _, last = (subset if subset else name).rpartition("/")
-    if head and (subset or last in SPLITS or "/" in head):
-        split = last
-        name, subset = (name, head) if subset else (head, "")
-    return name, subset or None, split
-
-
-def _load_named(data: str, split: str) -> Any:
-    name, subset, split = parse_name(data, split)
-    datasets = _datasets(f"the data set {name!r}")
-    try:
-        return datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # the hub, builders and file systems each raise their own
-        raise InputError(
-            f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "
-            f"({type(error).__name__}: {str(error).strip()[:200]}); expected a file that ends in {', '.join(FILES)}, "
-            f"a data set on the hub or a local folder."
-        ) from error
 
 
 def _kind_of(row: Mapping[str, Any], name: str) -> tuple[str, dict[str, str]]:
@@ -268,7 +171,7 @@ def _kind_of(row: Mapping[str, Any], name: str) -> tuple[str, dict[str, str]]:
 
 def _text(value: Any, key: str, name: str, where: str) -> str:
     if not isinstance(value, str):
-        _fail(name, where, f"{key!r} is {value!r:.80}; expected text")
+        fail(name, where, f"{key!r} is {value!r:.80}; expected text")
     return value
 
 
@@ -280,7 +183,7 @@ def _messages(value: Any, key: str, name: str, where: str) -> list[Message]:
     good = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
     good = good and all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in value)
     if not good or not all(isinstance(m.get("content"), str) or m.get("tool_calls") for m in value):
-        _fail(name, where, f"{key!r} is {value!r:.80}; expected a list of {{'role': ..., 'content': ...}}")
+        fail(name, where, f"{key!r} is {value!r:.80}; expected a list of {{'role': ..., 'content': ...}}")
     return [{k: v for k, v in message.items() if v is not None} for message in value]
 
 
@@ -288,7 +191,7 @@ def _messages_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, An
     messages = _messages(row["messages"], "messages", name, where)
     if not any(message["role"] == "assistant" for message in messages):
         roles = ", ".join(message["role"] for message in messages)
-        _fail(name, where, f"'messages' has the roles {roles}; expected at least one of 'assistant', which is learned")
+        fail(name, where, f"'messages' has the roles {roles}; expected at least one of 'assistant', which is learned")
     return {"messages": messages}
 
 
@@ -297,7 +200,7 @@ def _prompt_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, Any]
     if all(texts):
         return dict(row)
     if any(texts):
-        _fail(name, where, "one of 'prompt' and 'completion' is text and the other is not; expected two texts or two "
+        fail(name, where, "one of 'prompt' and 'completion' is text and the other is not; expected two texts or two "
               "lists of messages")  # fmt: skip
     return {key: _messages(row[key], key, name, where) for key in ("prompt", "completion")}
 
@@ -326,11 +229,11 @@ def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: t
     for (where, _), row in zip(given, rows, strict=True):
         label = row["label"]
         if isinstance(label, bool) or not isinstance(label, str if words else Integral):
-            _fail(name, where, f"label {label!r}; expected {'text' if words else 'a whole number'} in every row, the "
+            fail(name, where, f"label {label!r}; expected {'text' if words else 'a whole number'} in every row, the "
                   "classes as 0, 1, ... or as text")  # fmt: skip
         row["label"] = label if words else int(label)
         if not words and row["label"] < 0:
-            _fail(name, where, f"label {label}; expected classes from 0. Rows without a label (-1) cannot be learned: "
+            fail(name, where, f"label {label}; expected classes from 0. Rows without a label (-1) cannot be learned: "
                   "remove them")  # fmt: skip
     found: list[Any] = sorted({row["label"] for row in rows})
     if len(found) < 2:

@@ -119,9 +119,9 @@ def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] 
     whose = f"of {len(rows)} rows of {rows.name!r}"
     if full:
         raise InputError(
-            f"max_length {max_length}: in {len(full)} {whose} (the first is row {full[0]}) no token is left to learn, "
-            f"because the prompt alone fills it; expected room for the completion. Raise max_length, or shorten or "
-            f"remove these rows."
+            f"max_length {max_length}: in {len(full)} {whose} (the first is {rows.place(full[0] - 1)}) no token is "
+            f"left to learn, because the prompt alone fills it; expected room for the completion. Raise max_length, or "
+            f"shorten or remove these rows."
         )
     if truncated:
         warnings.warn(

@@ -21,6 +21,7 @@ from catchment.capabilities import Task
 from catchment.errors import InputError, ModelError, StoreError
 from catchment.records import Row
 from catchment.statistics import decide_mean, mean_sequence
+from catchment.training.callbacks import from_main
 from catchment.training.pilot import Scorer, seeded
 
 CHUNK = 64
@@ -184,7 +185,8 @@ class Fence(TrainerCallback):
             where data and fence agree. 1: leave the rate alone.
         seed: Of the order of the items.
         output_dir: Folder for one JSON file per look and the base's scores. A resumed training reads them there and
-            goes on as if it had not been interrupted; a training that starts anew removes the looks of an earlier one.
+            goes on as if it had not been interrupted: one that the fence had stopped ends at once (in a plain
+            ``Trainer`` after one step). A training that starts anew removes the looks of an earlier one.
         batch_tokens: Padded tokens per forward pass; measured once when ``None``.
         score: Scores the model where it stands; by default the evaluation path of everything here.
 
@@ -237,13 +239,22 @@ class Fence(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         _check_training(args)
         self.history, self.stopped = [], None
-        if not state.is_world_process_zero:
-            return
-        kept = self._read_base() if state.global_step > 0 else None
+        if state.is_world_process_zero:
+            self._begin(state.global_step, given)
+        if state.global_step > 0:
+            self.history, self.stopped = from_main((self.history, self.stopped), args)
+        if self.stopped is not None:
+            control.should_training_stop = True
+            if state.is_world_process_zero:
+                warnings.warn(f"the fence stopped the training: {self.stopped}", stacklevel=2)
+
+    def _begin(self, step: int, given: Mapping[str, Any]) -> None:
+        """Score the base, or take up what a training that is resumed here left."""
+        kept = self._read_base() if step > 0 else None
         self._score = self._given_score or self._scorer(given, kept)
         if kept is not None:
             self._base = kept["scores"]
-            self._resume(state.global_step, control)
+            self._resume(step)
             return
         self._forget(-1)
         self._base = {name: self._rows(parts) for name, parts in self._chunks.items()}
@@ -270,7 +281,8 @@ class Fence(TrainerCallback):
 
     def _look(self, args: Any, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
         action = self._decide(state, given.get("model"), whole) if state.is_world_process_zero else None
-        action = _from_main(action, args)
+        action = from_main(action, args)
+        assert action is not None
         if not state.is_world_process_zero:
             for factor in action.scales:
                 self.move.scale(factor)
@@ -407,15 +419,12 @@ class Fence(TrainerCallback):
             )
         return content
 
-    def _resume(self, step: int, control: Any) -> None:
+    def _resume(self, step: int) -> None:
         self._forget(step)
         for path in self._files():
             content = json.loads(path.read_text(encoding="utf-8"))
             self.history += [Look(**look) for look in content["looks"]]
             self.stopped = content["stopped"]
-        if self.stopped is not None:
-            control.should_training_stop = True
-            warnings.warn(f"the fence had stopped this training: {self.stopped}. It ends after one step", stacklevel=2)
 
 
 def due(step: int, every: int) -> bool:
@@ -486,13 +495,3 @@ def _check_finite(model: Any, step: int) -> None:
             f"step {step}: {len(broken)} weights such as {broken[0]!r} are not finite, so no factor pulls them back; "
             f"expected finite ones. Lower the learning rate, or clip the gradient."
         )
-
-
-def _from_main(action: _Action | None, args: Any) -> _Action:
-    """The main process decides; the others do the same, and weights stay equal bit for bit."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        shared = [action]
-        torch.distributed.broadcast_object_list(shared, src=0, device=args.device)
-        action = shared[0]
-    assert action is not None
-    return action

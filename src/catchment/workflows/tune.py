@@ -70,8 +70,8 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
     training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said before anything is claimed
-    if job.protected:
-        protected_method(job)
+    method = protected_method(job) if job.protected else job.method
+    method.attach(job.loaded.model, seed=settings.seed).remove()
     claim(job)
     if not distributed.first():
         return _work(job)
@@ -179,9 +179,14 @@ def _tuned(job: TuneJob, run: TuneRun) -> Any:
         return models.load(run.path, tokenizer=job.loaded.tokenizer)
     model = copy.deepcopy(job.loaded.model)
     if (Path(run.path) / "adapter_config.json").is_file():
+        import warnings
+
         from peft import PeftModel
 
-        return models.load(PeftModel.from_pretrained(model, run.path).eval(), tokenizer=job.loaded.tokenizer)
+        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = PeftModel.from_pretrained(model, run.path).eval()
+        return models.load(adapted, tokenizer=job.loaded.tokenizer)
     models.Increment.from_pretrained(run.path).apply(model)
     return models.load(model, tokenizer=job.loaded.tokenizer)
 

@@ -111,6 +111,8 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     guarded = resolve_tasks(settings.protect) if settings.protect else []
     if classifies and settings.tasks not in (("default",), ("none",)):
         raise InputError("--tasks needs a language model, and classification rows train a classifier; leave it out.")
+    if settings.eval_steps and not tasks:
+        raise InputError(f"--eval-steps {settings.eval_steps} measures tasks, and there are none; leave it out.")
     if settings.pull and not guarded:
         raise InputError(f"--pull {settings.pull:g} is a protection: name what it is to protect, --protect TASK.")
     if classifies and guarded:
@@ -118,7 +120,8 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     protected = [_protected(task, settings) for task in guarded]
     progress.status("reading the base")
     head = "sequence-classification" if classifies else "causal-lm"
-    head = head if settings.head == "auto" else settings.head
+    if settings.head not in ("auto", head):
+        raise InputError(f"head {settings.head!r} does not fit rows of {rows.kind}; expected {head!r}, or 'auto'.")
     loaded = models.load(settings.base, tokenizer=tokenizer, head=head, **settings.model_options())
     method = _with_new_head(method, loaded)
     if classifies and loaded.model.config.num_labels != len(rows.classes):
@@ -151,7 +154,7 @@ def _spare(job: TuneJob) -> None:
         return
     each = 0.0
     for item in job.protected:
-        few = item.guard.items[:16]
+        few = sample(item.guard.items, min(16, len(item.guard.items)), job.settings.seed)
         made = prepare(
             job.loaded.tokenizer, item.guard, items=few, chat_template=job.settings.chat_template,
             context=context_length(job.loaded.model),
@@ -159,9 +162,10 @@ def _spare(job: TuneJob) -> None:
         each += made.tokens / len(few)
     tokens = job.encoded.tokens / len(job.encoded.examples) * job.steps * job.settings.batch_size
     wanted = int(3 * tokens * job.settings.accumulation / (LOOKS * max(each, 1.0)))
-    n = max(LEAST_GUARD, min(GUARD, wanted))
+    n = min(max(LEAST_GUARD, min(GUARD, wanted)), *(len(p.guard.items) for p in job.protected))
     job.protected = [
-        dataclasses.replace(p, guard=p.guard.with_items(p.guard.items[:n])) for p in job.protected
+        dataclasses.replace(p, guard=p.guard.with_items(sample(p.guard.items, n, job.settings.seed)))
+        for p in job.protected
     ]  # fmt: skip
 
 
@@ -235,6 +239,8 @@ def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> d
         number = isinstance(values[name], (int, float)) and isinstance(values[name], bool) == isinstance(default, bool)
         if isinstance(default, (int, float)) and not number:
             raise InputError(f"--{option} {pair!r}: expected {name} to be a number or true/false, e.g. {default}.")
+        if isinstance(default, str) and not isinstance(values[name], (str, tuple, list)):
+            raise InputError(f"--{option} {pair!r}: expected {name} to be text, e.g. {default}.")
     return values
 
 

@@ -17,9 +17,10 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from catchment.capabilities import evaluate
-from catchment.errors import InputError, NonFiniteError
+from catchment.errors import InputError, NonFiniteError, StoreError
 from catchment.landscape import Batch, Subspace
 from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, Tuning
+from catchment.models import non_finite
 from catchment.records import Companion, FenceLook, Interval, PilotSteps, Row, TuneRun, from_json, to_json
 from catchment.runs import make_folder, write_atomic
 from catchment.statistics import ladder, paired_interval, unbounded_paired_interval
@@ -40,6 +41,8 @@ from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, own_task, parse_pairs
 
 WARM_UP = 0.03
+FEW = 20
+"""Logged losses below which their first and last tenth are a batch each, and say nothing."""
 RUNGS = 8
 """Scales at which the room before training is measured."""
 REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
@@ -47,7 +50,8 @@ OURS = {
     "output_dir": "--out", "per_device_train_batch_size": "--batch-size", "num_train_epochs": "--epochs",
     "gradient_accumulation_steps": "--accumulation", "max_steps": "--max-steps", "learning_rate": "--learning-rate",
     "seed": "--seed", "data_seed": "--seed", "save_steps": "--save-steps", "eval_strategy": "--eval-steps",
-    "eval_steps": "--eval-steps", "remove_unused_columns": "nothing: rows are tokenised here",
+    "eval_steps": "--eval-steps", "push_to_hub": "hf upload afterwards",
+    "remove_unused_columns": "nothing: rows are tokenised here",
 }  # fmt: skip
 """Training arguments that are settings of the tune, and so of its record."""
 SHARDED = ("full", "lora")
@@ -58,8 +62,10 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
     """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards."""
     folder = job.out / name
     done = folder / "run.json"
-    if done.is_file():
-        return from_json(TuneRun, done.read_text(encoding="utf-8"))
+    kept = finished(done)
+    if kept is not None:
+        return kept
+    model, training = job.loaded.model, job.loaded.model.training
     began = time.monotonic()
     with kept_warnings() as said:
         examples = _with_replay(job) if fenced and job.settings.replay else job.examples
@@ -70,10 +76,26 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
             run = _trained(job, name, folder, tuning, examples, fenced, before)
         finally:
             tuning.remove()
+            model.train(training)
     run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1), warnings=tuple(said))
     if distributed.first():
         write_atomic(done, to_json(run))
     return run
+
+
+def finished(path: Path) -> TuneRun | None:
+    """The record of a training that has ended and whose artefact is still there.
+
+    Raises:
+        StoreError: The record is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        run = from_json(TuneRun, path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged; delete it, and the training goes on from its last checkpoint.") from error
+    return run if any(Path(run.path).glob("*.safetensors")) else None
 
 
 def _trained(
@@ -93,9 +115,15 @@ def _trained(
         trainer.train(resume_from_checkpoint=_resume(str(args.output_dir)))
     except NonFiniteError as error:
         kept = ""
-        if trainer.state.global_step and distributed.first():
+        if trainer.state.global_step and distributed.first() and not non_finite(tuning.model):
             kept = f" The last good state is in {str(_artefact(job, folder / 'last-good', tuning, trainer))!r}."
         raise NonFiniteError(f"{error}{kept}") from error
+    broken = non_finite(tuning.model)
+    if broken:
+        raise NonFiniteError(
+            f"after step {trainer.state.global_step} weight {broken[0]!r} and {len(broken) - 1} others are not finite; "
+            f"use a learning rate far below {job.rate:g}. Nothing was saved."
+        )
     after = held_out(job, tuning.model)
     path = _save(job, folder, tuning, trainer)
     trainable = sum(p.numel() for p in tuning.parameters())
@@ -110,7 +138,7 @@ def _trained(
         tokens=told.tokens,
         seconds=0.0,
         bytes=sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size,
-        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
+        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if len(history) >= FEW else None,
         held_out=_companion(job, before, after),
         accuracy=_accuracy(job, before, after),
         looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
@@ -152,7 +180,7 @@ def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
         "num_train_epochs": s.epochs,
         "max_steps": most or -1,
         "learning_rate": job.rate,
-        "warmup_steps": max(1, round(WARM_UP * steps)),
+        "warmup_steps": round(WARM_UP * steps),
         "lr_scheduler_type": "linear",
         "weight_decay": 0.0,
         "logging_steps": max(1, steps // 50),

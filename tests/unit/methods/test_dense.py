@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from catchment.errors import InputError, ModelError
+from catchment.errors import InputError, ModelError, StoreError
 from catchment.methods.dense import L2SP, SAM, DenseTuning, Full, WiSEFT
 from catchment.models import load, named_weights
 from tests.tiny import CAUSAL, tiny_llama, tiny_tokenizer
@@ -188,7 +189,7 @@ def test_base_files_replace_the_copy(kind: str, tmp_path: Path) -> None:
         for p in tuning.parameters():
             p.add_(0.1)
     with pytest.raises(InputError, match="hold another"):
-        Full(base_files=files).attach(model)
+        Full(base_files=files).attach(copy.deepcopy(model))
     assert all(torch.equal(value, base[name]) for name, value in weights(tuning.remove()).items())
     with pytest.raises(InputError, match="hold no weight"):
         Full(base_files=files).attach(nn.Linear(2, 2))
@@ -227,3 +228,30 @@ def test_settings_are_checked() -> None:
         WiSEFT(alpha=1.5)
     with pytest.raises(InputError, match="Did you mean 'down_proj'"):
         Full(target_modules=("down_prj",)).attach(tiny_llama())
+
+
+@pytest.mark.parametrize("method", [Full(), L2SP(), SAM(), WiSEFT()], ids=lambda method: method.name)
+@pytest.mark.parametrize("end", ["merge", "remove"])
+def test_a_model_is_tuned_once_at_a_time(method: Any, end: str) -> None:
+    model = small()
+    before = dict(vars(model))
+    with pytest.raises(InputError, match="matches no weight"):
+        Full(target_modules=("nothing_like",)).attach(model)
+    tuning = method.attach(model)  # the failure left no mark
+    flags = [p.requires_grad for p in model.parameters()]
+    for second in (Full(target_modules=("0",)), method):
+        with pytest.raises(InputError, match=r"being tuned already; call remove\(\) or merge\(\) on that tuning first"):
+            second.attach(model)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    getattr(tuning, end)()
+    assert vars(model) == before
+    method.attach(model).merge()
+
+
+def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    tuning = Full().attach(tiny_llama())
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match=r"cannot write .*file"):
+            tuning.save_pretrained(place)
+    assert (tmp_path / "file").read_text() == ""

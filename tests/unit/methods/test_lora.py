@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 import transformers as tf
 
-from catchment.errors import InputError, ModelError
+from catchment.errors import InputError, ModelError, StoreError
+from catchment.methods.dense import Full
 from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.targets import target_weights
 from catchment.models import effective_weights, load, named_weights
@@ -129,7 +132,73 @@ def test_refuses() -> None:
     assert all(torch.equal(value, base[name]) for name, value in weights(model).items())
     LoRA().attach(model)
     with pytest.raises(InputError, match="adapter already"):
+        LoRA().attach(copy.deepcopy(model))
+
+
+def standing(model: Any) -> list[Any]:
+    """All that an attempt could leave behind in a model."""
+    modules = [(name, id(module), module.training, sorted(vars(module))) for name, module in model.named_modules()]
+    return [modules, [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"target_modules": ("q_proj", "input_layernorm")}, r"'model\.layers\.0\.input_layernorm', a LlamaRMSNorm"),
+        ({"target_modules": ("q_proj", "mlp")}, r"names 'model\.layers\.0\.mlp', a LlamaMLP"),
+        ({"target_modules": "q_proj"}, r"'q_proj': .*not found.*for an ending give a list: \['q_proj'\]"),
+        ({"target_modules": "*.q_proj"}, r"nothing to repeat.*give a list: \['q_proj'\]"),
+        ({"target_modules": ("nothing_like",), "modules_to_save": ("lm_head",)}, "nothing_like"),
+    ],
+)
+def test_a_refused_target_leaves_no_trace(settings: dict[str, Any], match: str) -> None:
+    model = tiny_llama()
+    model.model.norm.weight.requires_grad_(False)
+    before = standing(model)
+    with pytest.raises(InputError, match=match):
+        LoRA(**settings).attach(model)
+    assert standing(model) == before
+    LoRA().attach(model)
+
+
+def test_an_interruption_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.tuners.lora import LoraModel
+
+    model, count = tiny_llama(), 0
+    before, replace = standing(model), LoraModel._create_and_replace
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        replace(*args, **kwargs)
+
+    monkeypatch.setattr(LoraModel, "_create_and_replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         LoRA().attach(model)
+    assert standing(model) == before
+
+
+@pytest.mark.parametrize("end", ["merge", "remove"])
+def test_a_model_is_tuned_once_at_a_time(end: str) -> None:
+    model = tiny_llama()
+    tuning = LoRA().attach(model)
+    for given in (model, tuning.model):  # also the wrapper that PEFT makes
+        for method in (LoRA(), Full()):
+            with pytest.raises(InputError, match=r"being tuned already; call remove\(\) or merge\(\)"):
+                method.attach(given)
+    full = Full().attach(getattr(tuning, end)())
+    with pytest.raises(InputError, match="being tuned already"):
+        LoRA().attach(model)
+    assert full.remove() is model
+    LoRA().attach(model)
+
+
+def test_saving_onto_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot write .*file"):
+        LoRA().attach(tiny_llama()).save_pretrained(tmp_path / "file")
 
 
 def test_loading_another_adapter_is_refused(tmp_path: Path) -> None:
@@ -137,7 +206,51 @@ def test_loading_another_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter_model"):
         tuning.load_pretrained(tmp_path)
     LoRA(r=4).attach(tiny_llama()).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="another adapter: expected r=2"):
+    with pytest.raises(ModelError, match=r"another adapter: it was saved with r=4, and this tuning has r=2;"):
+        tuning.load_pretrained(tmp_path)
+    LoRA(r=2, target_modules=("q_proj",)).attach(tiny_llama()).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="another adapter: expected r=2 and the same targets"):
+        tuning.load_pretrained(tmp_path)
+
+
+def test_loading_an_adapter_of_another_scale_is_refused(tmp_path: Path) -> None:
+    """Its tensors fit, but they would mean another move."""
+    moved(LoRA(lora_alpha=32, use_rslora=True).attach(tiny_llama())).save_pretrained(tmp_path)
+    tuning = LoRA(lora_alpha=16).attach(tiny_llama())
+    before = weights(tuning.model)
+    told = r"saved with lora_alpha=32, use_rslora=True, and this tuning has lora_alpha=16, use_rslora=None"
+    with pytest.raises(ModelError, match=told):
+        tuning.load_pretrained(tmp_path)
+    LoRA(lora_alpha=32, use_rslora=True).attach(tiny_llama()).load_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {"q_proj": 64}}))
+    with pytest.raises(ModelError, match=r"alpha_pattern=\{'q_proj': 64\}"):
+        LoRA(lora_alpha=32, use_rslora=True).attach(tiny_llama()).load_pretrained(tmp_path)
+    for text in ("{", "[]"):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=r"adapter_config\.json is damaged"):
+            tuning.load_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"cannot read .*adapter_config\.json"):
+        tuning.load_pretrained(tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in weights(tuning.model).items())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -100, -1])
+def test_a_truncated_adapter_is_refused(keep: int, tmp_path: Path) -> None:
+    tuning = LoRA().attach(tiny_llama())
+    path = tuning.save_pretrained(tmp_path) / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors .*(cut short|damaged)"):
+        tuning.load_pretrained(tmp_path)
+
+
+def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    """Every byte is there, but a dtype is none that safetensors knows."""
+    tuning = LoRA().attach(tiny_llama())
+    path = tuning.save_pretrained(tmp_path) / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"X32"', 1))
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors' is damaged"):
         tuning.load_pretrained(tmp_path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import pytest
 import torch
 import transformers as tf
 
-from catchment.errors import InputError, ModelError, NonFiniteError
+from catchment.errors import InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.dense import L2SP, SAM, Full, WiSEFT
 from catchment.methods.lora import LoRA
-from catchment.methods.trainer import MethodTrainer
+from catchment.methods.sift import SIFT
+from catchment.methods.trainer import MethodTrainer, whole_checkpoint
 from catchment.models import effective_weights, load, named_weights
 from tests.tiny import CAUSAL, VOCABULARY, tiny_llama, tiny_tokenizer
 
@@ -115,6 +118,118 @@ def test_a_killed_run_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)  # fp32 masters too
 
 
+class KillAfterSave(Kill):
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None: ...
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def entries(trainer: tf.Trainer) -> list[dict[str, Any]]:
+    return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+
+
+LAST = {
+    "sift": SIFT(sparsity=0.05),
+    "lora": LoRA(lora_dropout=0.1),
+    "full": Full(),
+    "wise-ft": WiSEFT(alpha=0.5),
+}
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 4}, {"max_steps": -1, "num_train_epochs": 1 / 3}], ids=str)
+@pytest.mark.parametrize("name", LAST)
+def test_killed_after_any_checkpoint_the_last_one_too(name: str, length: dict[str, Any], tmp_path: Path) -> None:
+    """After the last one no step is left to take; at a constant rate one more would move the weights."""
+    settings: dict[str, Any] = {
+        "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", **length,
+    }  # fmt: skip
+    straight = trainer_of(LAST[name], tmp_path / "a", **settings)
+    straight.train()
+    assert straight.state.global_step == 4
+    for step in (2, 4):
+        folder = tmp_path / str(step)
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of(LAST[name], folder, options={"callbacks": [KillAfterSave(step)]}, **settings).train()
+        torch.manual_seed(99)
+        ends = Ends()
+        resumed = trainer_of(LAST[name], folder, options={"callbacks": [ends]}, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert resumed.state.global_step == 4
+        assert entries(resumed) == entries(straight)
+        assert same(weights(resumed.tuning.model), weights(straight.tuning.model))
+        assert same(ends.weights, weights(straight.tuning.model))
+        for ours, theirs in zip(resumed.tuning.parameters(), straight.tuning.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+class StopsWhenItBegins(tf.TrainerCallback):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = True
+
+
+def test_a_training_that_a_callback_ends_when_it_resumes_takes_no_step(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(Full(), tmp_path, options={"callbacks": [KillAfterSave(2)]}, **settings).train()
+    kept = weights(load(str(tmp_path / "checkpoint-2"), tokenizer=TOKENIZER).model)
+    resumed = trainer_of(Full(), tmp_path, options={"callbacks": [StopsWhenItBegins()]}, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 2
+    assert same(weights(resumed.tuning.model), kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [
+        (Full(), "optimizer.pt"),
+        (Full(), "scheduler.pt"),
+        (Full(), "rng_state.pth"),
+        (Full(), "model.safetensors"),
+        (SIFT(sparsity=0.05), "increment.safetensors"),
+        (LoRA(), "adapter_model.safetensors"),
+    ],
+    ids=str,
+)
+def test_a_damaged_checkpoint_is_named(method: Any, file: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer_of(method, tmp_path, **settings).train()
+    (damaged,) = (tmp_path / "checkpoint-1").rglob(file)
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    resumed = trainer_of(method, tmp_path, **{**settings, "max_steps": 2})
+    with pytest.raises(StoreError, match=r"checkpoint-1' cannot be taken up .* damaged.* Delete that folder"):
+        resumed.train(resume_from_checkpoint=True)
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ModelError, match=r"holds no trainer_state\.json; expected a Trainer's checkpoint"):
+        trainer_of(Full(), tmp_path).train(resume_from_checkpoint=str(tmp_path / "model"))
+
+
+def test_a_checkpoint_of_another_base_keeps_its_error(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer_of(Full(), tmp_path, model=tiny_llama(), **settings).train()
+    other = trainer_of(Full(), tmp_path, model=tiny_llama(intermediate_size=24), **settings)
+    with pytest.raises(ModelError, match="expected the same model"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_the_last_whole_checkpoint(tmp_path: Path) -> None:
+    assert whole_checkpoint(tmp_path / "nowhere") is None
+    for step, state in ((2, "{}"), (10, None), (9, '{"half')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    with pytest.warns(UserWarning, match="not written to its end") as warned:
+        assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert len(warned) == 2
+    (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    with pytest.warns(UserWarning, match="not written to its end"):
+        assert whole_checkpoint(str(tmp_path)) is None
+
+
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2}
     straight = trainer_of(Full(), tmp_path, **saving)
@@ -179,6 +294,38 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_the_step(how: str, t
     assert same(weights(broken.tuning.model), weights(good.tuning.model))
     assert all(p.grad is None for p in broken.tuning.parameters())
     assert broken.state.global_step == 2
+
+
+def _breaks_on_one_process(rank: int, port: int, folder: str) -> None:
+    """The second process's first micro-batch of step 2; no gradient is shared before the second one."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    options = {"compute_loss_func": Breaks(3 if rank == 1 else 0, "loss"), "data_collator": tf.default_data_collator}
+    trainer = trainer_of(
+        Full(), Path(folder), model=tiny_llama(), options=options, gradient_accumulation_steps=2, ddp_backend="gloo"
+    )
+    try:
+        trainer.train()
+    except NonFiniteError as error:
+        (Path(folder) / str(rank)).write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_end_where_one_has_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = int(s.getsockname()[1])
+    context = torch.multiprocessing.spawn(_breaks_on_one_process, args=(port, str(tmp_path)), nprocs=2, join=False)
+    if not context.join(timeout=120) and not context.join(timeout=5):
+        for process in context.processes:
+            process.kill()
+        pytest.fail("a process waits for one that has ended")
+    said = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
+    assert "the loss or gradient is not finite on another process, at step 2, micro-batch 1" in said[0]
+    assert "the loss is nan at step 2, micro-batch 1" in said[1]
 
 
 def test_sam_with_accumulation_equals_two_passes_by_hand(tmp_path: Path) -> None:

@@ -138,6 +138,26 @@ def test_states(pair: tuple[Any, Any, Increment]) -> None:
         increment.revert(copy.deepcopy(base))
 
 
+def test_increments_are_not_stacked(pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
+    """Out of order, each would put back what the other had written. A copy has the first one for good."""
+    base, tuned, one = pair
+    two = make_increment(base, sparse_move(base, seed=5), tmp_path / "two.safetensors")
+    before = bits(base)
+    one.apply(base)
+    for other in (two, Increment.read(one.path)):
+        with pytest.raises(ModelError, match=r"move\.safetensors is applied to .* swap, or .* add_increments"):
+            other.apply(base)
+    assert bits(base) == bits(tuned)
+    with two.applied(copy.deepcopy(base)) as twin:
+        assert bits(twin) not in (before, bits(tuned))
+    assert bits(twin) == bits(tuned)
+    swap(base, one, two)
+    with pytest.raises(ModelError, match=r"two\.safetensors is applied to this model"):
+        one.apply(base)
+    two.revert(base)
+    assert bits(base) == before
+
+
 def test_another_base_is_refused(pair: tuple[Any, Any, Increment]) -> None:
     base, tuned, increment = pair
     increment.verify(weights_hash(base))
@@ -367,10 +387,13 @@ def test_a_folder(pair: tuple[Any, Any, Increment], tmp_path: Path) -> None:
         with again.applied(base):
             assert bits(base) == bits(tuned)
     text = (folder / "README.md").read_text()
+    assert "| density that was asked for | 0.01 |" in text
     for told in ("base_model: org/name", increment.base_hash, f"{increment.k:,}", "sift", "f00d", "| seed | 3 |"):
         assert told in text
-    increment.save_pretrained(folder)
-    assert "base_model:" not in (folder / "README.md").read_text()
+    increment.recipe["sparsity"] = 2 * increment.recipe.pop("density")  # as SIFT calls it
+    text = (increment.save_pretrained(folder) / "README.md").read_text()
+    assert "base_model:" not in text
+    assert "| density that was asked for | 0.02 |" in text
     card = ModelCard("me", "folder", "X", 1, HASH, "", "", "", "float32", "cpu", "sdpa")
     with pytest.raises(ModelError, match="was made for a base"):
         increment.save_pretrained(folder, base=card)
@@ -401,6 +424,10 @@ def test_load_base_plus_folder(saved: Callable[..., Path], pair: tuple[Any, Any,
     loaded = load(f"{path}+{folder}", device="cpu")
     assert bits(loaded.model) == bits(tuned)
     assert loaded.card.source == "increment"
+    further = make_increment(tuned, sparse_move(tuned, seed=5), tmp_path / "further.safetensors")
+    for model in (loaded.model, copy.deepcopy(loaded.model)):  # a base for another increment
+        with further.applied(model):
+            assert bits(model) != bits(tuned)
     word_tokenizer().save_pretrained(folder, chat_template="x")
     with pytest.raises(ModelError, match=r"was made for a base with weights .* give its own base"):
         load(f"{saved('Llama tied', seed=5, folder='other')}+{folder}", device="cpu")
@@ -469,3 +496,4 @@ def test_a_failure_inside_apply_writes_nothing(pair: tuple[Any, Any, Increment])
     with pytest.raises((RuntimeError, ModelError)):
         increment.apply(base)
     assert bits(base) == before
+    Increment.read(increment.path).apply(base)  # nothing stands in its way

@@ -12,6 +12,7 @@ import transformers as tf
 
 from catchment.capabilities import CONTINUE, Item, Task, evaluate
 from catchment.errors import InputError, StoreError
+from catchment.methods import Full, MethodTrainer
 from catchment.training import CapabilityCallback
 from tests import tiny
 
@@ -235,6 +236,74 @@ def test_a_resumed_training_keeps_its_start(tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="resumes at step 2 and output_dir holds no earlier evaluation"):
             other = resumed(**given)
         assert [e.step for e in other.history] == [2, 4]
+
+
+def test_a_stop_survives_a_kill(tmp_path: Path, taught: Any) -> None:
+    """Killed after the checkpoint of the step at which it stopped; from an earlier checkpoint it stops there again."""
+    settings: dict[str, Any] = {
+        "save_strategy": "steps", "save_steps": 10, "steps": 40, "data": texts(right=False), "learning_rate": 5e-3,
+    }  # fmt: skip
+
+    def watch(on_drop: Any = "stop") -> CapabilityCallback:
+        return CapabilityCallback(
+            TRAINED, eval_steps=10, limit=None, max_drop=0.1, on_drop=on_drop, batch_tokens=2048, table=False,
+            output_dir=tmp_path / "w",
+        )  # fmt: skip
+
+    class Killed(tf.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if control.should_training_stop:
+                raise KeyboardInterrupt
+
+    first = watch()
+    killed = trainer_of(tmp_path, [first, Killed()], model=knowing(taught), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    step = killed.state.global_step
+    assert first.stopped is not None
+    assert step < 40
+    after = str(tmp_path / f"checkpoint-{step}")
+    again = watch()
+    trainer = MethodTrainer(
+        Full().attach(knowing(taught)), killed.args, train_dataset=killed.train_dataset, data_collator=collate,
+        processing_class=TOKENIZER, callbacks=[again],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=after)
+    assert trainer.state.global_step == step
+    assert (again.stopped, again.history) == (first.stopped, first.history)
+    plain = watch()  # whose loop looks after a step
+    follower = trainer_of(tmp_path, [plain], model=knowing(taught), **settings)
+    follower.train(resume_from_checkpoint=after)
+    assert follower.state.global_step == step + 1
+    goes_on = watch("warn")
+    with pytest.warns(UserWarning, match="lost by step") as warned:
+        trainer_of(tmp_path, [goes_on], model=knowing(taught), **settings).train(resume_from_checkpoint=after)
+    assert goes_on.stopped is None
+    assert goes_on.history[-1].step == 40
+    assert str(warned[0].message) == first.stopped  # what was found before the kill is said again
+
+
+def test_other_processes_resume_as_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from catchment.training import callbacks as module
+
+    monkeypatch.setattr(module, "from_main", lambda value, args: ([0, 4], "lost by step 4"))
+    watch = CapabilityCallback(TRAINED, limit=4, eval_steps=2, on_drop="stop", output_dir=tmp_path / "nowhere")
+    args = tf.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    state = tf.TrainerState(max_steps=8, global_step=4, is_world_process_zero=False)
+    control = tf.TrainerControl()
+    watch.on_train_begin(args, state, control, model=None)
+    assert control.should_training_stop
+    watch.on_train_end(args, state, control, model=None)
+    assert [e.step for e in watch.history] == [0, 4]
+
+
+def test_without_a_table_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    watch = CapabilityCallback(TRAINED, limit=4, batch_tokens=512, table=False)
+    trainer = trainer_of(tmp_path, [watch], steps=1)
+    trainer.remove_callback(tf.PrinterCallback)
+    trainer.train()
+    assert len(watch.history) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_only_the_main_process_evaluates(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from catchment.capabilities import evaluate
 from catchment.errors import InputError, MissingExtraError
-from catchment.training.data import Rows, as_task, last_answer, parse_name, prompt_key, read_rows, split_rows
+from catchment.training.data import Rows, as_task, last_answer, prompt_key, read_rows, split_rows
+from catchment.training.tables import parse_name
 from tests import tiny
 
 SUMS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(6) for b in range(5)]
@@ -195,6 +196,12 @@ def test_refused_files(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}')[:-4])
     (tmp_path / "latin.jsonl").write_bytes('{"text": "é"}'.encode("latin-1"))
     (tmp_path / "rows.txt").write_text("a")
+    whole = gzip.compress("".join(f'{{"text": "{k * k}"}}\n' for k in range(400)).encode())
+    middle = len(whole) // 2
+    (tmp_path / "bits.jsonl.gz").write_bytes(whole[:middle] + bytes(255 - b for b in whole[middle:-8]) + whole[-8:])
+    (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000)
+    (tmp_path / "digits.jsonl").write_text('{"text": "a"}\n{"text": ' + "9" * 5000 + "}")
+    (tmp_path / "half.jsonl").write_text('{"text": "a"}\n\n{"text": "so \\ud83d"}')
     for name, message in {
         "sum.jsonl": r"no file '.*sum\.jsonl'; expected a file\. Did you mean 'sums\.jsonl'",
         "empty.jsonl": "'empty.jsonl' holds no rows; .*Is the file empty",
@@ -203,6 +210,10 @@ def test_refused_files(tmp_path: Path) -> None:
         "cut.json": "'cut.json', the file: not JSON at line 2",
         "one.json": r"'one.json' holds a dict; expected a list of rows.*\.jsonl",
         "cut.jsonl.gz": "'cut.jsonl.gz' cannot be read .*expected a readable, whole file",
+        "bits.jsonl.gz": "'bits.jsonl.gz' cannot be read .*expected a readable, whole file",
+        "deep.jsonl": r"'deep.jsonl', line 2: cannot be read as JSON \(it is nested too deeply\)",
+        "digits.jsonl": r"'digits.jsonl', line 2: cannot be read as JSON \(Exceeds the limit",
+        "half.jsonl": r"'half.jsonl', line 3: '\\ud83d' after .*so ' is half of a character .*Was an emoji cut in two",
         "latin.jsonl": "byte 10 is not UTF-8; expected text in UTF-8",
         "rows.txt": "'rows.txt' is no file of rows; expected one that ends in .jsonl",
     }.items():
@@ -212,6 +223,33 @@ def test_refused_files(tmp_path: Path) -> None:
         read_rows(tmp_path / "sums.jsonl", split="test")
     with pytest.raises(InputError, match="data is 3; expected a file, the name of a data set"):
         read_rows(3)
+
+
+def test_half_characters_and_what_json_cannot_hold() -> None:
+    half = "\ud800"
+    labelled = [{"text": "a", "label": "x"}, {"text": "b", "label": half}]
+    for given in (
+        [SUMS[0], {"prompt": "a", "completion": f" b{half}"}], [CHAT[0], pair("a", half)], labelled
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"data 'rows', row 2: '\\ud800' after .* is half of a character"):
+            read_rows(given)
+    called = [*CHAT[:1], {"messages": [{"role": "assistant", "tool_calls": [{1, 2}]}]}]
+    with pytest.raises(InputError, match=r"row 2: cannot be written as JSON .*set is not JSON serializable"):
+        read_rows(called)
+
+
+def test_a_row_keeps_its_place_through_splits(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in SUMS[:20]) + "\n\n" + "\n".join(map(json.dumps, SUMS[20:])))
+    rows = read_rows(path)
+    assert (rows.place(0), rows.place(19), rows.place(20)) == ("line 1", "line 20", "line 22")
+    for part in split_rows(rows, 9, 0):
+        for index, row in enumerate(part.rows):
+            at = SUMS.index(row)
+            assert part.place(index) == f"line {at + 1 + (at >= 20)}"
+    held = split_rows(rows, 9, 0)[1]
+    assert held.of(held.rows[5:]).place(0) == held.place(5)
+    assert rows.of([{"prompt": "a", "completion": "b"}]).place(0) == "row 1"
 
 
 def test_columns_that_are_not_used_are_named() -> None:

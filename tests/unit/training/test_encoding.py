@@ -276,6 +276,9 @@ def test_refused() -> None:
         InputError, match=r"max_length 32: in 2 of 14 .* \(the first is row 2\) no token is left to learn"
     ):
         encode([SUMS[0], long, long, *SUMS[1:]], bos, max_length=32)
+    rows = read_rows([*SUMS[:5], long])
+    with pytest.raises(InputError, match=r"in 1 of 2 .* \(the first is row 6\)"):  # as a user counts them
+        encode_rows(rows.of(rows.rows[4:]), bos, max_length=32)
     endless = tiny_tokenizer()
     endless.eos_token = None
     with pytest.warns(UserWarning, match="has no end token"):

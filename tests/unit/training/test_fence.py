@@ -375,10 +375,33 @@ def test_a_stopped_training_stays_stopped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="stopped the training"):
         loop = Loop(fenced(toy, output_dir=tmp_path), toy).begin().run()
     again = fenced(toy, output_dir=tmp_path)
-    with pytest.warns(UserWarning, match="had stopped this training"):
-        Loop(again, toy, global_step=loop.state.global_step).begin()
+    with pytest.warns(UserWarning, match="the fence stopped the training: step 2"):
+        resumed = Loop(again, toy, global_step=loop.state.global_step).begin()
+    assert resumed.control.should_training_stop
+    toy.scored = []
+    resumed.run()  # the last look was taken before the kill
+    assert toy.scored == []
     assert again.stopped == loop.fence.stopped
+    assert again.history == loop.fence.history
     assert [look.factor for look in again.history] == [0.0, 0.0]
+
+
+def test_other_processes_resume_as_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would look once more at the end, or take a step, while the main one does not."""
+    from catchment.training import fence as module
+
+    toy = Toy(t=lambda x: 0.5 if x > 1e-9 else 0.0)
+    with pytest.warns(UserWarning, match="stopped the training"):
+        loop = Loop(fenced(toy, output_dir=tmp_path), toy).begin().run()
+    sent: list[Any] = []
+    monkeypatch.setattr(module, "from_main", lambda value, args: sent.append(value) or value if not sent else sent[0])
+    step = loop.state.global_step
+    with pytest.warns(UserWarning, match="stopped the training"):
+        Loop(fenced(toy, output_dir=tmp_path), toy, global_step=step).begin()
+    other = fenced(Toy())
+    second = Loop(other, Toy(), global_step=step, is_world_process_zero=False).begin()
+    assert second.control.should_training_stop
+    assert (other.history, other.stopped) == (loop.fence.history, loop.fence.stopped)
 
 
 def test_an_interrupted_pull_puts_the_move_back() -> None:
@@ -413,9 +436,7 @@ def test_other_processes_do_as_the_main_one(monkeypatch: pytest.MonkeyPatch) -> 
         Loop(first, main, rate=0.013).begin(),
         Loop(second, other, rate=0.013, is_world_process_zero=False).begin(),
     ]
-    monkeypatch.setattr(
-        module, "_from_main", lambda action, args: sent.append(action) or action if action else sent[-1]
-    )
+    monkeypatch.setattr(module, "from_main", lambda action, args: sent.append(action) or action if action else sent[-1])
     for _ in range(40):
         for loop in loops:
             loop.step()
