@@ -22,7 +22,7 @@ from catchment.records import Tune, from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import solved
-from tests.integration.test_tune import SUMS, command, defect, lines, refused
+from tests.integration.test_tune import SUMS, command, lines, refused
 
 __all__ = ["home", "run_cli"]
 torch.set_num_threads(1)
@@ -264,10 +264,10 @@ def test_an_increment_of_another_base(room: Path, finished: Path) -> None:
 
 
 DAMAGE = [
-    pytest.param("run.json", id="run.json", marks=defect("a ValidationError of pydantic, in four lines")),
-    pytest.param("trainer_state.json", id="trainer_state", marks=defect("no way to start without resuming")),
-    pytest.param("optimizer.pt", id="optimizer", marks=defect("a RuntimeError of torch")),
-    pytest.param("scheduler.pt", id="scheduler", marks=defect("a RuntimeError of torch")),
+    pytest.param("run.json", id="run.json"),
+    pytest.param("trainer_state.json", id="trainer_state"),
+    pytest.param("optimizer.pt", id="optimizer"),
+    pytest.param("scheduler.pt", id="scheduler"),
     pytest.param("rng_state.pth", id="rng"),
     pytest.param("increment.safetensors", id="increment"),
 ]
@@ -325,7 +325,6 @@ def _increment(out: Path) -> bytes:
     return (out / "plain/increment.safetensors").read_bytes()
 
 
-@defect("the Trainer goes on without the optimizer's moments and says nothing")
 def test_a_checkpoint_without_its_optimizer(room: Path, finished: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = tmp_path / "out"
     half = [*command(room, out), "--save-steps", "2", "--training-args", "save_total_limit=9"]
@@ -337,7 +336,6 @@ def test_a_checkpoint_without_its_optimizer(room: Path, finished: Path, tmp_path
     assert again.returncode == 2 or _increment(out) == _increment(finished)
 
 
-@defect("run.json stands for what it describes, there or not")
 def test_a_finished_tune_whose_weights_are_gone(room: Path, finished: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = copied(finished, tmp_path)
     (out / "plain/increment.safetensors").unlink()
@@ -364,7 +362,6 @@ def test_a_loss_that_is_no_number(room: Path, tmp_path: Path, run_cli: Cli, meth
     refused(run_cli(*command(room, out)), "learning_rate is 0.001 here and 1e+30 there")
 
 
-@defect("weights are looked at through the next loss, and after the last step there is none")
 def test_weights_that_are_no_numbers_are_not_delivered(room: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = tmp_path / "out"
     words = command(room, out)
@@ -377,10 +374,9 @@ def test_weights_that_are_no_numbers_are_not_delivered(room: Path, tmp_path: Pat
         assert all(torch.isfinite(p).all() for p in loaded.parameters())
 
 
-@defect("the state before the loss that is no number may hold none either")
-def test_the_last_good_state_is_good(room: Path, tmp_path: Path, run_cli: Cli) -> None:
+def test_no_state_is_called_good_that_is_none(room: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = tmp_path / "out"
     result = run_cli(*command(room, out), "--learning-rate", "1e39")
-    refused(result, "last good state")
-    loaded = models.load(f"{room / 'base'}+{out / 'plain/last-good'}").model
-    assert all(torch.isfinite(p).all() for p in loaded.parameters())
+    refused(result, "the loss is nan")
+    assert "last good state" not in result.stderr  # no step left one
+    assert not (out / "plain/last-good").exists()

@@ -89,10 +89,7 @@ def test_defaults_are_those_of_the_settings() -> None:
     [
         ("org/some-model", "some-model-tune"),
         ("a b/c d.gguf", "c-d.gguf-tune"),
-        pytest.param(
-            "org/doc-scanner", "doc-scanner-tune",
-            marks=pytest.mark.xfail(strict=True, reason="every -scan in the name is replaced"),
-        ),
+        ("org/doc-scanner", "doc-scanner-tune"),
     ],
 )  # fmt: skip
 def test_default_out(base: str, folder: str) -> None:

@@ -5,7 +5,7 @@ from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.protocol import Method, Tuning
 from catchment.methods.sift import RULES, SCOPES, SIFT, Sift, SiftCallback
 from catchment.methods.targets import ALL_LINEAR
-from catchment.methods.trainer import MethodTrainer
+from catchment.methods.trainer import MethodTrainer, whole_checkpoint
 
 METHODS: dict[str, type] = {kind.name: kind for kind in (SIFT, LoRA, Full, L2SP, SAM, WiSEFT)}
 """By the name that ``--method`` takes."""
@@ -28,4 +28,5 @@ __all__ = [
     "SiftCallback",
     "Tuning",
     "WiSEFT",
+    "whole_checkpoint",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
@@ -232,7 +232,9 @@ def whole_checkpoint(folder: str | Path) -> Path | None:
         except (OSError, ValueError):
             warnings.warn(f"{str(path)!r} was not written to its end and is passed over", stacklevel=3)
         else:
-            return path
+            if (path / OPTIMIZER_NAME).is_file():
+                return path
+            warnings.warn(f"{str(path)!r} has no {OPTIMIZER_NAME} and is passed over", stacklevel=3)
     return None
 
 
@@ -248,9 +250,9 @@ def _taking_up(checkpoint: str | Path | None, *but: type[Exception]) -> Iterator
     """What cannot be read of a checkpoint, ``but`` for these errors, is told as one that names its folder."""
     try:
         yield
-    except (torch.OutOfMemoryError, *but):
-        raise
     except Exception as error:  # torch, pickle, safetensors and json each raise their own
+        if isinstance(error, (*but, torch.OutOfMemoryError)):
+            raise
         said = next(iter(str(error).splitlines()), "")[:200]
         raise StoreError(
             f"the checkpoint {str(checkpoint)!r} cannot be taken up ({type(error).__name__}: {said}); it is damaged, "

@@ -55,7 +55,7 @@ class TuneRun:
         path: What it left: an increment's or adapter's folder, or a model's.
         trainable, share: Weights that train, and their share of the model.
         tokens: Tokens of training text, each time they were seen.
-        loss: Mean training loss over the first and the last tenth of the steps, nats per token.
+        loss: Mean training loss over the first and the last tenth of the ``logged`` ones, nats per token.
         held_out: Loss per trained token of rows that were not trained on, before and after, paired over rows.
         accuracy: The same for a classifier's answers.
         looks: What the fence saw.
@@ -77,6 +77,7 @@ class TuneRun:
     stopped: str | None = None
     tasks: tuple[TaskResult, ...] = ()
     accuracy: Companion | None = None
+    logged: int = 0
     warnings: tuple[str, ...] = ()
 
 

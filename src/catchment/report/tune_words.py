@@ -9,6 +9,8 @@ from catchment.records import Against, Companion, TaskResult, TuneRun
 from catchment.report.words import interval_points, join, points
 
 Headline = Literal["harmful", "trade", "gain", "clean", "open", "unmeasured"]
+FEW = 20
+"""Logged losses below which the first and the last tenth of them are a batch each, and say nothing."""
 ROSE = 1.05
 """A training loss that ends so many times above where it began did not converge."""
 
@@ -30,7 +32,8 @@ def tune_sentence(
     lost = [task for task in run.tasks if task.verdict == "lost"]
     gained = [task for task in run.tasks if task.verdict == "gained"]
     better = run.held_out is not None and run.held_out.difference.high < 0
-    diverged = run.loss is not None and run.loss[1] > ROSE * run.loss[0] and not better
+    enough = run.loss is not None and run.logged >= FEW
+    diverged = enough and run.loss is not None and run.loss[1] > ROSE * run.loss[0] and not better
     worse = run.held_out is not None and run.held_out.difference.low > 0
     harmful = diverged or (bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0)
     harmful = harmful or (worse and not gained)

@@ -70,8 +70,9 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
     training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said before anything is claimed
-    method = protected_method(job) if job.protected else job.method
-    method.attach(job.loaded.model, seed=settings.seed).remove()
+    if not (job.out / "tune.json").is_file():
+        method = protected_method(job) if job.protected else job.method
+        method.attach(job.loaded.model, seed=settings.seed).remove()
     claim(job)
     if not distributed.first():
         return _work(job)

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from catchment.capabilities import evaluate
 from catchment.errors import InputError, NonFiniteError, StoreError
 from catchment.landscape import Batch, Subspace
-from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, Tuning
+from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
 from catchment.records import Companion, FenceLook, Interval, PilotSteps, Row, TuneRun, from_json, to_json
 from catchment.runs import make_folder, write_atomic
@@ -41,8 +41,6 @@ from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, own_task, parse_pairs
 
 WARM_UP = 0.03
-FEW = 20
-"""Logged losses below which their first and last tenth are a batch each, and say nothing."""
 RUNGS = 8
 """Scales at which the room before training is measured."""
 REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
@@ -138,7 +136,8 @@ def _trained(
         tokens=told.tokens,
         seconds=0.0,
         bytes=sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size,
-        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if len(history) >= FEW else None,
+        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
+        logged=len(history),
         held_out=_companion(job, before, after),
         accuracy=_accuracy(job, before, after),
         looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
@@ -244,9 +243,10 @@ def protected_method(job: TuneJob) -> Method:
     raise InputError(f"--pull {strength:g}: only sift and full can be pulled towards the base; not {job.method.name}.")
 
 
-def _resume(output_dir: str) -> bool | None:
-    """Whether a checkpoint is there that was written to its end."""
-    return True if any(Path(output_dir).glob("checkpoint-*/trainer_state.json")) else None
+def _resume(output_dir: str) -> str | None:
+    """The last checkpoint that was written to its end; ``None``, with a warning where one was cut short: start anew."""
+    found = whole_checkpoint(output_dir)
+    return None if found is None else str(found)
 
 
 def _save(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:

@@ -1,4 +1,4 @@
-"""SIFT where things go wrong or come late: overflows, failed passes, experts, heads that train whole, refused states."""
+"""SIFT where things go wrong or come late: overflows, failed passes, experts, whole heads, refused states."""
 
 from __future__ import annotations
 

@@ -80,11 +80,10 @@ def test_disjoint_supports_add_up_bit_for_bit(tmp_path: Path) -> None:
     base = build("Llama")
     one, two = move(base, tmp_path, 1, NAMES[:1]), move(base, tmp_path, 2, NAMES[1:])
     total = add_increments([one, two], base, tmp_path / "sum.safetensors")
-    one.apply(base)
-    two.apply(base)
-    both = bits(base)
-    two.revert(base)
-    one.revert(base)
+    with one.applied(base):
+        twin = copy.deepcopy(base)  # which carries the first for good
+    two.apply(twin)
+    both = bits(twin)
     with total.applied(base):
         assert bits(base) == both
 

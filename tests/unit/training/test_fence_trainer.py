@@ -10,6 +10,7 @@ import torch
 import transformers as tf
 
 from catchment.capabilities import CONTINUE, Item, Task, evaluate
+from catchment.methods import Full, MethodTrainer
 from catchment.training.fence import Fence
 from tests import tiny
 
@@ -127,5 +128,33 @@ def test_a_real_training_resumes_bit_for_bit(tmp_path: Path, taught: Any) -> Non
     again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-10"))
     assert second.history == first.history
     assert any(look.factor < 1 for look in first.history if look.step < 10)
+    for (name, a), (_, b) in zip(alone.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_resumed_after_the_last_checkpoint_nothing_is_looked_at_again(tmp_path: Path, taught: Any) -> None:
+    """The last look and its pull came before that checkpoint: the same weights, the same looks, no step more."""
+    settings = {"save_strategy": "steps", "save_steps": 8, "max_steps": 8, "lr_scheduler_type": "constant"}
+    plain, _ = trainer_of(tmp_path, taught, **settings)
+
+    def method_trainer() -> tuple[MethodTrainer, Fence]:
+        model = tiny.tiny_llama(initializer_range=0.1, attention_dropout=0.1)
+        model.load_state_dict(taught)
+        tuning = Full().attach(model)
+        fence = Fence(
+            PLACES, max_drop=0.1, move=tuning, eval_steps=8, patience=9, batch_tokens=2048, output_dir=tmp_path / "f"
+        )
+        return MethodTrainer(
+            tuning, plain.args, train_dataset=plain.train_dataset, data_collator=collate, processing_class=TOKENIZER,
+            callbacks=[fence],
+        ), fence  # fmt: skip
+
+    alone, first = method_trainer()
+    alone.train()
+    again, second = method_trainer()
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    assert second.history == first.history
+    assert first.history[-1].factor < 1
     for (name, a), (_, b) in zip(alone.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -27,7 +27,7 @@ from catchment.methods.sift import files, sharing
 from catchment.methods.sift.choice import Choice
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
-from catchment.methods.targets import ALL_LINEAR, target_weights
+from catchment.methods.targets import ALL_LINEAR, claim, release, target_weights
 from catchment.models import named_weights
 
 DECAYS = ("zero", "base")
@@ -115,6 +115,7 @@ class Sift:
         self._choice = Choice(self._flat, rule, scope, selection_batches, seed, self.sharded)
         with torch.no_grad():
             self._choice.without_data(support)
+        claim(model)
         self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._register()
 
@@ -269,6 +270,7 @@ class Sift:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
         sharing.take_back(self.model)
+        release(self.model)
 
     # ---- files ----------------------------------------------------------------------------------------------------
 
