@@ -95,7 +95,7 @@ class Told(workflows.Progress):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", default="60m", help="stop before the next cell when so much time is spent")
-    parser.add_argument("--work", type=Path, default=ROOT / "proofs/cells/protect", help="folder of the cells")
+    parser.add_argument("--work", type=Path, default=ROOT / "proofs/.cache/protect", help="folder of the cells")
     parser.add_argument("--only", default="", help="cells whose name begins so")
     args = parser.parse_args()
     end = time.monotonic() + (parse_seconds(args.budget) or 3600)
