@@ -39,6 +39,8 @@ def tune_sentence(
     harmful = harmful or (worse and not gained)
     headline = _headline(harmful, lost, gained, run)
     parts = [_opening(headline, lost, gained, bool(run.tasks))]
+    if harmful and not lost and any(look.factor < 1 for look in run.looks):
+        parts = ["This training is harmful; what is delivered was pulled back by the fence."]
     parts += [_held_out(found) for found in (run.held_out, run.accuracy) if found is not None]
     if diverged and run.loss is not None:
         parts.append(

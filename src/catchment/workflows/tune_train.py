@@ -93,7 +93,8 @@ def finished(path: Path) -> TuneRun | None:
         run = from_json(TuneRun, path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise StoreError(f"{path} is damaged; delete it, and the training goes on from its last checkpoint.") from error
-    return run if any(Path(run.path).glob("*.safetensors")) else None
+    folder = path.parent  # where it stands now, if it has been moved
+    return dataclasses.replace(run, path=str(folder)) if any(folder.glob("*.safetensors")) else None
 
 
 def _trained(

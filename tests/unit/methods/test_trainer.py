@@ -220,11 +220,15 @@ def test_the_last_whole_checkpoint(tmp_path: Path) -> None:
     assert whole_checkpoint(tmp_path / "nowhere") is None
     for step, state in ((2, "{}"), (10, None), (9, '{"half')):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     with pytest.warns(UserWarning, match="not written to its end") as warned:
         assert whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert len(warned) == 2
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.warns(UserWarning, match="has no optimizer.pt|not written to its end"):
+        assert whole_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     with pytest.warns(UserWarning, match="not written to its end"):
         assert whole_checkpoint(str(tmp_path)) is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from catchment.records import Against, Companion, Interval, TaskResult, Tune, TuneRun
+from catchment.records import Against, Companion, FenceLook, Interval, TaskResult, Tune, TuneRun
 from catchment.report import print_tune, tune_sentence
 from tests.samples import HOSTILE, interval, sample_comparison, task_result
 
@@ -72,6 +72,13 @@ def test_the_headline(tasks: list[TaskResult], changes: dict[str, Any], headline
 
 def test_a_diverged_tune_without_tasks_is_harmful() -> None:
     assert said([], loss=(1.0, 3.0))[0] == "harmful"
+
+
+def test_a_harmful_training_that_the_fence_took_back() -> None:
+    look = FenceLook(5, "recall", 64, 0.4, 0.2, 0.6, "broken", "shown", factor=0.0, after=0.0)
+    headline, text = said([KEPT], loss=(1.0, 3.0), looks=(look,))
+    assert headline == "harmful"
+    assert text.startswith("This training is harmful; what is delivered was pulled back by the fence.")
 
 
 def test_what_is_harmful_names_what_was_lost_with_its_interval() -> None:
