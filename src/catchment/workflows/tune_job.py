@@ -92,7 +92,7 @@ class TuneJob:
 
 
 def open_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> TuneJob:
-    """Read and check everything; claim OUT."""
+    """Read and check everything; nothing is written yet."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         job = _open(settings, progress, tokenizer)
