@@ -58,6 +58,15 @@ def kept(folder: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def take_up(folder: Path, results: Path) -> None:
+    """Cells of the newest results that the folder lacks, as another machine has measured them."""
+    newest = max(results.glob("sift-*.json"), default=None)
+    for content in json.loads(newest.read_text("utf-8"))["cells"] if newest else ():
+        path = folder / (content["name"].replace("/", "--").replace(" ", "-") + ".json")
+        if not path.exists():
+            write_atomic(path, json.dumps(content) + "\n")
+
+
 def measure(cell: Cell, bench: Bench, folder: Path, done: dict[str, dict[str, Any]]) -> None:
     began = time.monotonic()
     try:
@@ -88,6 +97,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     cells = listed()
     make_folder(args.cells)
+    take_up(args.cells, args.out)
     done = kept(args.cells, cells)
     if args.list:
         print("\n".join(f"{c.tokens:>8,} {'done' if c.name in done else '    '} {c.name}" for c in cells))
