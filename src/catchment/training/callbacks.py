@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -237,16 +237,9 @@ class CapabilityCallback(TrainerCallback):
     def _write(self, now: Evaluation, stopped: str | None) -> None:
         if self.output_dir is None:
             return
-        path = self.output_dir / f"capabilities-{now.step:08d}.json"
         content = {"step": now.step, "conditions": self._conditions(), "stopped": stopped, "scores": {}}
         content["scores"] = {name: asdict(scores) for name, scores in now.scores.items()}
-        beside = path.with_suffix(".tmp")
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            raise StoreError(f"output_dir {str(self.output_dir)!r} cannot be written ({error}).") from error
+        write_json(self.output_dir / f"capabilities-{now.step:08d}.json", content)
 
     def _conditions(self) -> dict[str, Any]:
         tasks = {task.name: task.hash() for task in self.tasks}
@@ -290,6 +283,21 @@ class CapabilityCallback(TrainerCallback):
                 f"conditions: drops are counted from this step, not from the model before the fine-tune",
                 stacklevel=2,
             )
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of ``output_dir``, all of it or nothing.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    beside = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise StoreError(f"output_dir {str(path.parent)!r} cannot be written ({error}).") from error
 
 
 def _checked_tasks(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:

@@ -94,7 +94,7 @@ def encode_rows(
         )
     if rows.kind == "classification":
         return _encode_classes(rows, tokenizer, max_length)
-    template = _template(tokenizer, chat_template) if rows.kind != "text" else None
+    template = chat_template_of(tokenizer, chat_template) if rows.kind != "text" else None
     marked = _mark_rows(rows, tokenizer, template, chat_template, system, completion_only)
     if tokenizer.eos_token_id is None and any(text.ends for text in marked):
         warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=2)
@@ -141,7 +141,7 @@ def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] 
 # What is learned of a row
 
 
-def _template(tokenizer: Any, chat_template: str) -> str | None:
+def chat_template_of(tokenizer: Any, chat_template: str) -> str | None:
     """The Jinja text to apply, chosen as :func:`~catchment.capabilities.evaluate` chooses it for questions."""
     if chat_template == "none":
         return None

@@ -18,10 +18,10 @@ import torch
 from transformers import TrainerCallback
 
 from catchment.capabilities import Task
-from catchment.errors import InputError, ModelError, StoreError
+from catchment.errors import InputError, ModelError
 from catchment.records import Row
 from catchment.statistics import decide_mean, mean_sequence
-from catchment.training.callbacks import from_main
+from catchment.training.callbacks import from_main, write_json
 from catchment.training.pilot import Scorer, seeded
 
 CHUNK = 64
@@ -386,14 +386,7 @@ class Fence(TrainerCallback):
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if self.output_dir is None:
             return
-        path = self.output_dir / name
-        beside = path.with_suffix(".tmp")
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            raise StoreError(f"output_dir {str(self.output_dir)!r} cannot be written ({error}).") from error
+        write_json(self.output_dir / name, content)
 
     def _files(self) -> list[Path]:
         return sorted(self.output_dir.glob(f"fence-{'[0-9]' * 8}.json")) if self.output_dir is not None else []

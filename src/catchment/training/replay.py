@@ -8,7 +8,6 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from catchment.capabilities import context_length, without_trace
 from catchment.errors import InputError
+from catchment.training.encoding import chat_template_of
 
 T = TypeVar("T")
 MARK = "\u241fmessage\u241f"
@@ -70,7 +70,7 @@ def self_generated(
     if n < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 < temperature < math.inf:
         given = f"n {n}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, temperature {temperature}"
         raise InputError(f"{given}: expected at least 1 each, and a temperature above 0.")
-    template = _template(tokenizer, chat_template)
+    template = chat_template_of(tokenizer, chat_template)
     writer = _Writer(model, tokenizer, max_new_tokens, temperature, seed)
     rows: list[dict[str, Any]] = []
     with without_trace(model):
@@ -254,18 +254,3 @@ def _render(tokenizer: Any, template: str, message: str, *, answer: bool) -> str
 def _encode(tokenizer: Any, text: str) -> list[int]:
     """As written: the template has put the start token where it wants one."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _template(tokenizer: Any, chat_template: str) -> str | None:
-    if chat_template == "none":
-        return None
-    if chat_template != "auto":
-        if not Path(chat_template).is_file():
-            raise InputError(f"chat_template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
-        return Path(chat_template).read_text(encoding="utf-8")
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict) and "default" not in own:
-        raise InputError(
-            f"the tokenizer has the chat templates {sorted(own)} and no default; expected a path, or 'none'."
-        )
-    return own["default"] if isinstance(own, dict) else own
