@@ -201,32 +201,39 @@ def _compare(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
-def _scan(arguments: list[str]) -> int:
-    command = parse_scan(arguments)
-    settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
+def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
+    """Run ``scan`` or ``tune``, or print its plan: the console, and the record, which a plan has none of. Of several
+    processes only the first one prints."""
     from rich.console import Console
 
     from catchment.cli.live import LiveProgress
 
     quiet()
-    from catchment import report, workflows
-    from catchment.records import to_json
+    from catchment import workflows
 
     console = Console(stderr=command.json, quiet=not workflows.first_process())
     with LiveProgress(console) as progress:
-        if settings.dry_run:
-            lines = workflows.scan_plan(settings, progress)
-        else:
-            found = workflows.run_scan(settings, progress)
+        work = getattr(workflows, f"{verb}_plan" if settings.dry_run else f"run_{verb}")
+        found = work(settings, progress)
     if settings.dry_run:
-        for line in lines:
+        for line in found:
             console.print(line, highlight=False)
-        return 0
-    assert settings.out is not None
-    if command.json:
-        if workflows.first_process():
-            print(to_json(found))
-    else:
+        return console, None
+    if command.json and workflows.first_process():
+        from catchment.records import to_json
+
+        print(to_json(found))
+    return console, found
+
+
+def _scan(arguments: list[str]) -> int:
+    command = parse_scan(arguments)
+    settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
+    console, found = _carried_out("scan", command, settings)
+    if found is not None and not command.json:
+        from catchment import report
+
+        assert settings.out is not None
         report.print_scan(found, console, settings.out / "report.html")
     return 0
 
@@ -234,30 +241,15 @@ def _scan(arguments: list[str]) -> int:
 def _tune(arguments: list[str]) -> int:
     command = parse_tune(arguments)
     settings = TuneSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(TuneSettings)})
-    from rich.console import Console
-
-    from catchment.cli.live import LiveProgress
-
-    quiet()
-    from catchment import report, workflows
-    from catchment.records import to_json
-
-    console = Console(stderr=command.json, quiet=not workflows.first_process())
-    with LiveProgress(console) as progress:
-        if settings.dry_run:
-            lines = workflows.tune_plan(settings, progress)
-        else:
-            found = workflows.run_tune(settings, progress)
-    if settings.dry_run:
-        for line in lines:
-            console.print(line, highlight=False)
+    console, found = _carried_out("tune", command, settings)
+    if found is None:
         return 0
-    assert settings.out is not None
+    from catchment import report, workflows
+
     if not workflows.first_process():
         return 0
-    if command.json:
-        print(to_json(found))
-    else:
+    if not command.json:
+        assert settings.out is not None
         report.print_tune(found, console, settings.out / "report.html")
     broken = workflows.broken_fence(found)
     for line in broken:
