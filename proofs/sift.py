@@ -1,7 +1,8 @@
 """SIFT beside random entries, LoRA, SHiRA and full fine-tuning: gain, forgetting, memory, time and size.
 
 Lists of cells, most important first: stories15M on two data sets, three seeds; memory; a BERT-type encoder on MRPC with
-1,000 to 100,000 trained weights; the flatness that is reached from pre-trained and from random weights; SmolLM2-135M.
+1,000 to 100,000 trained weights; the flatness that is reached from pre-trained and from random weights; SmolLM2-135M
+on sums, and beyond the core on RTE, CoLA and Alpaca.
 Learning rates are chosen on validation rows with a seed of its own; those runs are cells too. A cell's budget is in
 tokens, so what it measures does not depend on the machine; ``--budget``, in time, only stops between cells. Every
 finished cell is kept in ``--cells``, and the tables are written after every cell: the same command goes on.
@@ -38,8 +39,9 @@ STORIES = ROOT.parent / "shared/models/stories15M"
 def listed() -> list[Cell]:
     """Every cell in the order of measuring."""
     decoder = sift_cells.cells()
-    core = [c for c in decoder if c.part != "large"]
-    return [*core, *sift_encoder.cells(), *sift_flat.cells(), *(c for c in decoder if c.part == "large")]
+    large = [c for c in decoder if c.part.startswith("large")]
+    core = [c for c in decoder if c not in large]
+    return [*core, *sift_encoder.cells(), *sift_flat.cells(), *large]
 
 
 def path_of(folder: Path, cell: Cell) -> Path:
@@ -64,7 +66,7 @@ def take_up(folder: Path, results: Path) -> None:
     for content in json.loads(newest.read_text("utf-8"))["cells"] if newest else ():
         path = folder / (content["name"].replace("/", "--").replace(" ", "-") + ".json")
         if not path.exists():
-            write_atomic(path, json.dumps(content) + "\n")
+            write_atomic(path, json.dumps({**content, "result": tables.expanded(content["result"])}) + "\n")
 
 
 def measure(cell: Cell, bench: Bench, folder: Path, done: dict[str, dict[str, Any]]) -> None:

@@ -19,8 +19,9 @@ from catchment.training import as_task, completion_losses
 
 SEEDS = (0, 1, 2)
 GRID_SEED = 100
-TOKENS, GRID_TOKENS, LARGE_TOKENS = 60_000, 15_000, 20_000
-KEPT_ITEMS, LARGE_ITEMS = 200, 120
+TOKENS, GRID_TOKENS = 60_000, 15_000
+LARGE_TOKENS = {"arithmetic": 20_000, "RTE": 20_000, "CoLA": 20_000, "Alpaca": 60_000}
+KEPT_ITEMS, LARGE_ITEMS, MMLU_ITEMS = 200, 120, 200
 EVAL_BATCH = 2048
 LEARNING_RATES = {
     "SIFT": (3e-4, 1e-3, 3e-3, 1e-2),
@@ -54,14 +55,17 @@ class Bench:
 
     def rows(self, name: str) -> data.Parts:
         if name not in self.parts:
-            self.parts[name] = data.sst2(self.folder) if name == "SST-2" else data.arithmetic()
+            read = {"SST-2": data.sst2, "RTE": data.rte, "CoLA": data.cola, "Alpaca": data.alpaca}
+            self.parts[name] = read[name](self.folder) if name in read else data.arithmetic()
         return self.parts[name]
 
     def encoded(self, model: str, name: str, part: str) -> Any:
         """Train, valid or test rows of a data set as the model's tokens."""
         key = model, f"{name}/{part}"
         if key not in self.encodings:
-            self.encodings[key] = data.encoded(getattr(self.rows(name), part), self.model(model).tokenizer)
+            parts = self.rows(name)
+            rows, tokenizer = getattr(parts, part), self.model(model).tokenizer
+            self.encodings[key] = data.encoded(rows, tokenizer, parts.max_length, parts.chat)
         return self.encodings[key]
 
 
@@ -103,11 +107,13 @@ def cells() -> list[Cell]:
         for method in LEARNING_RATES
     ]
     found.append(_cell("stories15M/speed", "memory", 20_000, _speed, {"model": "stories15M", "rounds": 5}))
-    large: Found = {"model": "SmolLM2-135M-Instruct", "data": "arithmetic", "limit": LARGE_ITEMS}
-    found.append(_cell("SmolLM2-135M/arithmetic/base", "large", 0, _base, large))
-    for method, lr in LARGE_RATES.items():
-        settings = {**large, "method": method, "seed": 0, "tokens": LARGE_TOKENS, "lr": lr}
-        found.append(_cell(f"SmolLM2-135M/arithmetic/{method}/seed 0", "large", LARGE_TOKENS, _tuned, settings))
+    for name, tokens in LARGE_TOKENS.items():
+        large: Found = {"model": "SmolLM2-135M-Instruct", "data": name, "limit": LARGE_ITEMS}
+        part = f"large, {name}"
+        found.append(_cell(f"SmolLM2-135M/{name}/base", part, 0, _base, large))
+        for method, lr in LARGE_RATES.items():
+            settings = {**large, "method": method, "seed": 0, "tokens": tokens, "lr": lr}
+            found.append(_cell(f"SmolLM2-135M/{name}/{method}/seed 0", part, tokens, _tuned, settings))
     return found
 
 
@@ -140,31 +146,36 @@ def method_of(settings: Found) -> Any:
     return training.methods(settings["model"].startswith("SmolLM2"))[settings["method"]]
 
 
-def kept_tasks(settings: Found) -> tuple[str, ...]:
-    return packs.STORIES if settings["model"] == "stories15M" else LARGE_TASKS
+def kept_tasks(settings: Found, folder: Path) -> dict[str, tuple[Task, int]]:
+    """What must not be forgotten, each with its number of items."""
+    small = settings["model"] == "stories15M"
+    limit = settings.get("limit", KEPT_ITEMS)
+    found = {name: (packs.load(name), limit) for name in (packs.STORIES if small else LARGE_TASKS)}
+    if settings["data"] == "Alpaca":
+        found["MMLU"] = data.mmlu(folder, MMLU_ITEMS), MMLU_ITEMS
+    return found
 
 
-def own_task(parts: data.Parts, limit: int | None) -> Task:
+def own_task(parts: data.Parts, limit: int | None) -> Task | None:
+    """The test rows as a task, where their answers are short."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        task = as_task(parts.test, "tuned_on", limit)
-    assert task is not None
-    return task
+        return as_task(parts.test, "tuned_on", limit)
 
 
 def _scores(settings: Found, model: Any, bench: Bench) -> Found:
     """Own task, held-out losses, and the tasks that the base can do: item scores in the tasks' order."""
     limit = settings.get("limit", KEPT_ITEMS)
     parts, tokenizer = bench.rows(settings["data"]), bench.model(settings["model"]).tokenizer
-    tasks = {"tuned_on": own_task(parts, None if limit >= KEPT_ITEMS else limit)}
-    tasks |= {name: packs.load(name) for name in kept_tasks(settings)}
+    own = own_task(parts, None if limit >= KEPT_ITEMS else limit)
+    tasks: dict[str, tuple[Task, int | None]] = {"tuned_on": (own, None)} if own else {}
+    tasks |= kept_tasks(settings, bench.folder)
     found: Found = {}
-    for name, task in tasks.items():
-        least = None if name == "tuned_on" else limit
+    for name, (task, most) in tasks.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scores = evaluate(
-                model, task, tokenizer=tokenizer, limit=least, batch_tokens=EVAL_BATCH, chat_template="none"
+                model, task, tokenizer=tokenizer, limit=most, batch_tokens=EVAL_BATCH, chat_template="none"
             )
         found[name] = {
             "scores": [row.score for row in scores.rows], "chance": scores.chance, "task": task.hash(),

@@ -1,4 +1,5 @@
-"""The data of ``sift.py``: film sentences and sums as completions, sentence pairs for the encoder.
+"""The data of ``sift.py``: film sentences, sums, entailment, acceptability and instructions as completions, sentence
+pairs for the encoder, and questions of MMLU that are never trained on.
 
 Every training list is a stream for one seed: shuffled whole passes, as many rows as the budget of tokens buys, in
 batches whose rows have about the same length (the batches themselves are shuffled).
@@ -6,7 +7,9 @@ batches whose rows have about the same length (the batches themselves are shuffl
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,13 +18,14 @@ from typing import Any
 
 import torch
 
+from catchment.capabilities import Item, Task
 from catchment.training import Encoded, Rows, encode_rows, read_rows
 
 Example = dict[str, Any]
 DATA = Path(__file__).resolve().parent.parent.parent / "shared/data"
 BATCH = 16
 ENDING = "a line break, no end token"
-MAX_LENGTH = 128
+MAX_LENGTH, LONG = 128, 256
 VALID, TEST = 100, 250
 LARGEST = 30
 """Sums of two numbers from 0 to this one: 961 questions, split into train, validation and test by question."""
@@ -32,7 +36,12 @@ PAIRS = 1000
 
 @dataclass(frozen=True)
 class Parts:
-    """Rows to train on, to choose a learning rate with, and to report on; ``source`` says where they come from."""
+    """Rows to train on, to choose a learning rate with, and to report on; ``source`` says where they come from.
+
+    Attributes:
+        max_length: Tokens that a row is cut to.
+        chat: The tokenizer's chat template and end token are used; otherwise neither is.
+    """
 
     name: str
     train: Rows
@@ -40,6 +49,8 @@ class Parts:
     test: Rows
     source: str
     fingerprint: str
+    max_length: int = MAX_LENGTH
+    chat: bool = False
 
 
 def absent(data: Path) -> str:
@@ -83,6 +94,58 @@ def arithmetic() -> Parts:
     return Parts("arithmetic", rows(train), rows(valid), rows(test), source, digest)
 
 
+def rte(data: Path) -> Parts:
+    """Two texts, and whether the second follows: `` true`` or `` false``; pairs of at most 800 characters."""
+    prompt = "{1}\nQuestion: {2} True or false?\nAnswer:"
+    words = {"entailment": " true\n", "not_entailment": " false\n"}
+    return _glue("RTE", data, lambda row: (prompt.format(*row), words[row[3]]), LONG)
+
+
+def cola(data: Path) -> Parts:
+    """A sentence, and whether it is good English: `` yes`` or `` no``; dev has no header."""
+    prompt, words = "Sentence: {3}\nIs this good English?\nAnswer:", {"1": " yes\n", "0": " no\n"}
+    return _glue("CoLA", data, lambda row: (prompt.format(*row), words[row[1]]), header=False)
+
+
+def _glue(name: str, data: Path, put: Any, max_length: int = MAX_LENGTH, header: bool = True) -> Parts:
+    files = [data / f"glue/{name}/{part}.tsv" for part in ("train", "dev")]
+    train, dev = ([row for row in _table(path, header) if sum(map(len, row)) <= 800] for path in files)
+    random.Random(0).shuffle(train)
+    tested = random.Random(0).sample(dev, TEST)
+
+    def rows(found: Sequence[Sequence[str]]) -> Rows:
+        return read_rows([dict(zip(("prompt", "completion"), put(row), strict=True)) for row in found])
+
+    source = f"GLUE {name}: {len(train) - VALID} training rows, {VALID} to choose with, {TEST} of dev to test"
+    return Parts(name, rows(train[VALID:]), rows(train[:VALID]), rows(tested), source, fingerprint(*files), max_length)
+
+
+def alpaca(data: Path) -> Parts:
+    """999 instructions with their answers, in the model's chat template; 100 of them are held out."""
+    path = data / "instruct/alpaca_en_demo.json"
+    found = json.loads(path.read_text("utf-8"))
+    random.Random(0).shuffle(found)
+
+    def rows(some: Sequence[dict[str, str]]) -> Rows:
+        asked = ["\n\n".join(filter(None, (row["instruction"], row["input"]))) for row in some]
+        return read_rows([{"prompt": a, "completion": row["output"]} for a, row in zip(asked, some, strict=True)])
+
+    test, valid, train = found[:100], found[100:150], found[150:]
+    source = f"Alpaca-style instructions: {len(train)} rows to train on, {len(valid)} and {len(test)}"
+    return Parts("Alpaca", rows(train), rows(valid), rows(test), source, fingerprint(path), LONG, chat=True)
+
+
+def mmlu(data: Path, count: int) -> Task:
+    """Questions of all subjects of MMLU's test files, scored by the likelihood of each answer."""
+    found = []
+    for path in sorted((data / "mmlu").glob("*.test.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            found += [json.loads(line) for line in file]
+    drawn = random.Random(0).sample(found, count)
+    items = (Item(row["question"], tuple(map(str, row["choices"])), int(row["answer"])) for row in drawn)
+    return Task("MMLU", tuple({item.id: item for item in items}.values()), "choice_per_byte")
+
+
 def mrpc(data: Path) -> dict[str, list[tuple[str, str, int]]]:
     """Sentence pairs of MRPC as ``(first, second, label)``: ``train`` and ``dev``."""
     found = {}
@@ -101,15 +164,17 @@ def fingerprint(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def _table(path: Path) -> list[list[str]]:
-    lines = path.read_text("utf-8").splitlines()[1:]
+def _table(path: Path, header: bool = True) -> list[list[str]]:
+    lines = path.read_text("utf-8").splitlines()[header:]
     return [line.split("\t") for line in lines]
 
 
-def encoded(rows: Rows, tokenizer: Any) -> Encoded:
-    """Token ids without the end token: stories15M never saw one, and to learn it (a loss of 14 nats at first) would
-    take most of the gradient. The answers end with a line break, which it knows."""
-    found = encode_rows(rows, tokenizer, max_length=MAX_LENGTH, chat_template="none")
+def encoded(rows: Rows, tokenizer: Any, max_length: int = MAX_LENGTH, chat: bool = False) -> Encoded:
+    """Token ids; without a chat template also without the end token: stories15M never saw one, and to learn it (a loss
+    of 14 nats at first) would take most of the gradient. The answers end with a line break, which it knows."""
+    if chat:
+        return encode_rows(rows, tokenizer, max_length=max_length)
+    found = encode_rows(rows, tokenizer, max_length=max_length, chat_template="none")
     end = tokenizer.eos_token_id
     cut = [{k: v[:-1] if e["input_ids"][-1] == end else v for k, v in e.items()} for e in found.examples]
     learned = sum(label != -100 for e in cut for label in e["labels"])
@@ -151,7 +216,8 @@ class LeftPadded:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         width = max(len(e["input_ids"]) for e in examples)
-        keep = max(sum(label != -100 for label in e["labels"]) for e in examples) + 1
+        firsts = [next(k for k, label in enumerate(e["labels"]) if label != -100) for e in examples]
+        keep = max(len(e["labels"]) - first for e, first in zip(examples, firsts, strict=True)) + 1
         mask = torch.tensor([[0] * (width - len(e["input_ids"])) + [1] * len(e["input_ids"]) for e in examples])
         return {
             "input_ids": torch.tensor([[self.pad] * (width - len(e["input_ids"])) + e["input_ids"] for e in examples]),

@@ -21,11 +21,6 @@ from catchment.statistics import decide, paired_interval, unbounded_paired_inter
 Found = dict[str, Any]
 Done = Mapping[str, Found]
 PACKAGES = ("catchment", "torch", "transformers", "peft", "accelerate", "numpy")
-NOT_RUN = (
-    ("SmolLM2-135M x 5 methods x RTE, CoLA as completions", 10, 60_000),
-    ("SmolLM2-135M x 5 methods x 999 Alpaca examples: held-out loss, 200 questions of MMLU", 5, 170_000),
-)
-"""Listed and priced; there is no code for them."""
 
 
 def name() -> str:
@@ -76,16 +71,23 @@ def span(values: Sequence[float], form: str = "{:.3f}") -> str:
 
 
 def gain(base: Found, runs: Sequence[Found]) -> Found:
-    """Held-out loss and accuracy; intervals over items, of the mean over seeds."""
+    """Held-out loss, and accuracy where answers are short; intervals over items, of the mean over seeds."""
     before, after = np.array(base["losses"]), np.mean([r["losses"] for r in runs], axis=0)
+    loss = unbounded_paired_interval(before, after)
+    found = {
+        "n": len(before), "seeds": len(runs), "base_loss": float(before.mean()),
+        "losses": [statistics.fmean(r["losses"]) for r in runs],
+        "loss_change": [loss.estimate, loss.low, loss.high],
+    }  # fmt: skip
+    if "tuned_on" not in base["tasks"]:
+        return found
     was = np.array(base["tasks"]["tuned_on"]["scores"])
     now = np.mean([r["tasks"]["tuned_on"]["scores"] for r in runs], axis=0)
-    loss, score = unbounded_paired_interval(before, after), paired_interval(was, now)
+    score = paired_interval(was, now)
     return {
-        "n": len(was), "seeds": len(runs), "base_loss": float(before.mean()), "base_score": float(was.mean()),
-        "losses": [statistics.fmean(r["losses"]) for r in runs],
+        **found, "n": len(was), "base_score": float(was.mean()),
         "scores": [statistics.fmean(r["tasks"]["tuned_on"]["scores"]) for r in runs],
-        "loss_change": [loss.estimate, loss.low, loss.high], "score_change": [score.estimate, score.low, score.high],
+        "score_change": [score.estimate, score.low, score.high],
     }  # fmt: skip
 
 
@@ -133,7 +135,6 @@ def result(cells: Sequence[Any], done: Done) -> Found:
         "date": name()[5:],
         "cells": [{**row, "result": compact(row["result"])} for row in rows],
         "listed": [{"cell": c.name, "tokens": c.tokens, "done": c.name in done} for c in cells],
-        "not_run": [{"cells": n, "what": what, "tokens_each": each} for what, n, each in NOT_RUN],
     }
 
 
@@ -144,6 +145,15 @@ def compact(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 30:
         whole = all(x in (0, 1) for x in value)
         return "".join(str(int(x)) for x in value) if whole else [round(x, 4) for x in value]
+    return value
+
+
+def expanded(value: Any) -> Any:
+    """The inverse of :func:`compact`, but for the digits of losses."""
+    if isinstance(value, dict):
+        return {k: expanded(v) for k, v in value.items()}
+    if isinstance(value, str) and len(value) > 30 and set(value) <= {"0", "1"}:
+        return [int(digit) for digit in value]
     return value
 
 

