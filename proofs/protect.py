@@ -27,6 +27,7 @@ from catchment.records import Tune, from_json
 from catchment.settings import TuneSettings, parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
+Found = dict[str, Any]
 SHARED = ROOT.parent / "shared"
 STORIES = SHARED / "models/stories15M"
 RESULTS = ROOT / "proofs/results"
@@ -99,12 +100,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells whose name begins so")
     args = parser.parse_args()
     end = time.monotonic() + (parse_seconds(args.budget) or 3600)
-    done: dict[str, Tune | str] = {}
+    done: dict[str, Found | str] = {}
+    earlier = committed()
     for number, cell in enumerate(cells()):
         out = args.work / str(number)
         kept = out / "tune.json"
         if kept.is_file():
-            done[cell.name] = from_json(Tune, kept.read_text(encoding="utf-8"))
+            done[cell.name] = numbers(from_json(Tune, kept.read_text(encoding="utf-8")))
+        elif cell.name in earlier:
+            done[cell.name] = earlier[cell.name]
         elif time.monotonic() > end or not cell.name.startswith(args.only):
             done[cell.name] = f"not run; {cell.tokens:,} training tokens, twice"
         elif cell.base == str(STORIES) and not STORIES.is_dir():
@@ -112,31 +116,51 @@ def main() -> None:
         else:
             print(cell.name, flush=True)
             try:
-                done[cell.name] = workflows.run_tune(settings(cell, out), Told())
+                done[cell.name] = numbers(workflows.run_tune(settings(cell, out), Told()))
             except CatchmentError as error:
                 done[cell.name] = str(error)
         write(done)
     print(table(done))
 
 
-def write(done: dict[str, Tune | str]) -> None:
+def committed() -> dict[str, Found]:
+    """Cells of the newest results, as another machine has measured them; only those with today's settings."""
+    newest = max(RESULTS.glob("protect-*.json"), default=None)
+    if newest is None:
+        return {}
+    content = json.loads(newest.read_text(encoding="utf-8"))
+    asked = {cell.name: cell for cell in cells()}
+    return {
+        name: {"created": newest.stem.removeprefix("protect-"), "protected": list(asked[name].protect), **found}
+        for name, found in content.items()
+        if isinstance(found, dict) and name in asked and _same(asked[name], found["settings"])
+    }
+
+
+def _same(cell: Cell, told: Found) -> bool:
+    return (cell.rate, cell.steps, cell.seed) == (told["learning_rate"], told["max_steps"], told["seed"])
+
+
+def write(done: dict[str, Found | str]) -> None:
     """The table, and the numbers behind it."""
-    dates = [t.created[:10] for t in done.values() if isinstance(t, Tune)]
+    dates = [found["created"] for found in done.values() if isinstance(found, dict)]
     if not dates:
         return
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"protect-{max(dates)}.md").write_text(table(done), encoding="utf-8")
-    content = {name: numbers(t) if isinstance(t, Tune) else t for name, t in done.items()}
-    (RESULTS / f"protect-{max(dates)}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"protect-{max(dates)}.json").write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
-def numbers(tune: Tune) -> dict[str, Any]:
-    """What a reader of the proof needs, without models' and machine's paths."""
+def numbers(tune: Tune) -> Found:
+    """What a reader of the proof needs, without models' and machine's paths. A row of ``tasks``: n, base, tuned,
+    difference with its ends, verdict; of ``against``: n, plain, protected, difference with its ends."""
     return {
+        "created": tune.created[:10],
         "headline": tune.headline,
         "sentence": tune.sentence,
         "settings": tune.settings,
         "conditions": {k: v for k, v in tune.conditions.items() if k != "device"},
+        "protected": list(tune.protected),
         "runs": [
             {
                 "name": run.name, "trainable": run.trainable, "steps": run.steps, "tokens": run.tokens,
@@ -155,45 +179,43 @@ def _ends(interval: Any) -> list[float]:
     return [interval.estimate, interval.low, interval.high]
 
 
-def table(done: dict[str, Tune | str]) -> str:
+def table(done: dict[str, Found | str]) -> str:
     """One row per cell and task."""
     lines = [
         "# `tune --protect` against plain `tune`",
         "",
-        "SIFT at 1%; same data, order, settings and seed. Points; intervals at 95%, over items, simultaneous over the "
+        "SIFT; same data, order, settings and seed. Points; intervals at 95%, over items, simultaneous over the "
         "tasks of a cell. Protected tasks (*) are judged on items that the fence never saw. `held_out` is what was "
         "tuned on: accuracy on rows that were not trained on.",
         "",
         "| cell | task | n | base | plain | protected | plain - base | protected - base | protected - plain |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, tune in done.items():
-        if isinstance(tune, str):
-            lines.append(f"| {name} | {tune} | | | | | | | |")
+    for name, found in done.items():
+        if isinstance(found, str):
+            lines.append(f"| {name} | {found} | | | | | | | |")
             continue
-        first = {t.task: t for t in tune.runs[0].tasks}
-        plain = {t.task: t for t in tune.runs[-1].tasks}
-        for row in tune.against:
-            star = "*" if row.task in tune.protected else ""
-            a, b = plain[row.task], first[row.task]
+        protected, plain = found["runs"][0]["tasks"], found["runs"][-1]["tasks"]
+        for task, (n, without, fenced, *against) in found["against"].items():
+            star = "*" if task in found["protected"] else ""
+            (_, base, _, *b, b_verdict), (_, _, _, *a, a_verdict) = protected[task], plain[task]
             lines.append(
-                f"| {name} | {row.task}{star} | {row.n} | {100 * b.base:.1f} | {100 * row.plain:.1f} | "
-                f"{100 * row.protected:.1f} | {_said(a.difference)} {a.verdict} | {_said(b.difference)} {b.verdict} | "
-                f"{_said(row.difference)} |"
+                f"| {name} | {task}{star} | {n} | {100 * base:.1f} | {100 * without:.1f} | {100 * fenced:.1f} | "
+                f"{_said(a)} {a_verdict} | {_said(b)} {b_verdict} | {_said(against)} |"
             )
-        for run in tune.runs:
-            if run.held_out is not None:
-                h = run.held_out
+        for run in found["runs"]:
+            if run["held_out"]:
+                base, tuned, *difference = run["held_out"]
                 lines.append(
-                    f"| {name} | loss of held-out rows, {run.name} | | {h.base:.3f} | | {h.tuned:.3f} | | "
-                    f"{h.difference.estimate:+.3f} [{h.difference.low:+.3f}, {h.difference.high:+.3f}] | |"
+                    f"| {name} | loss of held-out rows, {run['name']} | | {base:.3f} | | {tuned:.3f} | | "
+                    f"{difference[0]:+.3f} [{difference[1]:+.3f}, {difference[2]:+.3f}] | |"
                 )
-    lines += ["", *(f"- **{name}**: {t.sentence}" for name, t in done.items() if isinstance(t, Tune)), ""]
-    return "\n".join(lines)
+    said = {name: found["sentence"] for name, found in done.items() if isinstance(found, dict)}
+    return "\n".join([*lines, "", *(f"- **{name}**: {sentence}" for name, sentence in said.items()), ""])
 
 
-def _said(interval: Any) -> str:
-    return f"{100 * interval.estimate:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+def _said(ends: list[float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * end for end in ends))
 
 
 if __name__ == "__main__":
