@@ -5,7 +5,7 @@ from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.protocol import Method, Tuning
 from catchment.methods.sift import RULES, SCOPES, SIFT, Sift, SiftCallback
 from catchment.methods.targets import ALL_LINEAR
-from catchment.methods.trainer import MethodTrainer, whole_checkpoint
+from catchment.methods.trainer import MethodTrainer, PunctualTrainer, whole_checkpoint
 
 METHODS: dict[str, type] = {kind.name: kind for kind in (SIFT, LoRA, Full, L2SP, SAM, WiSEFT)}
 """By the name that ``--method`` takes."""
@@ -24,6 +24,7 @@ __all__ = [
     "LoRATuning",
     "Method",
     "MethodTrainer",
+    "PunctualTrainer",
     "Sift",
     "SiftCallback",
     "Tuning",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
@@ -21,19 +21,40 @@ from catchment.models import mapped_weights
 
 _SHOWN = 32  # tokens of the first example in an error
 ELSEWHERE = "the loss or gradient is not finite on another process,"
+OPTIMIZERS = (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, "optimizer_*", "global_step*")
+"""What a checkpoint keeps the optimizer's state in: one file, FSDP's whole or sharded kind, DeepSpeed's folder."""
 _SHARDED = "MethodTrainer does not shard weights with FSDP or DeepSpeed; expected one process or DDP."
 
 
-class MethodTrainer(Trainer):
+class PunctualTrainer(Trainer):
+    """``transformers.Trainer``, but a training that resumes where it had ended, by its number of steps or by a callback
+    that says so in ``on_train_begin``, takes no further step."""
+
+    def _run_epoch(self, *args: Any, **options: Any) -> Any:
+        """The Trainer's loop looks for its end after a step only; a resumed training may stand there already."""
+        if self._anywhere(self.state.global_step >= self.state.max_steps or self.control.should_training_stop):
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **options)
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds on any process: one that ends alone leaves the others waiting for it."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return flag
+        value = torch.tensor(float(flag), device=self.args.device)
+        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
+        return bool(value.item() > 0)
+
+
+class MethodTrainer(PunctualTrainer):
     """``transformers.Trainer`` whose weights are moved by a :class:`~catchment.methods.protocol.Tuning`.
 
     Differences from the Trainer: the optimizer is the tuning's (of the class and options that the arguments name);
     clipping and the logged ``grad_norm`` concern what trains; a checkpoint holds the tuning's artefact, and a run that
     resumes from it equals the uninterrupted one bit for bit (CPU, same threads); gradient checkpointing is not
     reentrant; the first loss or gradient that is not finite, on any process, ends the training on all of them before
-    the step, with the weights of the last good step. A training that resumes where it had ended, by its number of steps
-    or by a callback that says so in ``on_train_begin``, takes no further step. After the last step ``tuning.finish()``
-    is called, before the callbacks' ``on_train_end``.
+    the step, with the weights of the last good step. Resuming is that of :class:`PunctualTrainer`. After the last step
+    ``tuning.finish()`` is called, before the callbacks' ``on_train_end``.
 
     Args:
         tuning: From ``method.attach(model)``.
@@ -78,13 +99,6 @@ class MethodTrainer(Trainer):
             resume_from_checkpoint = _last_whole(Path(self.args.output_dir))  # type: ignore[arg-type]
         return super().train(resume_from_checkpoint, *args, **options)
 
-    def _run_epoch(self, *args: Any, **options: Any) -> Any:
-        """The Trainer's loop looks for its end after a step only; a resumed training may stand there already."""
-        if self._anywhere(self.state.global_step >= self.state.max_steps or self.control.should_training_stop):
-            self.control.should_training_stop = True
-            return None
-        return super()._run_epoch(*args, **options)
-
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             named: Any = self.optimizer_cls_and_kwargs
@@ -120,14 +134,6 @@ class MethodTrainer(Trainer):
             if self._anywhere(broken):
                 raise self._stopped(f"the gradient's norm is {float(norm):g}" if broken else ELSEWHERE)
         return norm
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether it holds on any process: one that ends alone leaves the others waiting for it."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return flag
-        value = torch.tensor(float(flag), device=self.args.device)
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-        return bool(value.item() > 0)
 
     def _clip(self, max_norm: float) -> Tensor:
         self.accelerator.unscale_gradients(self.optimizer)
@@ -232,7 +238,7 @@ def whole_checkpoint(folder: str | Path) -> Path | None:
         except (OSError, ValueError):
             warnings.warn(f"{str(path)!r} was not written to its end and is passed over", stacklevel=3)
         else:
-            if (path / OPTIMIZER_NAME).is_file():
+            if any(next(path.glob(pattern), None) for pattern in OPTIMIZERS):
                 return path
             warnings.warn(f"{str(path)!r} has no {OPTIMIZER_NAME} and is passed over", stacklevel=3)
     return None

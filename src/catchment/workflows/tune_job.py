@@ -119,10 +119,10 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
         raise InputError("--protect needs a language model, and classification rows train a classifier; leave it out.")
     protected = [_protected(task, settings) for task in guarded]
     progress.status("reading the base")
-    head = "sequence-classification" if classifies else "causal-lm"
+    head = _head(rows)
     if settings.head not in ("auto", head):
         raise InputError(f"head {settings.head!r} does not fit rows of {rows.kind}; expected {head!r}, or 'auto'.")
-    loaded = models.load(settings.base, tokenizer=tokenizer, head=head, **settings.model_options())
+    loaded = load_base(settings, rows, tokenizer)
     method = _with_new_head(method, loaded)
     if classifies and loaded.model.config.num_labels != len(rows.classes):
         raise InputError(
@@ -145,6 +145,15 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     _spare(job)
     _admit(job)
     return job
+
+
+def _head(rows: Rows) -> str:
+    return "sequence-classification" if rows.kind == "classification" else "causal-lm"
+
+
+def load_base(settings: TuneSettings, rows: Rows, tokenizer: Any = None) -> models.LoadedModel:
+    """The base with the head that these rows need."""
+    return models.load(settings.base, tokenizer=tokenizer, head=_head(rows), **settings.model_options())
 
 
 def _spare(job: TuneJob) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from catchment.capabilities import evaluate
 from catchment.errors import InputError, NonFiniteError, StoreError
 from catchment.landscape import Batch, Subspace
-from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, Tuning, whole_checkpoint
+from catchment.methods import L2SP, SIFT, Full, LoRA, Method, MethodTrainer, PunctualTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
 from catchment.records import Companion, FenceLook, Interval, PilotSteps, Row, TuneRun, from_json, to_json
 from catchment.runs import make_folder, write_atomic
@@ -38,7 +38,7 @@ from catchment.training import (
     self_generated,
 )
 from catchment.workflows import distributed
-from catchment.workflows.tune_job import TuneJob, own_task, parse_pairs
+from catchment.workflows.tune_job import TuneJob, load_base, own_task, parse_pairs
 
 WARM_UP = 0.03
 RUNGS = 8
@@ -57,7 +57,8 @@ SHARDED = ("full", "lora")
 
 
 def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
-    """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards."""
+    """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards:
+    bit for bit the same one, or, where accelerate has cut it over processes, loaded anew."""
     folder = job.out / name
     done = folder / "run.json"
     kept = finished(done)
@@ -69,12 +70,16 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
         examples = _with_replay(job) if fenced and job.settings.replay else job.examples
         before = held_out(job, job.loaded.model)
         method = protected_method(job) if fenced else job.method
+        args = training_arguments(job, name, len(examples))
         tuning = method.attach(job.loaded.model, seed=job.settings.seed)
         try:
-            run = _trained(job, name, folder, tuning, examples, fenced, before)
+            run = _trained(job, name, folder, tuning, args, examples, fenced, before)
         finally:
-            tuning.remove()
-            model.train(training)
+            if sharding(args):
+                job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
+            else:
+                tuning.remove()
+                model.train(training)
     run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1), warnings=tuple(said))
     if distributed.first():
         write_atomic(done, to_json(run))
@@ -98,10 +103,10 @@ def finished(path: Path) -> TuneRun | None:
 
 
 def _trained(
-    job: TuneJob, name: str, folder: Path, tuning: Tuning, examples: list[Any], fenced: bool, before: HeldOut
-) -> TuneRun:
+    job: TuneJob, name: str, folder: Path, tuning: Tuning, args: TrainingArguments, examples: list[Any], fenced: bool,
+    before: HeldOut,
+) -> TuneRun:  # fmt: skip
     s = job.settings
-    args = training_arguments(job, name, len(examples))
     if fenced and s.pull and isinstance(job.method, SIFT):
         args.weight_decay = s.pull
     fence = _fence(job, name, tuning, args) if fenced else None
@@ -136,7 +141,7 @@ def _trained(
         steps=trainer.state.global_step,
         tokens=told.tokens,
         seconds=0.0,
-        bytes=sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size,
+        bytes=_bytes(path) if distributed.first() else 0,
         loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
         logged=len(history),
         held_out=_companion(job, before, after),
@@ -144,6 +149,10 @@ def _trained(
         looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
         stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
     )
+
+
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*.safetensors")) if path.is_dir() else path.stat().st_size
 
 
 @contextmanager
@@ -200,10 +209,26 @@ def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
     if ours:
         raise InputError(f"--training-args {ours[0]}=...: give it as {OURS[ours[0]]} instead.")
     try:
-        return TrainingArguments(**{**values, **given})
+        args = TrainingArguments(**{**values, **given})
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().splitlines()[0]
         raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
+    if sharding(args) and job.method.name not in SHARDED:
+        raise InputError(
+            f"--training-args fsdp or deepspeed with {job.method.name}: only {' and '.join(SHARDED)} can be cut by "
+            "accelerate. Use torchrun without it (DDP), or fully_shard and Sift in a loop of your own."
+        )
+    if sharding(args) and not isinstance(s.base, (str, Path)):
+        raise InputError(
+            "--training-args fsdp or deepspeed: a model in memory cannot be given back once accelerate has cut it; "
+            "expected the base by its name or folder."
+        )
+    return args
+
+
+def sharding(args: Any) -> bool:
+    """Whether accelerate is asked to cut the weights over processes."""
+    return bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
 
 
 def make_trainer(
@@ -217,14 +242,13 @@ def make_trainer(
         "processing_class": tokenizer,
         "callbacks": callbacks,
     }
-    if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
-        if job.method.name not in SHARDED:
-            raise InputError(
-                f"--training-args fsdp or deepspeed with {job.method.name}: only {' and '.join(SHARDED)} can be cut by "
-                "accelerate. Use torchrun without it (DDP), or fully_shard and Sift in a loop of your own."
-            )
-        return Trainer(model=tuning.model, args=args, **shared)
-    return MethodTrainer(tuning, args, **shared)
+    if not sharding(args):
+        return MethodTrainer(tuning, args, **shared)
+    trainer = PunctualTrainer(model=tuning.model, args=args, **shared)
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        where = f"{distributed.processes()} process(es) on {args.device.type}"
+        warnings.warn(f"accelerate does not cut weights over {where}: each holds the whole model", stacklevel=2)
+    return trainer
 
 
 def protected_method(job: TuneJob) -> Method:

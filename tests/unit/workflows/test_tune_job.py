@@ -198,13 +198,13 @@ def test_given_arguments_win(tmp_path: Path) -> None:
 
 
 def test_fsdp_with_sift_names_what_to_use(tmp_path: Path) -> None:
-    job = opened(out=tmp_path / "out")
-    args = training_arguments(job, "plain", 40)
-    args.fsdp = ["full_shard"]  # type: ignore[assignment]
-    tuning = job.method.attach(job.loaded.model, seed=0)
     with pytest.raises(InputError, match=r"with sift: only full and lora .* torchrun"):
-        make_trainer(job, tuning, args, job.examples, [])
-    tuning.remove()
+        training_arguments(opened(out=tmp_path / "out", training_args=("fsdp=true",)), "plain", 40)
+
+
+def test_fsdp_with_a_base_in_memory_names_what_to_use(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a model in memory cannot be given back .* by its name or folder"):
+        training_arguments(opened(out=tmp_path / "out", method="full", training_args=("fsdp=true",)), "plain", 40)
 
 
 def pulled(method: str) -> Any:

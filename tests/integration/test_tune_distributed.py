@@ -1,0 +1,102 @@
+"""``torchrun -m catchment tune``: two gloo processes against one that sees both batches, by DDP and by FSDP2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.integration.test_compare import home
+from tests.integration.test_tune import SUMS, lines
+
+__all__ = ["home"]
+BATCH = 4
+"""Rows of a step, over all processes."""
+SHARD = ("--training-args", "fsdp=true")
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("processes")
+    tiny.tiny_llama().save_pretrained(root / "base")
+    tiny.tiny_tokenizer().save_pretrained(root / "base")
+    lines(root / "sums.jsonl", SUMS)
+    return root
+
+
+def tune(room: Path, out: Path, processes: int, *options: str, module: str = "catchment") -> dict[str, Any]:
+    """Run the command; its record."""
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-endpoint", "127.0.0.1:0")
+    started = (*torchrun, "--rdzv-backend", "c10d") if processes > 1 else ()
+    done = subprocess.run(
+        [
+            sys.executable, *started, "-m", module, "tune", str(room / "base"), "--data", str(room / "sums.jsonl"),
+            "--out", str(out), "--batch-size", str(BATCH // processes), "--max-steps", "4", "--save-steps", "2",
+            "--max-length", "64", "--tasks", "none", "--held-out", "8", "--device", "cpu", *options,
+        ],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / "tune.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
+
+
+WAYS = {
+    "sift": ("catchment", ("--method", "sift", "--sparsity", "0.1")),
+    "full": ("catchment", ("--method", "full", "--learning-rate", "1e-2")),
+    "full, FSDP2": ("tests.gloo_sharding", ("--method", "full", "--learning-rate", "1e-2", *SHARD)),
+    "lora, FSDP2": ("tests.gloo_sharding", ("--method", "lora", "--learning-rate", "1e-2", *SHARD)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_equal_one(room: Path, tmp_path: Path, way: str) -> None:
+    module, options = WAYS[way]
+    alone = tune(room, tmp_path / "one", 1, *(o for o in options if o not in SHARD))
+    shared = tune(room, tmp_path / "two", 2, *options, module=module)
+    assert not any("does not cut weights" in text for text in shared["warnings"])
+    one, two = weights(tmp_path / "one/plain"), weights(tmp_path / "two/plain")
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name].float(), tensor.float(), atol=1e-5, rtol=1e-5, msg=name)
+    a, b = alone["runs"][0], shared["runs"][0]
+    assert (a["steps"], a["bytes"] > 0) == (b["steps"], b["bytes"] > 0)
+    assert b["held_out"]["base"] == a["held_out"]["base"]
+    assert b["held_out"]["tuned"] == pytest.approx(a["held_out"]["tuned"], abs=1e-5)
+    assert a["held_out"]["tuned"] < a["held_out"]["base"] - 1e-3
+
+
+def test_sharded_tunes_are_taken_up(room: Path, tmp_path: Path) -> None:
+    """A tune that was killed behind its last checkpoint takes no further step, and one killed before it goes on."""
+    module, options = WAYS["full, FSDP2"]
+    tune(room, tmp_path / "out", 2, *options, "--training-args", "fsdp=true", "save_total_limit=2", module=module)
+    whole = weights(tmp_path / "out/plain")
+    for lost in ((), ("checkpoint-4",)):
+        (tmp_path / "out/tune.json").unlink()
+        for folder in ("plain", *(f"checkpoints/plain/{name}" for name in lost)):
+            shutil.rmtree(tmp_path / "out" / folder)
+        record = tune(
+            room, tmp_path / "out", 2, *options, "--training-args", "fsdp=true", "save_total_limit=2", module=module
+        )
+        assert not record["warnings"]
+        again = weights(tmp_path / "out/plain")
+        assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_sharding_that_accelerate_does_not_do_is_told(room: Path, tmp_path: Path) -> None:
+    record = tune(room, tmp_path / "out", 2, "--method", "full", *SHARD)
+    assert any("does not cut weights over 2 process(es) on cpu" in text for text in record["warnings"])
