@@ -363,6 +363,9 @@ class TuneSettings:
             ("eval_steps", 1), ("eval_limit", 1), ("save_steps", 1), ("limit", 1), ("batch_tokens", 1),
         ):  # fmt: skip
             _whole(name, getattr(self, name), least)
+        _whole("seed", self.seed, 0)
+        if self.seed >= 2**32:
+            raise InputError(f"seed {self.seed}: expected a whole number below 2**32, as numpy's.")
         if not 0 <= self.replay < 1:
             raise InputError(f"replay {self.replay}: expected a share of the rows, from 0 to below 1, e.g. 0.25.")
         if self.sparsity is not None and not 0 < self.sparsity <= 1:

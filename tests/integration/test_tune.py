@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import transformers as tf
 import catchment
 from catchment import models
 from catchment.capabilities import Task, resolve_tasks
+from catchment.errors import StoreError
 from catchment.methods import METHODS, MethodTrainer
 from catchment.records import Tune, from_json
 from catchment.training import Collator, encode_rows, pack, read_rows
@@ -340,6 +342,50 @@ def test_a_second_run_trains_nothing(room: Path, guarded: Guarded, monkeypatch: 
     assert (again.runs, again.against, again.rooms) == (guarded.found.runs, guarded.found.against, guarded.found.rooms)
 
 
+@pytest.mark.parametrize("name", ["rooms.json", "replay.jsonl", "fence/protected/fence-base.json"])
+def test_a_file_of_a_protected_tune_that_was_cut_short(room: Path, guarded: Guarded, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(guarded.out, out)
+    for path in (out / "tune.json", out / "protected/run.json"):
+        path.unlink()
+    cut = out / name
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(StoreError, match=f"{name} is damaged"):
+        protected(room, out, store=guarded.store)
+
+
+def test_a_pull_holds_the_move_back(room: Path, tmp_path: Path) -> None:
+    """In the protected tune, and not in the plain one beside it."""
+    moved = {}
+    for pull in (0.0, 5.0):
+        out = tmp_path / f"pull {pull}"
+        protected(room, out, pull=pull, learning_rate=0.02, fence_steps=6, max_drop=0.9, replay=0.0)
+        base = models.named_weights(models.load(room / "base").model)
+        for name in ("protected", "plain"):
+            tuned = models.load(f"{room / 'base'}+{out / name}").model
+            moved[name, pull] = sum(
+                float((p - base[n]).detach().norm()) for n, p in models.named_weights(tuned).items()
+            )
+    assert moved["plain", 5.0] == moved["plain", 0.0]
+    assert moved["protected", 5.0] < 0.9 * moved["protected", 0.0]
+
+
+def test_capabilities_reach_the_integrations(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+
+    class Recorder(tf.TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+            logged.append(dict(logs))
+
+    monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda _: [Recorder])
+    echo = str(room / "echo.jsonl")
+    tune(room, tmp_path / "out", tasks=[echo], eval_steps=2, eval_limit=60, method="sift", limit=60)
+    scores = [entry["capability/echo"] for entry in logged if "capability/echo" in entry]
+    assert len(scores) == 3  # before, at step 2, at step 4
+    assert scores[0] == 1.0
+    assert len(list((tmp_path / "out/watch/plain").glob("capabilities-*.json"))) == 3
+
+
 def test_the_plain_tune_beside_it_is_the_tune_alone(room: Path, guarded: Guarded, tmp_path: Path) -> None:
     tune(room, tmp_path / "out", **{k: v for k, v in FENCED.items() if k not in ("max_drop", "fence_steps")})
     tokenizer = tiny.tiny_tokenizer()
@@ -404,8 +450,8 @@ def test_bad_data_is_refused(room: Path, tmp_path: Path, run_cli: Cli, name: str
         (["--method", "sfit"], "Did you mean 'sift'?"),
         (["--method-args", "sparsty=0.1"], "Did you mean 'sparsity'?"),
         (["--method-args", "sparsity"], "expected key=value"),
-        (["--method", "lora", "--method-args", "r=many"], "expected r to be a number"),
-        (["--method", "lora", "--method-args", "r=0"], "expected a rank of at least 1"),
+        (["--method", "lora", "--method-args", "r=many"], "expected r to be a whole number"),
+        (["--method", "lora", "--method-args", "r=0"], "a whole number of at least 1"),
         (["--method", "lora", "--sparsity", "0.1"], "is a setting of sift, not of lora"),
         (["--held-out", "48"], "leaves nothing to train on"),
         (["--head", "causal"], "does not fit rows"),

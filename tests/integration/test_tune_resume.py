@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from catchment import models
 from catchment.records import Tune, from_json
@@ -333,14 +332,17 @@ def test_a_checkpoint_without_its_optimizer(room: Path, finished: Path, tmp_path
     shutil.rmtree(out / "checkpoints/plain/checkpoint-4")
     (out / "checkpoints/plain/checkpoint-2/optimizer.pt").unlink()
     again = run_cli(*half)
-    assert again.returncode == 2 or _increment(out) == _increment(finished)
+    assert again.returncode == 0, again.stderr
+    assert "has no optimizer.pt" in again.stderr + again.stdout
+    assert _increment(out) == _increment(finished)
 
 
 def test_a_finished_tune_whose_weights_are_gone(room: Path, finished: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = copied(finished, tmp_path)
     (out / "plain/increment.safetensors").unlink()
     again = run_cli(*command(room, out), "--save-steps", "2")
-    assert again.returncode == 2 or (out / "plain/increment.safetensors").exists()
+    assert again.returncode == 0, again.stderr
+    assert _increment(out) == _increment(finished)
 
 
 # --------------------------------------------------------------------------------------------------- no number any more
@@ -365,13 +367,9 @@ def test_a_loss_that_is_no_number(room: Path, tmp_path: Path, run_cli: Cli, meth
 def test_weights_that_are_no_numbers_are_not_delivered(room: Path, tmp_path: Path, run_cli: Cli) -> None:
     out = tmp_path / "out"
     words = command(room, out)
-    words[words.index("--max-steps") + 1] = "2"
-    result = run_cli(*words, "--learning-rate", "1e39")
-    if result.returncode == 0:
-        values = load_file(out / "plain/increment.safetensors")
-        assert all(torch.isfinite(v).all() for v in values.values() if v.is_floating_point())
-        loaded = models.load(f"{room / 'base'}+{out / 'plain'}").model
-        assert all(torch.isfinite(p).all() for p in loaded.parameters())
+    words[words.index("--max-steps") + 1] = "1"  # no next loss tells
+    refused(run_cli(*words, "--learning-rate", "1e39"), "are not finite", "Nothing was saved")
+    assert not list(out.glob("plain/*.safetensors"))
 
 
 def test_no_state_is_called_good_that_is_none(room: Path, tmp_path: Path, run_cli: Cli) -> None:

@@ -2,7 +2,7 @@
 
 from catchment.runs.cells import canonical_json, cell_key
 from catchment.runs.executors import LocalExecutor, Outcome
-from catchment.runs.files import make_folder, write_atomic
+from catchment.runs.files import make_folder, read_json, write_atomic
 from catchment.runs.folders import claim_folder
 from catchment.runs.store import Cell, CellInfo, Store, StoreWarning
 
@@ -17,5 +17,6 @@ __all__ = [
     "cell_key",
     "claim_folder",
     "make_folder",
+    "read_json",
     "write_atomic",
 ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from catchment.errors import StoreError
 
@@ -51,6 +53,19 @@ def write_atomic(path: str | Path, text: str) -> None:
         StoreError: Read-only, full, no permission; the message names the path, the reason and the fix.
     """
     _write(Path(path), text.encode(), os.replace)
+
+
+def read_json(path: Path, fix: str = "delete it, and the same command makes it anew", lines: bool = False) -> Any:
+    """What a JSON file holds, or each line of a JSON Lines file.
+
+    Raises:
+        StoreError: It cannot be read, is cut short or damaged; the message ends with ``fix``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {fix}.") from error
 
 
 def write_new(path: Path, data: bytes) -> bool:

@@ -14,8 +14,9 @@ import torch
 from transformers import TrainerCallback
 
 from catchment.capabilities import GENERATED_SCORERS, Scores, Task, evaluate, sample
-from catchment.errors import InputError, StoreError
+from catchment.errors import InputError
 from catchment.records import Row
+from catchment.runs import make_folder, read_json, write_atomic
 from catchment.statistics import Decision, decide
 
 T = TypeVar("T")
@@ -140,6 +141,9 @@ class CapabilityCallback(TrainerCallback):
         if state.global_step > 0:
             self._resume(args, state)
             control.should_training_stop |= self.stopped is not None
+        elif state.is_world_process_zero:  # what an earlier training left is not the history of this one
+            for path in self._files():
+                path.unlink()
         if self.eval_on_start and not self.history:
             self._evaluate(args, state, control, kwargs)
 
@@ -168,7 +172,7 @@ class CapabilityCallback(TrainerCallback):
                 warnings.warn(alarm, stacklevel=2)
         else:
             self.history.append(Evaluation(state.global_step, {}))
-        if self.on_drop == "stop" and _any_process(alarm is not None, args):
+        if self.on_drop == "stop" and any_process(alarm is not None, args):
             self.stopped = alarm or "a capability was lost (see the main process)"
             control.should_training_stop = True
 
@@ -241,6 +245,9 @@ class CapabilityCallback(TrainerCallback):
         content["scores"] = {name: asdict(scores) for name, scores in now.scores.items()}
         write_json(self.output_dir / f"capabilities-{now.step:08d}.json", content)
 
+    def _files(self) -> list[Path]:
+        return sorted(self.output_dir.glob("capabilities-*.json")) if self.output_dir is not None else []
+
     def _conditions(self) -> dict[str, Any]:
         tasks = {task.name: task.hash() for task in self.tasks}
         return {"tasks": tasks, "limit": self.limit, "seed": self.seed, "chat_template": self.chat_template}
@@ -255,9 +262,8 @@ class CapabilityCallback(TrainerCallback):
 
     def _read(self, state: Any) -> None:
         """Take the evaluations up to this step from ``output_dir``; say so where the start is not there."""
-        files = sorted(self.output_dir.glob("capabilities-*.json")) if self.output_dir is not None else []
-        for path in files:
-            content = json.loads(path.read_text(encoding="utf-8"))
+        for path in self._files():
+            content = read_json(path, "delete it; what it measured is then missing from the history")
             if content["conditions"] != self._conditions() or content["step"] > state.global_step:
                 continue
             read = Evaluation(content["step"], {k: _scores_from(v) for k, v in content["scores"].items()})
@@ -286,18 +292,9 @@ class CapabilityCallback(TrainerCallback):
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file of ``output_dir``, all of it or nothing.
-
-    Raises:
-        StoreError: The folder cannot be written.
-    """
-    beside = path.with_suffix(".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise StoreError(f"output_dir {str(path.parent)!r} cannot be written ({error}).") from error
+    """Write a file of ``output_dir``, all of it or nothing. Raises StoreError."""
+    make_folder(path.parent)
+    write_atomic(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
 
 
 def _checked_tasks(tasks: Task | Sequence[Task]) -> tuple[Task, ...]:
@@ -330,7 +327,7 @@ def _check_whole(args: Any) -> None:
         )
 
 
-def _any_process(flag: bool, args: Any) -> bool:
+def any_process(flag: bool, args: Any) -> bool:
     """Whether any process raised the flag: all of them must stop together."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return flag

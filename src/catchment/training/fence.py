@@ -6,7 +6,6 @@ tuned model kept is judged on other items, which ``split_items`` sets aside befo
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from transformers import TrainerCallback
 from catchment.capabilities import Task
 from catchment.errors import InputError, ModelError
 from catchment.records import Row
+from catchment.runs import read_json
 from catchment.statistics import decide_mean, mean_sequence
 from catchment.training.callbacks import from_main, write_json
 from catchment.training.pilot import Scorer, seeded
@@ -404,7 +404,7 @@ class Fence(TrainerCallback):
                 f"training resumes and the base's scores are not in output_dir ({path}); expected the folder of the "
                 f"training that is resumed. The weights have moved, so the base cannot be measured now: start anew."
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, "the weights have moved since, so it cannot be made anew: start in another folder")
         if content["conditions"] != self._conditions():
             raise InputError(
                 f"{str(path)!r} holds the base's scores under {content['conditions']}; expected {self._conditions()}. "
@@ -415,7 +415,7 @@ class Fence(TrainerCallback):
     def _resume(self, step: int) -> None:
         self._forget(step)
         for path in self._files():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, "delete it; that look is then missing from the record")
             self.history += [Look(**look) for look in content["looks"]]
             self.stopped = content["stopped"]
 

@@ -19,9 +19,9 @@ from catchment.workflows.job import as_settings
 from catchment.workflows.measure import environment
 from catchment.workflows.progress import Progress
 from catchment.workflows.tune_job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
-from catchment.workflows.tune_train import kept_warnings, measure_rooms, protected_method, train, training_arguments
-
-PLAIN, PROTECTED = "plain", "protected"
+from catchment.workflows.tune_protect import measure_rooms
+from catchment.workflows.tune_setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
+from catchment.workflows.tune_train import train
 
 
 def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Tune:
@@ -69,10 +69,10 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
     """:func:`tune` with checked settings."""
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
-    training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said before anything is claimed
-    if not (job.out / "tune.json").is_file():
-        method = protected_method(job) if job.protected else job.method
-        method.attach(job.loaded.model, seed=settings.seed).remove()
+    if (job.out / "tune.json").is_file():
+        training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said all the same
+    else:
+        try_set_up(job)
     claim(job)
     if not distributed.first():
         return _work(job)

@@ -245,6 +245,12 @@ def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> d
         if "," in text and isinstance(values[name], str):
             values[name] = tuple(part.strip() for part in text.split(","))
         default = fields[name].default
+        if isinstance(default, tuple) and not isinstance(values[name], (list, tuple)):
+            values[name] = (values[name],)
+        if isinstance(values[name], (list, tuple)) and not all(isinstance(part, str) for part in values[name]):
+            raise InputError(f"--{option} {pair!r}: expected {name} to be one or more names, e.g. a,b.")
+        if fields[name].type in (int, "int") and (isinstance(values[name], bool) or not isinstance(values[name], int)):
+            raise InputError(f"--{option} {pair!r}: expected {name} to be a whole number, e.g. {default}.")
         number = isinstance(values[name], (int, float)) and isinstance(values[name], bool) == isinstance(default, bool)
         if isinstance(default, (int, float)) and not number:
             raise InputError(f"--{option} {pair!r}: expected {name} to be a number or true/false, e.g. {default}.")
@@ -312,6 +318,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
         "training_args", "held_out", "protect", "max_drop", "replay", "pull", "fence_steps", "chat_template",
         "system", "seed", "eval_steps", "on_drop",
     )  # fmt: skip
+    watched = ("tasks", "eval_limit", "margin", "alpha") if s.eval_steps and s.on_drop == "stop" else ()
     card = job.loaded.card
     return {
         "base": card.weights_hash,
@@ -320,7 +327,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
         "method": job.method.name,
         "learning_rate": job.rate,
         **{name: getattr(s, name) if not isinstance(getattr(s, name), tuple) else [str(v) if not isinstance(v, Task)
-           else v.name for v in getattr(s, name)] for name in names},
+           else v.name for v in getattr(s, name)] for name in (*names, *watched)},
     }  # fmt: skip
 
 
@@ -330,8 +337,12 @@ def settings_told(job: TuneJob) -> dict[str, Any]:
     s = job.settings
     training = {
         name: getattr(s, name)
-        for name in ("epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing", "seed")
-    }
+        for name in (
+            "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing", "seed", "held_out",
+            "training_args", *(("replay", "pull", "fence_steps") if job.protected else ()),
+            *(("eval_steps", "on_drop") if s.eval_steps else ()),
+        )
+    }  # fmt: skip
     return json.loads(json.dumps({**method, "learning_rate": job.rate, **training}, default=str))
 
 

@@ -344,5 +344,5 @@ def test_errors_when_training_begins(tmp_path: Path) -> None:
         trainer.train()
     (tmp_path / "file").write_text("")
     watch = CapabilityCallback(TRAINED, limit=4, batch_tokens=512, output_dir=tmp_path / "file")
-    with pytest.raises(StoreError, match="file' cannot be written"):
+    with pytest.raises(StoreError, match=r"cannot write .*file: "):
         trainer_of(tmp_path, [watch]).train()

@@ -16,7 +16,7 @@ from catchment.methods import METHODS, SIFT, LoRA
 from catchment.settings import TuneSettings
 from catchment.workflows import Progress
 from catchment.workflows.tune_job import GUARD, PILOT, make_method, open_tune, own_task, parse_pairs, settings_told
-from catchment.workflows.tune_train import make_trainer, protected_method, training_arguments
+from catchment.workflows.tune_setup import make_trainer, protected_method, training_arguments
 from tests import tiny
 
 SUMS = [{"prompt": f"What is {a} + {b}? Answer:", "completion": f" {a + b}"} for a in range(8) for b in range(5)]
@@ -152,8 +152,8 @@ def test_pairs(pair: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("pair", "said"),
-    [("r", "expected key=value"), ("ranks=3", "no setting 'ranks'"), ("r=much", "expected r to be a number"),
-     ("r=[", "cannot be read"), ("r=", "expected r to be a number")],
+    [("r", "expected key=value"), ("ranks=3", "no setting 'ranks'"), ("r=much", "expected r to be a whole number"),
+     ("r=[", "cannot be read"), ("r=", "expected r to be a whole number")],
 )  # fmt: skip
 def test_bad_pairs(pair: str, said: str) -> None:
     with pytest.raises(InputError, match="--method-args") as caught:

@@ -1,0 +1,195 @@
+"""What watches and protects a tune: the room before it, the base's own text among its data, the fence while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from catchment.errors import InputError
+from catchment.landscape import Batch, Subspace
+from catchment.methods import LoRA, Tuning
+from catchment.records import PilotSteps
+from catchment.runs import read_json, write_atomic
+from catchment.statistics import ladder
+from catchment.training import (
+    CapabilityCallback,
+    Collator,
+    Fence,
+    encode_rows,
+    first_direction,
+    mix,
+    pack,
+    pilot_room,
+    read_rows,
+    self_generated,
+)
+from catchment.workflows import distributed
+from catchment.workflows.tune_job import TuneJob
+
+RUNGS = 8
+"""Scales at which the room before training is measured."""
+REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
+
+
+def fence_of(job: TuneJob, name: str, tuning: Tuning, args: TrainingArguments) -> Fence | None:
+    if not job.protected:
+        return None
+    s = job.settings
+    return Fence(
+        [item.guard for item in job.protected], max_drop=s.max_drop, move=tuning,
+        eval_steps=s.fence_steps or max(1, _total_steps(job, args) // 8), tokenizer=job.loaded.tokenizer,
+        chat_template=s.chat_template, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
+        batch_tokens=job.batch_tokens,
+    )  # fmt: skip
+
+
+def _total_steps(job: TuneJob, args: TrainingArguments) -> int:
+    if args.max_steps > 0:
+        return args.max_steps
+    replay = job.settings.replay if job.protected else 0.0
+    return max(1, round(args.num_train_epochs * job.steps_per_epoch(replay)))
+
+
+def watch_of(job: TuneJob, name: str) -> CapabilityCallback | None:
+    """What measures the tasks while the model is trained; of protected ones items that the fence sees too, since the
+    others judge the end."""
+    s = job.settings
+    if s.eval_steps is None or not job.tasks:
+        return None
+    seen = {item.guard.name: item.guard for item in job.protected}
+    return CapabilityCallback(
+        [seen.get(task.name, task) for task in job.tasks], eval_steps=s.eval_steps, limit=s.eval_limit, seed=s.seed,
+        margin=s.margin, alpha=s.alpha,
+        tokenizer=job.loaded.tokenizer, on_drop=s.on_drop, table=False, output_dir=job.out / "watch" / name,  # type: ignore[arg-type]
+        batch_tokens=job.batch_tokens, chat_template=s.chat_template,
+    )  # fmt: skip
+
+
+def with_replay(job: TuneJob) -> list[Any]:
+    """The training examples and, among them, text that the base writes itself; written once, to OUT/replay.jsonl."""
+    s = job.settings
+    path = job.out / "replay.jsonl"
+    wanted = max(8, round(len(job.encoded.examples) * s.replay / (1 - s.replay)))
+    if path.is_file():
+        rows = read_json(path, lines=True)
+    else:
+        job.progress.status("the base writes text to be replayed")
+        rows = self_generated(
+            job.loaded.model, job.loaded.tokenizer, min(wanted, REPLAY_ROWS), seed=s.seed,
+            chat_template=s.chat_template, max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2),
+            batch_size=REPLAY_BATCH,
+        )  # fmt: skip
+        if distributed.first():
+            write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replay = _replayed(job, rows)
+    if s.packing:
+        replay = pack(replay, job.max_length, model=job.loaded.model)
+    return mix(job.examples, replay, s.replay, s.seed)
+
+
+def _replayed(job: TuneJob, rows: list[dict[str, Any]]) -> list[Any]:
+    """The base's texts as examples; those whose prompt fills ``max_length`` are left out, with one warning."""
+    cut = [bool(row.pop("cut", False)) for row in rows]
+    tokenizer, most = job.loaded.tokenizer, job.max_length
+    examples = []
+    if rows:
+        examples = encode_rows(
+            read_rows(rows), tokenizer, max_length=sys.maxsize, chat_template=job.settings.chat_template
+        ).examples
+    ends = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    whole = [_without_end(e, ends) if was else e for e, was in zip(examples, cut, strict=True)]
+    short = [{name: values[:most] for name, values in example.items()} for example in whole]
+    found = [example for example in short if any(label != -100 for label in example["labels"])]
+    if not found:
+        raise InputError(
+            f"--replay {job.settings.replay:g}: none of the base's {len(rows)} texts leaves a token to learn within "
+            f"max-length {most}; raise --max-length, or use --replay 0."
+        )
+    if len(found) < len(rows):
+        warnings.warn(
+            f"{len(rows) - len(found)} of {len(rows)} texts of the base are not replayed: their prompts fill "
+            f"max-length {most}",
+            stacklevel=2,
+        )
+    return found
+
+
+def _without_end(example: dict[str, Any], ends: set[int]) -> dict[str, Any]:
+    """A text that was cut did not end where it ends: what the template or the encoding put behind it is not learned."""
+    labels = list(example["labels"])
+    at = len(labels)
+    while at > 1 and (example["input_ids"][at - 1] in ends or labels[at - 1] == -100):
+        at -= 1
+    return {**example, "labels": labels[:at] + [-100] * (len(labels) - at)}
+
+
+def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
+    """How far the protected tasks let the weights go along the first gradient, before anything is trained: in entries
+    chosen as SIFT chooses them, but by the first rows of the data where the training takes a drawn batch; or in the
+    weights that a dense method trains. An adapter's first steps are no direction of the weights, so for LoRA there are
+    none."""
+    if not job.protected or isinstance(job.method, LoRA):
+        return ()
+    path = job.out / "rooms.json"
+    if path.is_file():
+        return tuple(PilotSteps(**entry) for entry in read_json(path))
+    job.progress.status("the room before training")
+    model = job.loaded.model
+    batches = _first_batches(job)
+    tuning = job.method.attach(model, seed=job.settings.seed)
+    support: dict[str, Any] | None = None
+    try:
+        if hasattr(tuning, "support"):
+            for _ in range(job.method.selection_batches):  # type: ignore[attr-defined]
+                _loss(model, batches[0]).backward()
+            support = tuning.support()
+        elif getattr(job.method, "target_modules", None):
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            support = {name: torch.arange(p.numel(), device=p.device) for name, p in trained.items()}
+    finally:
+        tuning.remove()
+    way = first_direction(model, batches, support)
+    found = pilot_room(
+        model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, max_drop=job.settings.max_drop,
+        seed=job.settings.seed, chat_template=job.settings.chat_template, batch_tokens=job.batch_tokens,
+        files=job.loaded.files, scales=_scales(job), directions=1,
+    )  # fmt: skip
+    rooms = tuple(
+        PilotSteps(
+            task=name, items=room.items, scale=room.way.estimate, steps=room.steps(job.rate)[0],
+            random_scale=None if room.random is None else room.random.estimate, reach=room.way.reach,
+            warning=room.warning(job.rate, job.steps),
+        )
+        for name, room in found.items()
+    )  # fmt: skip
+    if distributed.first():
+        write_atomic(path, json.dumps([dataclasses.asdict(room) for room in rooms]))
+    return rooms
+
+
+def _scales(job: TuneJob) -> tuple[float, ...]:
+    """From one step of the learning rate to as many as the tune has, and no further than random moves are tolerated."""
+    most = min(job.rate * job.steps, 2 * Subspace.all(job.loaded.model).card(job.loaded.model).rms)
+    return ladder(job.rate, max(most, 2 * job.rate), RUNGS)
+
+
+def _loss(model: Any, batch: Batch) -> Any:
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+
+
+def _first_batches(job: TuneJob, count: int = 2) -> list[Batch]:
+    collate, size = Collator(job.loaded.tokenizer), job.settings.batch_size
+    device = next(job.loaded.model.parameters()).device
+    batches = []
+    for at in range(0, min(count * size, len(job.encoded.examples)), size):
+        part = {k: v.to(device) for k, v in collate(job.encoded.examples[at : at + size]).items()}
+        labels = part["labels"]
+        rows = tuple(f"row {at + i}" for i in range(len(labels)))
+        batches.append(Batch(part["input_ids"], part["attention_mask"], labels, int((labels != -100).sum()), rows))
+    return batches

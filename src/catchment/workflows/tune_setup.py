@@ -1,0 +1,187 @@
+"""The set-up of a tune's training: transformers' arguments, the trainer, and a trial of both beforehand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from catchment.errors import CatchmentError, InputError
+from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning
+from catchment.training import Collator
+from catchment.workflows import distributed
+from catchment.workflows.tune_job import TuneJob, parse_pairs
+
+PLAIN, PROTECTED = "plain", "protected"
+WARM_UP = 0.03
+OURS = {
+    "output_dir": "--out", "per_device_train_batch_size": "--batch-size", "num_train_epochs": "--epochs",
+    "gradient_accumulation_steps": "--accumulation", "max_steps": "--max-steps", "learning_rate": "--learning-rate",
+    "seed": "--seed", "data_seed": "--seed", "save_steps": "--save-steps", "eval_strategy": "--eval-steps",
+    "eval_steps": "--eval-steps", "do_eval": "--eval-steps", "eval_on_start": "--eval-steps",
+    "push_to_hub": "hf upload afterwards", "remove_unused_columns": "nothing: rows are tokenised here",
+    "resume_from_checkpoint": "the same command, which goes on from its last checkpoint",
+}  # fmt: skip
+"""Training arguments that are settings of the tune, and so of its record."""
+SHARDED = ("full", "lora")
+"""Methods that accelerate may cut over processes: their weights are ordinary parameters of the model."""
+
+
+def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
+    """transformers' arguments: ours, and over them those of ``--training-args``.
+
+    Raises:
+        InputError: An unknown argument, or one that transformers refuses.
+    """
+    s = job.settings
+    per_step = s.batch_size * s.accumulation * distributed.processes()
+    # Replayed rows come on top: the tune's own data is seen as often with them as without.
+    most = s.max_steps and math.ceil(s.max_steps * rows / len(job.examples))
+    steps = most or max(1, round(s.epochs * -(-rows // per_step)))
+    values: dict[str, Any] = {
+        "output_dir": str(job.out / "checkpoints" / name),
+        "per_device_train_batch_size": s.batch_size,
+        "gradient_accumulation_steps": s.accumulation,
+        "num_train_epochs": s.epochs,
+        "max_steps": most or -1,
+        "learning_rate": job.rate,
+        "warmup_steps": round(WARM_UP * steps),
+        "lr_scheduler_type": "linear",
+        "weight_decay": 0.0,
+        "logging_steps": max(1, steps // 50),
+        "save_steps": s.save_steps or max(1, steps // 5),
+        "save_total_limit": 1,
+        "include_num_input_tokens_seen": "non_padding",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": s.seed,
+        "data_seed": s.seed,
+        "remove_unused_columns": False,
+        "use_cpu": job.loaded.card.device == "cpu",
+        "dataloader_pin_memory": job.loaded.card.device != "cpu",
+    }
+    given = parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
+    ours = sorted(given.keys() & OURS.keys())
+    if ours:
+        raise InputError(f"--training-args {ours[0]}=...: give it as {OURS[ours[0]]} instead.")
+    try:
+        args = TrainingArguments(**{**values, **given})
+    except (ValueError, TypeError, ImportError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
+    if sharding(args) and job.method.name not in SHARDED:
+        raise InputError(
+            f"--training-args fsdp or deepspeed with {job.method.name}: only {' and '.join(SHARDED)} can be cut by "
+            "accelerate. Use torchrun without it (DDP), or fully_shard and Sift in a loop of your own."
+        )
+    if s.pull and "weight_decay" in given and isinstance(job.method, SIFT):
+        raise InputError(
+            f"--pull {s.pull:g} is the weight decay of the protected tune, towards the base; leave "
+            "--training-args weight_decay out, or --pull."
+        )
+    if sharding(args) and not isinstance(s.base, (str, Path)):
+        raise InputError(
+            "--training-args fsdp or deepspeed: a model in memory cannot be given back once accelerate has cut it; "
+            "expected the base by its name or folder."
+        )
+    return args
+
+
+def sharding(args: Any) -> bool:
+    """Whether accelerate is asked to cut the weights over processes."""
+    return bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
+
+
+def make_trainer(
+    job: TuneJob, tuning: Tuning, args: TrainingArguments, examples: list[Any], callbacks: list[TrainerCallback]
+) -> Any:
+    """The method's trainer, or the plain one where accelerate is to cut the weights over processes."""
+    tokenizer = job.loaded.tokenizer
+    shared: dict[str, Any] = {
+        "train_dataset": examples,
+        "data_collator": Collator(tokenizer),
+        "processing_class": tokenizer,
+        "callbacks": callbacks,
+    }
+    if not sharding(args):
+        return MethodTrainer(tuning, args, **shared)
+    trainer = PunctualTrainer(model=tuning.model, args=args, **shared)
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        where = f"{distributed.processes()} process(es) on {args.device.type}"
+        warnings.warn(f"accelerate does not cut weights over {where}: each holds the whole model", stacklevel=2)
+    if isinstance(job.method, Full) and next(tuning.model.parameters()).dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(
+            f"cut by accelerate, the {job.loaded.card.dtype} weights themselves are stepped, and small steps are lost "
+            "in rounding; use --dtype float32 with --training-args bf16=true",
+            stacklevel=2,
+        )
+    return trainer
+
+
+def protected_method(job: TuneJob) -> Method:
+    """The method, with a decay towards the base where ``--pull`` asks for one.
+
+    Raises:
+        InputError: A method without one.
+    """
+    strength = job.settings.pull
+    if not strength:
+        return job.method
+    if isinstance(job.method, SIFT):
+        return dataclasses.replace(job.method, decay="base")
+    if isinstance(job.method, Full):
+        shared = dataclasses.asdict(job.method)
+        return L2SP(strength=strength, **{k: v for k, v in shared.items() if k not in ("keep_base", "strength")})
+    raise InputError(f"--pull {strength:g}: only sift and full can be pulled towards the base; not {job.method.name}.")
+
+
+def try_set_up(job: TuneJob) -> None:
+    """Make the trainer, its optimizer and its schedule once, and drop them: what cannot work is said before a folder is
+    claimed. The base is as it was.
+
+    Raises:
+        InputError: With what transformers, accelerate or torch said.
+    """
+    s = job.settings
+    name = PROTECTED if job.protected else PLAIN
+    method = protected_method(job) if job.protected else job.method
+    wanted, there = getattr(method, "selection_batches", 1), job.steps * s.accumulation
+    if wanted > there:
+        raise InputError(
+            f"selection_batches {wanted}: this tune has {there} batches, so entries would never be chosen; expected at "
+            "most half of them."
+        )
+    args = training_arguments(job, name, len(job.examples))
+    tuning = method.attach(job.loaded.model, seed=s.seed)
+    try:
+        with tempfile.TemporaryDirectory() as folder, kept_warnings():
+            args.output_dir = folder
+            trainer = make_trainer(job, tuning, args, job.examples, [])
+            trainer.create_optimizer_and_scheduler(num_training_steps=job.steps)
+    except CatchmentError:
+        raise
+    except (ValueError, TypeError, ImportError, AttributeError) as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
+    finally:
+        tuning.remove()
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """Inside, warnings for users are kept for the record instead of printed."""
+    said: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield said
+        finally:
+            said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
