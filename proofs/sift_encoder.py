@@ -46,7 +46,8 @@ def absent() -> str:
 
 
 def cells() -> list[Cell]:
-    """Learning rates; then seed by seed the floor, the top, and the budgets, 10,000 first."""
+    """Learning rates; then over all seeds gradients against random entries, 10,000 first, and the floor; then the top,
+    and entries by magnitude."""
     price = data.PAIRS * MEAN_TOKENS * EPOCHS
     found = [
         _cell(f"MiniLM/MRPC/{method}/lr {lr:g}", price, _tried,
@@ -54,16 +55,15 @@ def cells() -> list[Cell]:
                "pairs": data.PAIRS, "epochs": EPOCHS, "valid": GRID_VALID})
         for method, rates in RATES.items() for lr in rates
     ]  # fmt: skip
-    tuned = [(rule, budget) for budget in BUDGETS for rule in RULES[:2]]
-    tuned += [("head", 0), ("LoRA", 0), ("full", 0)]
-    tuned += [("magnitude", budget) for budget in BUDGETS]
-    for seed in SEEDS:
-        for method, budget in tuned:
-            settings = {"method": method, "budget": budget, "seed": seed, "pairs": data.PAIRS, "epochs": EPOCHS}
-            name = f"MiniLM/MRPC/{method}{f' {budget}' if budget else ''}/seed {seed}"
-            tried = "random" if method == "magnitude" else method
-            needs = tuple(f"MiniLM/MRPC/{tried}/lr {lr:g}" for lr in RATES[tried])
-            found.append(_cell(name, price, _tuned, settings, needs))
+    core = [(rule, budget) for budget in BUDGETS for rule in RULES[:2]]
+    rest = [("full", 0), ("LoRA", 0), *(("magnitude", budget) for budget in BUDGETS)]
+    order = [(*one, seed) for some in ([*core, ("head", 0)], rest) for seed in SEEDS for one in some]
+    for method, budget, seed in order:
+        settings = {"method": method, "budget": budget, "seed": seed, "pairs": data.PAIRS, "epochs": EPOCHS}
+        name = f"MiniLM/MRPC/{method}{f' {budget}' if budget else ''}/seed {seed}"
+        tried = "random" if method == "magnitude" else method
+        needs = tuple(f"MiniLM/MRPC/{tried}/lr {lr:g}" for lr in RATES[tried])
+        found.append(_cell(name, price, _tuned, settings, needs))
     return found
 
 
