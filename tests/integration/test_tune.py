@@ -379,11 +379,19 @@ def test_capabilities_reach_the_integrations(room: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr("transformers.trainer.get_reporting_integration_callbacks", lambda _: [Recorder])
     echo = str(room / "echo.jsonl")
-    tune(room, tmp_path / "out", tasks=[echo], eval_steps=2, eval_limit=60, method="sift", limit=60)
+    found = tune(room, tmp_path / "out", tasks=[echo], eval_steps=2, eval_limit=60, method="sift", limit=60)
     scores = [entry["capability/echo"] for entry in logged if "capability/echo" in entry]
     assert len(scores) == 3  # before, at step 2, at step 4
     assert scores[0] == 1.0
     assert len(list((tmp_path / "out/watch/plain").glob("capabilities-*.json"))) == 3
+    watched = found.runs[0].watched
+    assert [(w.step, w.task, w.n, w.score) for w in watched] == [
+        (step, "echo", 60, score) for step, score in zip((0, 2, 4), scores, strict=True)
+    ]
+    assert watched[0].difference is None
+    assert watched[2].difference is not None
+    assert watched[2].difference.estimate == pytest.approx(scores[2] - scores[0])
+    assert "While it trained" in (tmp_path / "out/report.html").read_text()
 
 
 def test_the_plain_tune_beside_it_is_the_tune_alone(room: Path, guarded: Guarded, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ from catchment.records.landscape import (
     SubspaceCard,
     Worst,
 )
-from catchment.records.tuning import Against, FenceLook, PilotSteps, Tune, TuneRun
+from catchment.records.tuning import Against, FenceLook, PilotSteps, Tune, TuneRun, Watched
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -88,6 +88,7 @@ __all__ = [
     "Tune",
     "TuneRun",
     "Verdict",
+    "Watched",
     "Worst",
     "from_json",
     "to_json",

@@ -33,6 +33,23 @@ class FenceLook:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """A task while the model was trained, on a fixed subset of its items (``--eval-steps``).
+
+    Attributes:
+        difference: Now - before the training; simultaneous over tasks and planned evaluations. ``None`` at the start.
+        verdict: As of a comparison, at the margin of the tune; empty at the start.
+    """
+
+    step: int
+    task: str
+    n: int
+    score: float
+    difference: Interval | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
 class PilotSteps:
     """The room of a protected task along the first gradient, before training: RMS displacement per weight where the
     drop passes ``max_drop``, and how many steps of the learning rate that is; ``None`` where it was not reached."""
@@ -59,6 +76,7 @@ class TuneRun:
         held_out: Loss per trained token of rows that were not trained on, before and after, paired over rows.
         accuracy: The same for a classifier's answers.
         looks: What the fence saw.
+        watched: What ``--eval-steps`` measured.
         stopped: Why the training ended before its last step, or ``None``.
         tasks: Verdicts against the base.
     """
@@ -79,6 +97,7 @@ class TuneRun:
     accuracy: Companion | None = None
     logged: int = 0
     warnings: tuple[str, ...] = ()
+    watched: tuple[Watched, ...] = ()
 
 
 @dataclass(frozen=True)

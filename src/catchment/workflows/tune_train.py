@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from catchment.capabilities import evaluate
 from catchment.errors import NonFiniteError, StoreError
 from catchment.methods import SIFT, MethodTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
-from catchment.records import Companion, FenceLook, Interval, Row, TuneRun, from_json, to_json
+from catchment.records import Companion, FenceLook, Interval, Row, TuneRun, Watched, from_json, to_json
 from catchment.runs import make_folder, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
-from catchment.training import completion_losses
+from catchment.training import CapabilityCallback, completion_losses
 from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, load_base, own_task
 from catchment.workflows.tune_protect import fence_of, watch_of, with_replay
@@ -120,7 +120,16 @@ def _trained(
         accuracy=_accuracy(job, before, after),
         looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
         stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
+        watched=tuple(_watched(watch)) if watch else (),
     )
+
+
+def _watched(watch: CapabilityCallback) -> Iterator[Watched]:
+    for evaluation in watch.history:
+        for task, scores in evaluation.scores.items():
+            decided = evaluation.decisions.get(task)
+            said = (decided.interval, decided.verdict) if decided else (None, "")
+            yield Watched(evaluation.step, task, len(scores.rows), scores.mean, *said)
 
 
 def _bytes(path: Path) -> int:
