@@ -77,22 +77,34 @@ def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
     except (ValueError, TypeError, ImportError) as error:
         said = str(error).strip().splitlines()[0]
         raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
-    if sharding(args) and job.method.name not in SHARDED:
-        raise InputError(
-            f"--training-args fsdp or deepspeed with {job.method.name}: only {' and '.join(SHARDED)} can be cut by "
-            "accelerate. Use torchrun without it (DDP), or fully_shard and Sift in a loop of your own."
-        )
     if s.pull and "weight_decay" in given and isinstance(job.method, SIFT):
         raise InputError(
             f"--pull {s.pull:g} is the weight decay of the protected tune, towards the base; leave "
             "--training-args weight_decay out, or --pull."
         )
-    if sharding(args) and not isinstance(s.base, (str, Path)):
-        raise InputError(
-            "--training-args fsdp or deepspeed: a model in memory cannot be given back once accelerate has cut it; "
-            "expected the base by its name or folder."
-        )
+    if sharding(args):
+        _check_sharding(job)
     return args
+
+
+def _check_sharding(job: TuneJob) -> None:
+    """Refuse what weights that accelerate has cut over processes do not allow."""
+    s, asked = job.settings, "--training-args fsdp or deepspeed"
+    if job.method.name not in SHARDED:
+        raise InputError(
+            f"{asked} with {job.method.name}: only {' and '.join(SHARDED)} can be cut by accelerate. Use torchrun "
+            "without it (DDP), or fully_shard and Sift in a loop of your own."
+        )
+    if not isinstance(s.base, (str, Path)):
+        raise InputError(
+            f"{asked}: a model in memory cannot be given back once accelerate has cut it; expected the base by its "
+            "name or folder."
+        )
+    if job.protected or s.eval_steps:
+        raise InputError(
+            f"{asked} with {'--protect' if job.protected else '--eval-steps'}: tasks are measured on whole weights "
+            "while the model is trained. Use torchrun without it (DDP), or compare the result afterwards."
+        )
 
 
 def sharding(args: Any) -> bool:

@@ -43,6 +43,16 @@ def test_arguments_that_cannot_work_are_refused_and_the_base_is_as_it_was(tmp_pa
     assert all(p.requires_grad for p in job.loaded.model.parameters())
 
 
+@pytest.mark.parametrize("options", [{"protect": "echo"}, {"eval_steps": 2, "tasks": "echo"}], ids=lambda o: min(o))
+def test_what_needs_whole_weights_is_refused_where_they_are_cut(tmp_path: Path, options: dict[str, Any]) -> None:
+    tiny.tiny_llama().save_pretrained(tmp_path / "base")
+    task = preferred("echo", 240)
+    given = {name: (task,) if value == "echo" else value for name, value in options.items()}
+    job = opened(model=tmp_path / "base", method="full", training_args=("fsdp=true",), **given)
+    with pytest.raises(InputError, match=r"with --(protect|eval-steps): tasks are measured on whole weights"):
+        try_set_up(job)
+
+
 def test_a_set_up_that_works_leaves_no_trace(tmp_path: Path) -> None:
     job = opened(out=tmp_path / "out")
     try_set_up(job)
