@@ -36,9 +36,7 @@ class _Dense:
 
     target_modules: str | tuple[str, ...] | None = None
     master_weights: bool = True
-    base_files: tuple[str | Path, ...] = ()
-
-    _keeps_base: ClassVar[bool] = True
+    base_files: str | Path | tuple[str | Path, ...] = ()
 
     def attach(self, model: nn.Module, *, seed: int = 0) -> DenseTuning:
         """Make the targets trainable and freeze the rest; ``seed`` is not used, nothing is random.
@@ -63,7 +61,7 @@ class _Dense:
         base = None
         if self.base_files:
             base = _base_of(self.base_files, targets)
-        elif getattr(self, "keep_base", self._keeps_base):
+        elif getattr(self, "keep_base", True):  # L2-SP and WiSE-FT cannot do without
             base = {name: weight.detach().cpu().clone() for name, weight in targets.items()}
         return DenseTuning(model, self, targets, base)
 
@@ -271,8 +269,9 @@ def write_recipe(folder: str | Path, method: Any, base_hash: str | None, recipe:
     return path.parent
 
 
-def _base_of(files: Sequence[str | Path], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _base_of(files: str | Path | Sequence[str | Path], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The targets' values in the files, mapped and not read into memory; each is compared with the model's."""
+    files = (files,) if isinstance(files, str | Path) else files
     mapped = mapped_weights(Path(file) for file in files)
     base = {}
     for name, weight in targets.items():

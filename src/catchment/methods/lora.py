@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError
 from catchment.methods.dense import write_recipe
-from catchment.methods.targets import ALL_LINEAR, as_list, claim, release
+from catchment.methods.targets import ALL_LINEAR, as_list, as_names, claim, release
 from catchment.models import family_of, locate, named_weights, read_header
 from catchment.runs import make_folder
 from catchment.training import check_number, decay_groups
@@ -41,7 +41,7 @@ class LoRA:
         target_modules: ``"all-linear"``: the linear layers of attention and FFN in the blocks, the same as for SIFT; or
             what PEFT understands: a regular expression, or the ends of modules' names.
         use_rslora: Rank-stabilised scaling (arXiv 2312.03732).
-        modules_to_save: Modules that train whole beside the adapter, e.g. a new classifier.
+        modules_to_save: Modules that train whole beside the adapter, e.g. a new classifier; a name, or several.
     """
 
     name: ClassVar[str] = "lora"
@@ -50,13 +50,17 @@ class LoRA:
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = ALL_LINEAR
     use_rslora: bool = False
-    modules_to_save: tuple[str, ...] = ()
+    modules_to_save: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise InputError(f"r {self.r}: expected a rank of at least 1, e.g. 8.")
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise InputError(f"r {self.r!r}: expected a rank, a whole number of at least 1, e.g. 8.")
         check_number("lora_alpha", self.lora_alpha, 0.0)
         check_number("lora_dropout", self.lora_dropout, 0.0, 1.0)
+        for option in ("target_modules", "modules_to_save"):
+            given = getattr(self, option)
+            if option == "modules_to_save" or not isinstance(given, str):  # one string is an expression of targets
+                object.__setattr__(self, option, as_names(option, given))
 
     def attach(self, model: nn.Module, *, seed: int = 0) -> LoRATuning:
         """Put adapters into the model, in place; ``seed`` draws ``A``, and the global random state is left alone.

@@ -6,7 +6,9 @@ import fnmatch
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from catchment.errors import InputError, ModelError, did_you_mean
@@ -30,7 +32,9 @@ def claim(model: nn.Module) -> None:
 
     Raises:
         InputError: It or a part of it is being tuned already; nothing was altered.
+        ModelError: It is FSDP1's.
     """
+    refuse_fsdp1(model)
     if any(vars(module).get(_CLAIM) for module in model.modules()):
         raise InputError("the model is being tuned already; call remove() or merge() on that tuning first.")
     object.__setattr__(model, _CLAIM, _Claim())
@@ -39,6 +43,43 @@ def claim(model: nn.Module) -> None:
 def release(model: nn.Module) -> None:
     """The model is not being tuned any more; nothing happens where it was not."""
     vars(model).pop(_CLAIM, None)
+
+
+def refuse_fsdp1(model: nn.Module) -> None:
+    """FSDP1 computes with flat copies of its own: hooks on the weights never fire, and what is written to them is lost.
+
+    Raises:
+        ModelError: The model is, holds or was taken out of a ``FullyShardedDataParallel``.
+    """
+    if not dist.is_available():
+        return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    held = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    if held or any(hasattr(parameter, "_fsdp_flattened") for parameter in model.parameters()):
+        raise ModelError(
+            "the model is wrapped in FSDP1 (FullyShardedDataParallel), which keeps its weights in flat copies; "
+            "expected FSDP2: call torch.distributed.fsdp.fully_shard on the plain model."
+        )
+
+
+def as_names(option: str, given: Any) -> tuple[str, ...]:
+    """One name, or several of them.
+
+    Raises:
+        InputError: Something else.
+
+    >>> as_names("modules_to_save", "lm_head")
+    ('lm_head',)
+    """
+    names = (given,) if isinstance(given, str) else given
+    if isinstance(names, Mapping) or not isinstance(names, Iterable):
+        raise InputError(f"{option} {given!r}: expected a name or a list of names, e.g. ['lm_head'].")
+    names = tuple(names)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise InputError(f"{option} {given!r}: {wrong!r} is no name; expected text, e.g. ['lm_head'].")
+    return names
 
 
 def target_weights(
@@ -70,7 +111,7 @@ def target_weights(
         names = (*weights, *tied)
         single = isinstance(target_modules, str)
         chosen = set()
-        for entry in (target_modules,) if isinstance(target_modules, str) else target_modules:
+        for entry in as_names(option, target_modules):
             matched = _expressed(entry, names, option) if single else _matches(entry, names)
             if not matched:
                 raise _nothing(entry, names, option, single)
@@ -167,8 +208,6 @@ def _check(name: str, parameter: nn.Parameter) -> None:
         raise ModelError(f"weight {name!r} is offloaded; load the model without disk offload to train it.")
     if hasattr(parameter, "ds_id"):
         raise ModelError(f"weight {name!r} is cut up by DeepSpeed ZeRO-3; use DDP, or FSDP2 (fully_shard).")
-    if type(parameter).__name__ == "FlatParameter" or hasattr(parameter, "_is_flat_param"):
-        raise ModelError(f"weight {name!r} is flattened by FSDP1; use FSDP2: torch.distributed.fsdp.fully_shard.")
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     if not local.is_contiguous():
         raise ModelError(f"weight {name!r} is not contiguous and cannot be moved in place; call .contiguous() first.")

@@ -193,6 +193,8 @@ def test_base_files_replace_the_copy(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, base[name]) for name, value in weights(tuning.remove()).items())
     with pytest.raises(InputError, match="hold no weight"):
         Full(base_files=files).attach(nn.Linear(2, 2))
+    for one in (files[0], str(files[0])):
+        Full(base_files=one, keep_base=False).attach(CAUSAL[kind]()).remove()
 
 
 def test_saves_a_model_that_loads_alone(tmp_path: Path) -> None:

@@ -119,11 +119,26 @@ def test_a_head_trains_beside_the_adapter(tmp_path: Path) -> None:
     assert LoRA().attach(removed).parameters()  # a base that was given back can be tuned again
 
 
+def test_one_module_to_save_is_given_by_its_name() -> None:
+    one, several = LoRA(modules_to_save="lm_head"), LoRA(modules_to_save=["lm_head"])  # type: ignore[arg-type]
+    assert one == several == LoRA(modules_to_save=("lm_head",))
+    tuning = one.attach(tiny_llama())
+    assert list(tuning._wrappers()) == ["lm_head"]
+
+
 def test_refuses() -> None:
     with pytest.raises(InputError, match="r 0: expected a rank"):
         LoRA(r=0)
     with pytest.raises(InputError, match=r"lora_dropout 2"):
         LoRA(lora_dropout=2)
+    for r in (2.5, float("inf"), True, "8"):
+        with pytest.raises(InputError, match=rf"r {r!r}: expected a rank, a whole number"):
+            LoRA(r=r)  # type: ignore[arg-type]
+    for option in ("modules_to_save", "target_modules"):
+        with pytest.raises(InputError, match=rf"{option} 5: expected a name or a list of names"):
+            LoRA(**{option: 5})
+        with pytest.raises(InputError, match=rf"{option} \[5\]: 5 is no name"):
+            LoRA(**{option: [5]})
     model = tiny_llama()
     base, flags = weights(model), [p.requires_grad for p in model.parameters()]
     with pytest.raises(InputError, match=r"target_modules .*nothing_like"):

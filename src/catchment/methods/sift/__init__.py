@@ -25,7 +25,7 @@ class SIFT:
     scope: str = "tensor"
     floor: float = 0.0
     selection_batches: int = 1
-    modules_to_save: Sequence[str] = ()
+    modules_to_save: str | Sequence[str] = ()
     decay: str = "zero"
 
     def attach(self, model: nn.Module, *, seed: int = 0) -> Sift:

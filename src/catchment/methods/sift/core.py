@@ -27,7 +27,7 @@ from catchment.methods.sift import files, sharing
 from catchment.methods.sift.choice import Choice
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
-from catchment.methods.targets import ALL_LINEAR, claim, release, target_weights
+from catchment.methods.targets import ALL_LINEAR, as_names, claim, refuse_fsdp1, release, target_weights
 from catchment.models import named_weights
 
 DECAYS = ("zero", "base")
@@ -60,7 +60,8 @@ class Sift:
         floor: With ``global``: part of its own share that every tensor is certain of, 0 to 1.
         selection_batches: Backward passes whose gradients choose; they count for the first update too. More than one
             keeps dense sums of scores and gradients until then.
-        modules_to_save: Modules all of whose entries train, such as a new ``classifier``; biases included.
+        modules_to_save: Modules all of whose entries train, such as a new ``classifier``; biases included. A name, or a
+            list of names.
         decay: What a ``weight_decay`` pulls towards: ``zero`` (the optimizer's own) or ``base`` (L2-SP, decoupled).
         support: Flat indices per weight's name to train, instead of choosing.
         seed: For ``random``.
@@ -83,7 +84,7 @@ class Sift:
         scope: str = "tensor",
         floor: float = 0.0,
         selection_batches: int = 1,
-        modules_to_save: Sequence[str] = (),
+        modules_to_save: str | Sequence[str] = (),
         decay: str = "zero",
         support: Mapping[str, Tensor] | None = None,
         seed: int = 0,
@@ -93,6 +94,8 @@ class Sift:
             raise ModelError("the model is wrapped in DDP already; make the Sift of the plain model, then wrap it.")
         dense = _all_of(model, modules_to_save)
         chosen = target_weights(model, target_modules) if support is None else _named(model, support)
+        refuse_fsdp1(model)
+        modules_to_save = as_names("modules_to_save", modules_to_save)
         chosen = {name: parameter for name, parameter in chosen.items() if name not in dense}
         self.model, self.decay = model, decay
         self.settings = {
