@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from catchment.errors import InputError, ModelError
-from catchment.methods import Sift
+from catchment.methods import SIFT, Sift
+from catchment.methods.sift.selection import draw_shares
 from tests.tiny import CAUSAL, VOCABULARY, tiny_llama
 
 Model = Any
+Rate = Callable[[int], float]
 TIED = ["q_proj", "down_proj", "embed_tokens"]
 
 
@@ -29,10 +31,21 @@ def loss(model: Model, batch: Tensor) -> Tensor:
     return model(input_ids=batch, labels=batch).loss
 
 
-def tune(model: Model, sift: Sift, data: Iterator[Tensor], every: int = 1, clip: float = 0.0, **options: Any) -> None:
-    """A plain loop with accumulation, clipping and a falling rate; no dense gradient may be left over."""
+def falling(step: int) -> float:
+    return 1 / (1 + step)
+
+
+def constant(step: int) -> float:
+    return 1.0
+
+
+def tune(
+    model: Model, sift: Sift, data: Iterator[Tensor], every: int = 1, clip: float = 0.0, rate: Rate = falling,
+    **options: Any,
+) -> None:  # fmt: skip
+    """A plain loop with accumulation, clipping and a schedule; no dense gradient may be left over."""
     optimizer = sift.optimizer(torch.optim.AdamW, **{"lr": 1e-2, **options})
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for number, batch in enumerate(data, 1):
         (loss(model, batch) / every).backward()
         assert all(p.grad is None for p in model.parameters())
@@ -45,7 +58,13 @@ def tune(model: Model, sift: Sift, data: Iterator[Tensor], every: int = 1, clip:
 
 
 def masked(
-    model: Model, support: dict[str, Tensor], data: Iterator[Tensor], every: int, clip: float, decay: float
+    model: Model,
+    support: dict[str, Tensor],
+    data: Iterator[Tensor],
+    every: int,
+    clip: float,
+    decay: float,
+    rate: Rate = falling,
 ) -> dict[str, Tensor]:
     """The oracle: dense AdamW whose gradients and weights are masked to the support."""
     weights = {name: p for name, p in model.named_parameters() if name in support}
@@ -57,7 +76,7 @@ def masked(
     for p in weights.values():
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-2, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for number, batch in enumerate(data, 1):
         (loss(model, batch) / every).backward()
         if number % every == 0:
@@ -89,6 +108,18 @@ def test_equals_dense_adamw_under_a_mask(every: int, tied: bool, checkpointing: 
     weights = dict(model.named_parameters())
     assert max(float((weights[n].detach() - w).abs().max()) for n, w in expected.items()) <= 1e-6
     assert float(sift.delta.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_equals_dense_adamw_under_a_mask_at_a_constant_rate(every: int) -> None:
+    """All 50 steps are of full length, and entries go ten times as far as under the falling rate."""
+    model, twin = tiny_llama(), tiny_llama()
+    sift = Sift(model, sparsity=0.02)
+    tune(model, sift, batches(50 * every), every, clip=0.5, rate=constant, weight_decay=0.1)
+    expected = masked(twin, sift.support(), batches(50 * every), every, clip=0.5, decay=0.1, rate=constant)
+    weights = dict(model.named_parameters())
+    assert max(float((weights[n].detach() - w).abs().max()) for n, w in expected.items()) <= 1e-6
+    assert float(sift.delta.abs().max()) > 0.2
 
 
 def chosen_by_hand(model: Model, batch: Tensor, k: Callable[[int], int]) -> dict[str, set[int]]:
@@ -198,6 +229,60 @@ def test_baselines_look_at_no_data() -> None:
     assert as_sets(one) == as_sets(same) != as_sets(other)
     chances = [len(a & b) / len(a) for a, b in zip(as_sets(one).values(), as_sets(other).values(), strict=True)]
     assert sum(chances) / len(chances) < 0.2
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5])
+def test_random_entries_of_all_tensors_together(floor: float) -> None:
+    """As many as were asked for, drawn from all weights: tensors get about their share, not just that."""
+    settings: dict[str, Any] = {"sparsity": 0.05, "rule": "random", "scope": "global", "floor": floor}
+    one, same, other = (Sift(tiny_llama(), seed=seed, **settings) for seed in (1, 1, 2))
+    assert as_sets(one) == as_sets(same) != as_sets(other)
+    for sift in (one, other):
+        assert sift.k == sum(t.budget for t in sift.targets)
+        assert [t.count for t in sift.targets] != [t.budget for t in sift.targets]
+        assert all(t.count >= int(floor * t.budget) for t in sift.targets)
+        assert all(0 <= min(found) <= max(found) < 48 * 32 for found in as_sets(sift).values())
+    assert [t.count for t in one.targets] != [t.count for t in other.targets]
+    tune(one.model, one, batches(2))
+    assert float(one.delta.abs().max()) > 0
+
+
+def test_shares_of_a_random_draw_are_hypergeometric() -> None:
+    """Mean ``k n_t / n`` and variance ``k p (1 - p) (n - k) / (n - 1)`` over 4,000 draws."""
+    sizes, k = [5, 20, 75], 30
+    counts = torch.tensor([draw_shares(sizes, k, seed) for seed in range(4000)]).double()
+    assert bool((counts.sum(1) == k).all())
+    assert bool((counts <= torch.tensor(sizes)).all())
+    p = torch.tensor(sizes).double() / 100
+    variance = k * p * (1 - p) * (100 - k) / 99
+    torch.testing.assert_close(counts.mean(0), k * p, rtol=0, atol=4 * float((variance / 4000).sqrt().max()))
+    torch.testing.assert_close(counts.var(0), variance, rtol=0.1, atol=0)
+    assert draw_shares(sizes, 100, 0) == sizes
+    assert draw_shares(sizes, 0, 0) == [0, 0, 0]
+
+
+def test_shares_of_a_model_of_7b() -> None:
+    """Beyond 1e9 entries, where numpy's own hypergeometric numbers end."""
+    sizes = [4096 * 11008] * 96 + [4096 * 4096] * 128
+    counts = draw_shares(sizes, sum(sizes) // 20, 0)
+    assert sum(counts) == sum(sizes) // 20
+    assert all(abs(count - size / 20) < 6 * (size / 20) ** 0.5 for count, size in zip(counts, sizes, strict=True))
+
+
+def test_the_largest_weights_of_all_tensors_together() -> None:
+    model = tiny_llama()
+    sift = Sift(model, sparsity=0.05, rule="magnitude", scope="global")
+    scores = {t.name: t.parameter.detach().flatten().abs() for t in sift.targets}
+    least = torch.cat(list(scores.values())).topk(sift.k).values.min()
+    expected = {name: set(torch.nonzero(s >= least).flatten().tolist()) for name, s in scores.items()}
+    assert as_sets(sift) == {name: index for name, index in expected.items() if index}
+
+
+@pytest.mark.parametrize("given", ["lm_head", ["lm_head"], ("lm_head",)])
+def test_one_module_to_save_is_given_by_its_name(given: Any) -> None:
+    for sift in (Sift(tiny_llama(), modules_to_save=given), SIFT(modules_to_save=given).attach(tiny_llama())):
+        assert [t.name for t in sift.targets if t.dense] == ["lm_head.weight"]
+        assert sift.settings["modules_to_save"] == ["lm_head"]
 
 
 def test_modules_to_save_train_whole() -> None:
@@ -343,6 +428,10 @@ def test_compiled_blocks_train_the_same() -> None:
         ({"target_modules": ["q_prj"]}, "q_proj"),
         ({"target_modules": "nothing.*here"}, "matches no weight"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save"),
+        ({"modules_to_save": 5}, r"modules_to_save 5: expected a name or a list of names"),
+        ({"modules_to_save": [5]}, r"modules_to_save \[5\]: 5 is no name"),
+        ({"target_modules": 5}, r"target_modules 5: expected a name or a list of names"),
+        ({"target_modules": ["q_proj", 5]}, r"target_modules .*: 5 is no name"),
     ],
 )
 def test_bad_settings_are_named_and_nothing_is_altered(settings: dict[str, Any], message: str) -> None:

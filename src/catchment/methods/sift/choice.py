@@ -12,7 +12,7 @@ from torch import Tensor
 from catchment.errors import InputError
 from catchment.methods.sift import sharing
 from catchment.methods.sift.layout import Flat, Target
-from catchment.methods.sift.selection import Candidates, Pool, candidates, draw, score, top
+from catchment.methods.sift.selection import Candidates, Pool, candidates, draw, draw_shares, score, top
 
 
 class Choice:
@@ -63,11 +63,11 @@ class Choice:
         if support is not None:
             self.settle({name: _checked(name, index, self.flat) for name, index in support.items()})
         elif self.rule == "random":
-            whole = {t.name: draw(t.parameter.numel(), t.budget, self.seed, t.name) for t in self._open()}
-            self.settle({t.name: _here(whole[t.name].to(t.local.device), t) for t in self._open()})
+            self.settle(self._drawn())
         elif self.rule == "magnitude":
             for target in self._open():
-                target.scores, target.total = target.local.abs().float(), torch.zeros_like(target.local)
+                scores = target.local.abs().float()
+                self._enter(target, scores, scores.new_zeros(()).expand_as(scores))
             self._settle_all()
         elif not self._open():
             self.settle({})
@@ -98,6 +98,22 @@ class Choice:
         else:
             if not target.dense:
                 target.scores = scores if target.scores is None else target.scores.add_(scores)
+    def _drawn(self) -> dict[str, Tensor]:
+        """Entries at random, the same for every number of processes: each tensor's own share, or ``k`` of all together
+        beyond what tensors are certain of."""
+        targets = self._open()
+        counts = [t.budget for t in targets]
+        if self.scope == "global":
+            certain = [t.certain for t in targets]
+            rooms = [t.parameter.numel() - t.certain for t in targets]
+            shares = draw_shares(rooms, self._k - sum(certain), self.seed)
+            counts = [sure + share for sure, share in zip(certain, shares, strict=True)]
+        found = {}
+        for target, count in zip(targets, counts, strict=True):
+            whole = draw(target.parameter.numel(), count, self.seed, target.name)
+            found[target.name] = _here(whole.to(target.local.device), target)
+        return found
+
             target.total = gradient.float() if target.total is None else target.total.add_(gradient)
 
     def _enter(self, target: Target, scores: Tensor, gradient: Tensor) -> None:

@@ -86,6 +86,27 @@ def draw(size: int, k: int, seed: int, name: str) -> Tensor:
     return torch.from_numpy(np.sort(chosen))
 
 
+def draw_shares(sizes: list[int], k: int, seed: int) -> list[int]:
+    """How many fall into each tensor when ``k`` entries are drawn from all tensors together, every set of ``k`` being
+    equally likely; decided by the seed. With :func:`draw` in each tensor that is such a set.
+
+    Every entry is drawn with probability ``k / n`` at first; then entries too many or too few, about ``sqrt(k)``, are
+    taken away or added one at a time (numpy's hypergeometric numbers end at ``1e9``).
+
+    >>> draw_shares([1000, 10, 1000], 2010, 0), sum(draw_shares([1000, 10, 1000], 20, 0))
+    ([1000, 10, 1000], 20)
+    """
+    room = np.array(sizes, dtype=np.int64)
+    if not k:
+        return [0] * len(sizes)
+    generator = np.random.default_rng(int.from_bytes(hashlib.sha256(f"sift:{seed}".encode()).digest()[:8], "little"))
+    counts = generator.binomial(room, min(k / room.sum(), 1.0))
+    while missing := k - int(counts.sum()):
+        among = room - counts if missing > 0 else counts
+        counts[generator.choice(len(sizes), p=among / among.sum())] += np.sign(missing)
+    return counts.tolist()
+
+
 @dataclass
 class Candidates:
     """Entries of one tensor that may be chosen: their scores (inf: certain), sorted indices and gradients."""
@@ -129,13 +150,9 @@ class Pool:
         if sum(c.index.numel() for c in self._tensors.values()) > 2 * self.k:
             self._prune()
 
-    @property
-    def empty(self) -> bool:
-        return not self._tensors
-
     def _prune(self) -> None:
         """Only the best ``k`` stay; of equal ones those that come first in order of names, then of indices."""
-        if self.empty:
+        if not self._tensors:
             return
         names = sorted(self._tensors)
         scores = torch.cat([self._tensors[name].scores for name in names])
