@@ -177,3 +177,127 @@ def test_scale_one_changes_no_bit() -> None:
     before = sift.values.detach().clone()
     sift.scale(1.0)
     assert torch.equal(sift.values, before)
+
+
+def flat_gradient(sift: Sift, data: list[torch.Tensor], *, share: float = 1.0) -> torch.Tensor:
+    """The oracle: what ``share`` times the sum of these batches' losses has as its gradient at the entries."""
+    twin = tiny_llama()
+    (share * sum(loss(twin, batch) for batch in data)).backward()
+    return torch.cat([twin.get_parameter(n).grad.flatten()[i] for n, i in sift.support().items()])
+
+
+def not_a_number(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * float("nan")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("factor", [0.0, float("inf")])
+def test_a_step_that_took_no_part_is_not_averaged_over(scope: str, factor: float) -> None:
+    """After a first step of zeros, or of what is not finite, the second one's two halves count in full."""
+    model, data = tiny_llama(), list(batches(3))
+    sift = Sift(model, sparsity=0.02, scope=scope)
+    optimizer = sift.optimizer(torch.optim.SGD, lr=1.0)
+    (loss(model, data[0]) * factor).backward()
+    optimizer.step()
+    for batch in data[1:]:
+        (loss(model, batch) / 2).backward()
+    expected = flat_gradient(sift, data[1:], share=1 / 2)
+    torch.testing.assert_close(sift.values.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_among_several_steps_that_choose_empty_ones_do_not_count(first: int) -> None:
+    """Two batches choose, with a step of zeros before or between: the mean is over two steps."""
+    model, data = tiny_llama(), list(batches(2))
+    sift = Sift(model, sparsity=0.02, selection_batches=2)
+    optimizer = sift.optimizer(torch.optim.SGD, lr=1.0)
+    for number, batch in enumerate([*data[:first], None, *data[first:]], 1):
+        (loss(model, data[0]) * 0 if batch is None else loss(model, batch)).backward()
+        if number < 3:
+            optimizer.step()
+    torch.testing.assert_close(sift.values.grad, flat_gradient(sift, data, share=1 / 2), rtol=1e-4, atol=1e-7)
+
+
+def test_an_overflow_among_several_steps_begins_anew() -> None:
+    """What came before it is forgotten, and its step is not one of those averaged over."""
+    model, data = tiny_llama(), list(batches(3))
+    sift = Sift(model, sparsity=0.02, selection_batches=2)
+    optimizer = sift.optimizer(torch.optim.SGD, lr=1.0)
+    loss(model, data[0]).backward()
+    optimizer.step()
+    (loss(model, data[0]) * float("inf")).backward()
+    optimizer.step()
+    loss(model, data[1]).backward()
+    optimizer.step()
+    loss(model, data[2]).backward()
+    torch.testing.assert_close(sift.values.grad, flat_gradient(sift, data[1:], share=1 / 2), rtol=1e-4, atol=1e-7)
+
+
+def test_an_expert_that_comes_late_in_the_first_step_counts_in_its_mean() -> None:
+    """Two steps of one batch choose among the first expert; the second one joins in the same step."""
+    torch.manual_seed(0)
+    model = Experts()
+    sift = Sift(model, sparsity=0.2, target_modules=["experts.0", "experts.1"], selection_batches=2)
+    optimizer = sift.optimizer(torch.optim.SGD, lr=1.0)
+    x = torch.randn(3, 4)
+    model(x, 0).backward()
+    optimizer.step()
+    for _ in range(2):
+        model(x, 0).backward()
+    for _ in range(2):
+        model(x, 1).backward()
+    twin = copy.deepcopy(model).requires_grad_(True)
+    ((3 * twin(x, 0) + 2 * twin(x, 1)) / 2).backward()
+    for target, module in zip(sift.targets, twin.experts, strict=True):
+        expected = module.weight.grad.flatten()[target.index.long()]
+        torch.testing.assert_close(sift.values.grad[target.slots], expected)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("half", [0, 1])
+def test_an_overflow_in_one_tensor_of_the_first_step_harms_nothing(scope: str, count: int, half: int) -> None:
+    """Without a scaler, in the first or second micro-batch: that step moves nothing, and no trace of it is left."""
+    model, data = tiny_llama(), list(batches(8))
+    before = copy.deepcopy(model.state_dict())
+    sift = Sift(model, sparsity=0.02, scope=scope, selection_batches=count)
+    optimizer = sift.optimizer(torch.optim.AdamW, lr=1e-2, weight_decay=0.1)
+    for number in range(2):
+        late = model.model.layers[0].self_attn.q_proj.weight
+        handle = late.register_hook(not_a_number) if number == half else None
+        # A tensor that has chosen in the first half trains as usual; here none has when the second one overflows.
+        value = loss(model, data[number])
+        (value * 0 if number < half else value).backward()
+        if handle is not None:
+            handle.remove()
+    assert not bool(sift.values.grad.isfinite().all()), "who looks for overflows must see it"
+    optimizer.step()
+    assert sift.values.grad is None
+    assert not optimizer.state
+    assert all(torch.equal(before[n], w) for n, w in model.state_dict().items())
+    for number, batch in enumerate(data[2:], 1):
+        (loss(model, batch) / 2).backward()
+        if number % 2 == 0:
+            optimizer.step()
+    assert sift.ready
+    assert int(optimizer.state[sift.values]["step"]) == 3
+    assert all(bool(value.isfinite().all()) for value in optimizer.state[sift.values].values())
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    moved = {n for n, w in model.state_dict().items() if not torch.equal(before[n], w)}
+    assert moved == set(sift.support())
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_overflow_that_a_scaler_skipped_does_not_cost_the_next_step(scope: str) -> None:
+    """It clears the gradient and never calls the optimizer; a later step is as good as any."""
+    model, data = tiny_llama(), list(batches(2))
+    sift = Sift(model, sparsity=0.02, scope=scope)
+    optimizer = sift.optimizer(torch.optim.SGD, lr=1.0)
+    handle = model.model.layers[0].self_attn.q_proj.weight.register_hook(not_a_number)
+    loss(model, data[0]).backward()
+    handle.remove()
+    optimizer.zero_grad()
+    loss(model, data[1]).backward()
+    torch.testing.assert_close(sift.values.grad, flat_gradient(sift, data[1:]), rtol=1e-4, atol=1e-7)
+    optimizer.step()
+    assert float(sift.delta.abs().max()) > 0

@@ -37,12 +37,18 @@ class Choice:
         self.together = self.movable or batches > 1
         self.passes = 0
         """Backward passes whose gradients took part."""
+        self.counted = 0
+        """Those of them that earlier optimizer steps have ended."""
         self.steps = 0
-        """Optimizer steps that went by before there were entries to step; the first gradient is a mean over them."""
+        """Optimizer steps whose gradients took part before there were entries to step; the first gradient is a mean
+        over them and its own."""
         self.settled = False
+        self.broken = False
+        """Whether a gradient that was not finite came to the choice since the last optimizer step."""
         self._k = sum(t.budget for t in flat.targets if not t.dense)
         self._pool = Pool(self._k)
-        self._overflow = False
+        self._overflow = self._entered = False
+        """What this backward pass has brought."""
 
     @property
     def done(self) -> bool:
@@ -53,6 +59,21 @@ class Choice:
     def share(self) -> float:
         """What a gradient counts for in the first step, which covers the steps that went by before it."""
         return 1 / (self.steps + 1)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the flat gradient is of a step that has overflowed while entries were chosen. Who skipped that step
+        (a scaler) and cleared the gradient has begun another one."""
+        gradient = self.flat.values.grad
+        return self.broken and gradient is not None and not bool(gradient.isfinite().all())
+
+    def step_begins(self) -> bool:
+        """Whether the flat gradient is one to step by. Otherwise this step goes by, and counts in the first one's mean
+        if its gradients took part."""
+        good = self.done and not self.lost
+        self.steps = 0 if self.done else self.steps + (self.passes > self.counted)
+        self.counted, self.broken = self.passes, False
+        return good
 
     def waits(self, target: Target) -> bool:
         """Whether this target's next gradient still has something to decide."""
@@ -77,27 +98,6 @@ class Choice:
                     self.flat.settle(target, torch.arange(target.count, device=target.local.device))
         self.flat.values.grad = None
 
-    def _open(self) -> list[Target]:
-        return [target for target in self.flat.targets if not target.dense]
-
-    def offer(self, target: Target, gradient: Tensor) -> None:
-        """Let one backward pass's dense gradient ``(n,)`` take part."""
-        scores = gradient.abs().float() if target.dense else score(self.rule, gradient, target.local)
-        size = float(scores.sum())
-        if not math.isfinite(size):  # nothing may be chosen by it, and who looks for overflows must see it
-            self._overflow = True
-            at = target.start if target.count else 0
-            self.flat.gradient()[at : at + 1] = torch.inf
-        elif size == 0:
-            return
-        elif not self.together or self.settled:
-            index = top(scores, target.count)
-            self.flat.settle(target, index, gradient[index])
-        elif self.batches == 1 and not target.dense:
-            self._enter(target, scores, gradient)
-        else:
-            if not target.dense:
-                target.scores = scores if target.scores is None else target.scores.add_(scores)
     def _drawn(self) -> dict[str, Tensor]:
         """Entries at random, the same for every number of processes: each tensor's own share, or ``k`` of all together
         beyond what tensors are certain of."""
@@ -114,7 +114,34 @@ class Choice:
             found[target.name] = _here(whole.to(target.local.device), target)
         return found
 
+    def _open(self) -> list[Target]:
+        return [target for target in self.flat.targets if not target.dense]
+
+    def offer(self, target: Target, gradient: Tensor) -> None:
+        """Let one backward pass's dense gradient ``(n,)`` take part."""
+        scores = gradient.abs().float() if target.dense else score(self.rule, gradient, target.local)
+        size = float(scores.sum())
+        if not math.isfinite(size):  # nothing may be chosen by it, and who looks for overflows must see it
+            self._overflow = True
+            self._mark(target.start if target.count else 0)
+        elif size == 0:
+            return
+        elif not self.together or self.settled:
+            index = top(scores, target.count)
+            self.flat.settle(target, index, gradient[index].float() * self.share)
+        elif self.batches == 1 and not target.dense:
+            self._entered = True
+            self._enter(target, scores, gradient)
+        else:
+            self._entered = True
+            if not target.dense:
+                target.scores = scores if target.scores is None else target.scores.add_(scores)
             target.total = gradient.float() if target.total is None else target.total.add_(gradient)
+
+    def _mark(self, at: int = 0) -> None:
+        """Let this step's gradient be seen not to be finite."""
+        self.broken = True
+        self.flat.gradient()[at : at + 1] = torch.inf
 
     def _enter(self, target: Target, scores: Tensor, gradient: Tensor) -> None:
         if self.scope == "tensor":
@@ -127,13 +154,14 @@ class Choice:
         pass until entries are chosen."""
         if self.settled or not self.together:
             return
-        some = any(t.waiting or t.total is not None for t in self.flat.targets) or not self._pool.empty
-        told = torch.tensor([float(self._overflow), float(some)], device=self.flat.base.device)
+        told = torch.tensor([float(self._overflow), float(self._entered)], device=self.flat.base.device)
         overflow, entered = (sharing.sum_(told) if self.sharded else told).tolist()
-        self._overflow = False
+        self._overflow = self._entered = False
         if overflow:
             self.forget()
-            self.flat.gradient()[:1] = torch.inf
+            self._mark()
+        elif self.lost:  # the step as a whole takes no part
+            self.forget()
         elif entered:
             self.passes += 1
             if self.passes >= self.batches:
@@ -141,7 +169,12 @@ class Choice:
 
     def forget(self) -> None:
         """Begin anew: what has been summed is of no use."""
-        self._pool, self.passes, self._overflow = Pool(self._k), 0, False
+        self.steps = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._pool, self.passes, self.counted = Pool(self._k), 0, 0
+        self._overflow = self._entered = False
         for target in self.flat.targets:
             target.waiting = target.scores = target.total = target.held = None
 
@@ -195,7 +228,7 @@ class Choice:
             if target.name in chosen and target.count:
                 gradient = (gradients or {}).get(target.name)
                 self.flat.settle(target, chosen[target.name], None if gradient is None else gradient * self.share)
-        self.forget()
+        self._clear()
         self.settled = True
 
 

@@ -31,6 +31,8 @@ from catchment.methods.targets import ALL_LINEAR, as_names, claim, refuse_fsdp1,
 from catchment.models import named_weights
 
 DECAYS = ("zero", "base")
+_SILENT = 3
+"""Optimizer steps without any gradient after which something must be wrong."""
 
 
 class Sift:
@@ -92,10 +94,10 @@ class Sift:
         _check(rule, scope, decay, floor, selection_batches)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise ModelError("the model is wrapped in DDP already; make the Sift of the plain model, then wrap it.")
-        dense = _all_of(model, modules_to_save)
-        chosen = target_weights(model, target_modules) if support is None else _named(model, support)
         refuse_fsdp1(model)
         modules_to_save = as_names("modules_to_save", modules_to_save)
+        dense = _all_of(model, modules_to_save)
+        chosen = target_weights(model, target_modules) if support is None else _named(model, support)
         chosen = {name: parameter for name, parameter in chosen.items() if name not in dense}
         self.model, self.decay = model, decay
         self.settings = {
@@ -110,15 +112,18 @@ class Sift:
             raise InputError("floor is not supported where tensors are sharded; use scope='tensor', or floor=0.")
         self._replicas = 1 if self.sharded else sharing.processes()
         self._handles: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
+        self._silent: int | None = 0
         self._task: int | None = None
         self._base_hash: str | None = None
         if self._replicas > 1:
             sharing.align(self.targets)
-            sharing.leave_to_sift(model, self.targets)
         self._choice = Choice(self._flat, rule, scope, selection_batches, seed, self.sharded)
         with torch.no_grad():
             self._choice.without_data(support)
         claim(model)
+        if self._replicas > 1:
+            self._undo.append(sharing.leave_to_sift(model, self.targets))
         self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
         self._register()
 
@@ -272,7 +277,8 @@ class Sift:
         self._handles.clear()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._flags[name])
-        sharing.take_back(self.model)
+        while self._undo:
+            self._undo.pop()()
         release(self.model)
 
     # ---- files ----------------------------------------------------------------------------------------------------
@@ -326,6 +332,7 @@ class Sift:
         dense, parameter.grad = parameter.grad, None
         if dense is None:
             return
+        self._silent = None
         gradient = (dense.to_local() if self.sharded else dense).reshape(-1)  # type: ignore[attr-defined]
         if gradient.device != self.values.device:
             self._flat.to(gradient.device)
@@ -371,14 +378,26 @@ class Sift:
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not self.ready:  # no entries yet: moments and step counts must not move
+        self._listen()
+        if not self._choice.step_begins():  # moments and step counts must not move
             self.values.grad = None
-            self._choice.steps += 1
             return
-        self._choice.steps = 0
         for group in optimizer.param_groups:
             if group.get("decay_to_base") and self.values.grad is not None:
                 self.values.sub_(self.delta, alpha=group["lr"] * group["decay_to_base"])
+
+    def _listen(self) -> None:
+        """Warn once when steps go by and no gradient has ever come."""
+        if self._silent is None:
+            return
+        self._silent += 1
+        if self._silent == _SILENT:
+            warnings.warn(
+                f"{_SILENT} optimizer steps, and no gradient has reached any of the {len(self.targets)} targets: "
+                "nothing trains. Check that the loss is of this model, not of a copy, that nothing (FSDP1, "
+                "offloading) has put other weights in their place, and that they still require gradients.",
+                stacklevel=5,
+            )
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from catchment.errors import ModelError
@@ -35,13 +36,13 @@ def save(sift: Sift, folder: Path, base_hash: str | None, recipe: dict[str, Any]
     first = True
     if sift.sharded:
         entries = _joined(sharing.gather(entries))
-        first = sharing.rank() == 0
+        first = dist.get_rank() == 0
     if first:
         make_folder(folder)
         told = {"method": "sift", **sift.settings, **recipe}
         write_increment(folder / FILE, entries, base_hash=base_hash, recipe=told)
     if sift.sharded:
-        sharing.barrier()
+        dist.barrier()
     return folder
 
 
@@ -131,7 +132,8 @@ def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
     flat.values.data.copy_(found["values"])
     flat.base.copy_(found["base"])
     choice = sift._choice
-    choice.settled, choice.steps, choice.passes = bool(found["settled"]), int(found["steps"]), int(found["passes"])
+    choice.settled, choice.steps = bool(found["settled"]), int(found["steps"])
+    choice.passes = choice.counted = int(found["passes"])
     flat.write(flat.values)
 
 

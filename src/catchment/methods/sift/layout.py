@@ -103,8 +103,7 @@ class Flat:
     """The flat vectors: ``values`` (fp32, what the optimizer steps), ``base``, and who owns which slots.
 
     Args:
-        targets: Whose entries.
-        counts: Entries per name; by default the budgets.
+        targets: Whose entries; slots are laid out for their budgets at first.
     """
 
     def __init__(self, targets: Sequence[Target]) -> None:

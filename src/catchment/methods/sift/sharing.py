@@ -8,6 +8,7 @@ Only the choice of the best ``k`` of a tensor (scores of candidates) and the nor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from catchment.errors import ModelError
 from catchment.methods.sift.layout import Target
 from catchment.methods.sift.selection import top
+
+_IGNORED = "_ddp_params_and_buffers_to_ignore"
+"""Where DDP looks for the names of what it shall leave alone."""
 
 
 def processes() -> int:
@@ -81,30 +85,29 @@ def gather(parts: Any) -> list[Any]:
     return found
 
 
-def leave_to_sift(model: nn.Module, targets: list[Target]) -> None:
+def leave_to_sift(model: nn.Module, targets: list[Target]) -> Callable[[], None]:
     """Keep the targets out of DDP's buckets: their dense gradients need not travel. DDP refuses a module that leaves
-    it nothing, so the smallest target stays in; what DDP puts in its gradient (zeros) does no harm."""
+    it nothing, so the smallest target stays in; what DDP puts in its gradient (zeros) does no harm.
+
+    Returns:
+        What undoes it.
+    """
     smallest = min(targets, key=lambda t: t.parameter.numel())
     objects = {id(t.parameter) for t in targets if t is not smallest}
     names = [name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in objects]
-    already = set(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
-    model._ddp_params_and_buffers_to_ignore = sorted(already | set(names))  # type: ignore[assignment]
+    before = getattr(model, _IGNORED, None)
+    setattr(model, _IGNORED, sorted({*(before or ()), *names}))
+
+    def take_back() -> None:
+        if before is None:
+            vars(model).pop(_IGNORED, None)
+        else:
+            setattr(model, _IGNORED, before)
+
+    return take_back
 
 
 def align(targets: list[Target]) -> None:
     """Give every process the first one's weights, as DDP does."""
     for target in targets:
         dist.broadcast(target.local, 0)
-
-
-def take_back(model: nn.Module) -> None:
-    """Undo :func:`leave_to_sift`."""
-    model.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
-
-
-def rank() -> int:
-    return dist.get_rank()
-
-
-def barrier() -> None:
-    dist.barrier()
