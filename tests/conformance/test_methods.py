@@ -15,6 +15,7 @@ import transformers as tf
 from catchment.methods.dense import L2SP, SAM, Full, WiSEFT
 from catchment.methods.lora import LoRA
 from catchment.methods.protocol import Method, Tuning
+from catchment.methods.sift import SIFT
 from catchment.methods.targets import target_weights
 from catchment.methods.trainer import MethodTrainer
 from catchment.models import effective_weights, named_weights, weights_hash
@@ -23,22 +24,13 @@ from tests.tiny import CAUSAL, VOCABULARY, tiny_llama
 torch.set_num_threads(1)
 
 
-def sift() -> Method:
-    """Imported when its rows run, so that a broken import fails its own rows only."""
-    try:
-        from catchment.methods.sift import SIFT
-    except ImportError as error:
-        pytest.skip(f"SIFT cannot be imported: {error}")
-    return SIFT(sparsity=0.05)
-
-
 METHODS: dict[str, Callable[[], Any]] = {
     "full": Full,
     "l2-sp": lambda: L2SP(strength=0.5),
     "sam": lambda: SAM(target_modules="all-linear"),
     "wise-ft": lambda: WiSEFT(target_modules="all-linear"),
     "lora": LoRA,
-    "sift": sift,
+    "sift": lambda: SIFT(sparsity=0.05),
 }
 DENSE = ("full", "l2-sp")  # nothing is frozen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import transformers as tf
 from torch import nn
 
-from catchment.methods import Sift
+from catchment.methods import SIFT, MethodTrainer, Sift
 from tests.tiny import VOCABULARY, tiny_llama
 
 STEPS, LR, CLIP, SPARSITY = 5, 1e-2, 0.5, 0.02
@@ -53,7 +55,9 @@ def _worker(rank: int, port: int, work: Callable[..., None], settings: dict[str,
     """One process. What DDP holds of the process group is freed before the group is: its destructor waits for threads
     that need Python's lock."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    dist.init_process_group("gloo")
     try:
         work(rank, settings, every, out)
     finally:
@@ -73,7 +77,7 @@ def _ddp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
     torch.save(content, Path(out) / f"{rank}.pt")
 
 
-def _fsdp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
+def sharded() -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -81,11 +85,63 @@ def _fsdp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def _fsdp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
+    model = sharded()
     sift = Sift(model, sparsity=SPARSITY, **settings)
     train(model, model, sift, slice(2 * rank, 2 * rank + 2), every)
     sift.save_pretrained(out, base_hash="0" * 64)
     torch.save({"k": sift.k}, Path(out) / f"{rank}.pt")
+
+
+def _fsdp_resumes(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
+    """A straight run, and one whose optimizer goes through a file after ``every`` batches; both end here."""
+
+    def go(model: Any, optimizer: Any, part: list[torch.Tensor]) -> None:
+        for batch in part:
+            mine = batch[2 * rank : 2 * rank + 2]
+            model(input_ids=mine, labels=mine).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def begin() -> tuple[Any, Sift, Any]:
+        model = sharded()
+        sift = Sift(model, sparsity=SPARSITY, **settings)
+        return model, sift, sift.optimizer(torch.optim.AdamW, lr=LR, weight_decay=0.1)
+
+    data, path = batches(), Path(out) / f"optimizer-{rank}.pt"
+    model, straight, optimizer = begin()
+    go(model, optimizer, data)
+    model, _, optimizer = begin()
+    go(model, optimizer, data[:every])
+    torch.save(optimizer.state_dict(), path)
+    model, resumed, optimizer = begin()
+    optimizer.load_state_dict(torch.load(path, weights_only=True))
+    go(model, optimizer, data[every:])
+    pairs = zip(resumed.targets, straight.targets, strict=True)
+    same = torch.equal(resumed.values, straight.values) and all(torch.equal(a.local, b.local) for a, b in pairs)
+    moved = float(resumed.delta.abs().max())
+    support = {n: torch.equal(i, resumed.support()[n]) for n, i in straight.support().items()}
+    torch.save({"same": same, "moved": moved, "support": support}, Path(out) / f"{rank}.pt")
+
+
+def _trainer(rank: int, settings: dict[str, Any], every: int, out: str, world: int = 2) -> None:
+    ids = torch.randint(3, VOCABULARY, (32, 8), generator=torch.Generator().manual_seed(5)).tolist()
+    data = [{"input_ids": row, "labels": row} for row in ids]
+    args = tf.TrainingArguments(
+        out, max_steps=4, per_device_train_batch_size=4 // world, gradient_accumulation_steps=every, learning_rate=LR,
+        report_to=[], use_cpu=True, seed=7, disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False,
+        logging_steps=1, max_grad_norm=CLIP, **({"ddp_backend": "gloo"} if world > 1 else {}),
+    )  # fmt: skip
+    sift = SIFT(sparsity=SPARSITY, **settings).attach(tiny_llama(num_hidden_layers=2))
+    trainer = MethodTrainer(sift, args, train_dataset=data, data_collator=tf.default_data_collator)
+    trainer.remove_callback(tf.PrinterCallback)
+    trainer.train()
+    logged = {key: [e[key] for e in trainer.state.log_history if key in e] for key in ("loss", "grad_norm")}
+    support = {n: i.tolist() for n, i in sift.support().items()}
+    torch.save({"support": support, "weights": sift.model.state_dict(), **logged}, Path(out) / f"{rank}-{world}.pt")
 
 
 def spawn(target: Any, *arguments: Any) -> None:
@@ -105,7 +161,15 @@ def test_ddp_equals_one_process(settings: dict[str, Any], every: int, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"scope": "global", "selection_batches": 2}, {"rule": "random"}, {"rule": "magnitude"}], ids=str
+    "settings",
+    [
+        {},
+        {"scope": "global", "selection_batches": 2},
+        {"rule": "random"},
+        {"rule": "magnitude"},
+        {"rule": "random", "scope": "global"},
+    ],
+    ids=str,
 )
 def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
     from catchment.models import Increment
@@ -119,3 +183,30 @@ def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> N
     held = [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["k"] for rank in (0, 1)]
     assert sum(held) == increment.k
     assert min(held) > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 3}], ids=str)
+@pytest.mark.parametrize("after", [2, 4])
+def test_fsdp2_resumes_from_the_state_of_the_optimizer(settings: dict[str, Any], after: int, tmp_path: Path) -> None:
+    """Bit for bit on each process; in one of the rows before the entries are chosen."""
+    spawn(_fsdp_resumes, settings, after, str(tmp_path))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["same"]
+        assert found["moved"] > 0.01
+        assert all(found["support"].values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 3}], ids=str)
+def test_the_trainer_under_ddp_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The same entries, weights, losses and gradient norms; the two processes agree bit for bit."""
+    _trainer(0, settings, 2, str(tmp_path), world=1)
+    spawn(_trainer, settings, 2, str(tmp_path))
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0-1", "0-2", "1-2"))
+    assert first["support"] == second["support"] == alone["support"]
+    for name, weight in alone["weights"].items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weight, rtol=0, atol=2e-5)
+    assert len(alone["loss"]) == 4
+    assert first["loss"] == pytest.approx(alone["loss"], abs=1e-4)
+    assert first["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
