@@ -75,9 +75,7 @@ class MethodTrainer(PunctualTrainer):
             if name in options:
                 raise InputError(f"MethodTrainer takes no {name}=; the tuning has the model and makes the optimizer.")
         if args is not None and (getattr(args, "fsdp", None) or getattr(args, "deepspeed", None)):
-            raise InputError(
-                "MethodTrainer does not shard weights with FSDP or DeepSpeed; expected one process or DDP."
-            )
+            raise InputError(_SHARDED)
         self.tuning = tuning
         self._micro_batch = 0
         if args is not None:
