@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.protocol import Tuning
 from catchment.models import mapped_weights
+from catchment.training import any_process
 
 _SHOWN = 32  # tokens of the first example in an error
 ELSEWHERE = "the loss or gradient is not finite on another process,"
@@ -39,11 +40,7 @@ class PunctualTrainer(Trainer):
 
     def _anywhere(self, flag: bool) -> bool:
         """Whether it holds on any process: one that ends alone leaves the others waiting for it."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return flag
-        value = torch.tensor(float(flag), device=self.args.device)
-        torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-        return bool(value.item() > 0)
+        return any_process(flag, self.args)
 
 
 class MethodTrainer(PunctualTrainer):
