@@ -128,8 +128,12 @@ def test_restored_when_ctrl_c_comes_while_restoring(monkeypatch: pytest.MonkeyPa
 
     mover.place((gaussian(mover.subspace, 0), 0.1))
     monkeypatch.setattr(mover, "_write_clean", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        mover.restore()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            mover.restore()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert same(model, before)
 
 
