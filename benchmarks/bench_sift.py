@@ -4,7 +4,7 @@ Time: all contenders hold a model of their own in one process and take turns, ro
 tokens with the same threads and dtype; ratios are of one round, or of the fastest rounds, since other work on the
 machine only ever adds. Memory and files: one process per contender, bytes counted exactly (``sift_memory.py``).
 
-    python benchmarks/bench_sift.py            # under 8 minutes on a quiet machine; writes a dated JSON
+    python benchmarks/bench_sift.py            # 6 minutes per model and dtype; bf16 four times that if emulated
     python benchmarks/bench_sift.py --threads 1    # on a busy one: times are then of the processor
     python benchmarks/bench_sift.py --quick    # the small model, few rounds; writes nothing
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fnmatch
 import gc
 import json
 import os
@@ -284,32 +285,40 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of rounds per model and dtype, at least 3 rounds")
     parser.add_argument("--threads", type=int, default=min(2, torch.get_num_threads()))
     parser.add_argument("--quick", action="store_true", help="the small model and few rounds; writes nothing")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<date>-sift.json; only of a complete run")
+    parser.add_argument("--only", default="*", help="glob of 'model, dtype', e.g. 'SmolLM2*float32'")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/<date>-sift.json, with all three jobs")
     options = parser.parse_args()
     options.rounds = options.rounds or (3 if options.quick else 7)
-    date, before, began = datetime.date.today().isoformat(), os.getloadavg(), time.perf_counter()
+    date, before = datetime.date.today().isoformat(), os.getloadavg()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    models: dict[str, Any] = {}
+    whole = not options.quick and len(options.jobs) == 3
+    out = options.out or (ROOT / "benchmarks" / "results" / f"{date}-sift.json" if whole else None)
+    earlier = json.loads(out.read_text(encoding="utf-8")) if out and out.is_file() else {"models": {}, "conditions": {}}
     with tempfile.TemporaryDirectory() as folder:
         saved = save_models(Path(folder), options.quick)
         for name, (path, dtypes) in saved.items():
-            for dtype in dtypes:
-                where = f"{name}, {dtype}"
-                models[where] = measured(path, dtype, options, name.startswith("SmolLM2"))
-                print(table(where, models[where]), flush=True)
-    record = {"date": date, "conditions": conditions(options, before), "units": UNITS}
-    record |= {"minutes": (time.perf_counter() - began) / 60, "bars": bars(models), "models": models}
-    for row in record["bars"]:
+            for where in (f"{name}, {dtype}" for dtype in dtypes):
+                if not fnmatch.fnmatch(where, options.only) or where in earlier["models"]:
+                    continue
+                began, dtype = time.perf_counter(), where.rpartition(", ")[2]
+                earlier["models"][where] = measured(path, dtype, options, name.startswith("SmolLM2"))
+                earlier["conditions"][where] = conditions(options, before)
+                earlier["conditions"][where]["minutes"] = (time.perf_counter() - began) / 60
+                print(table(where, earlier["models"][where]), flush=True)
+                if out:
+                    write(out, date, earlier)
+    for row in bars(earlier["models"]):
         word = "reached" if row["reached"] else "NOT REACHED"
         print(f"{row['model']}: {row['what']} {row['value']:.3f} (bar {row['bar']}): {word}")
-    complete = not options.quick and len(options.jobs) == 3
-    out = options.out or (ROOT / "benchmarks" / "results" / f"{date}-sift.json" if complete else None)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {out}")
     return 0
+
+
+def write(out: Path, date: str, found: dict[str, Any]) -> None:
+    """What there is so far; a second run of the same day measures the models that are not in it."""
+    record = {"date": date, "conditions": found["conditions"], "units": UNITS, "bars": bars(found["models"])}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({**record, "models": found["models"]}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
