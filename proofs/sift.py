@@ -44,15 +44,15 @@ def listed() -> list[Cell]:
     return [*core, *sift_encoder.cells(), *sift_flat.cells(), *large]
 
 
-def path_of(folder: Path, cell: Cell) -> Path:
-    return folder / (cell.name.replace("/", "--").replace(" ", "-") + ".json")
+def path_of(folder: Path, name: str) -> Path:
+    return folder / (name.replace("/", "--").replace(" ", "-") + ".json")
 
 
 def kept(folder: Path, cells: list[Cell]) -> dict[str, dict[str, Any]]:
     """Results that are there and were measured with the settings that the cell has now."""
     found = {}
     for cell in cells:
-        path = path_of(folder, cell)
+        path = path_of(folder, cell.name)
         if path.is_file():
             content = json.loads(path.read_text("utf-8"))
             if content["settings"] == json.loads(json.dumps(cell.settings)):
@@ -64,7 +64,7 @@ def take_up(folder: Path, results: Path) -> None:
     """Cells of the newest results that the folder lacks, as another machine has measured them."""
     newest = max(results.glob("sift-*.json"), default=None)
     for content in json.loads(newest.read_text("utf-8"))["cells"] if newest else ():
-        path = folder / (content["name"].replace("/", "--").replace(" ", "-") + ".json")
+        path = path_of(folder, content["name"])
         if not path.exists():
             write_atomic(path, json.dumps({**content, "result": tables.expanded(content["result"])}) + "\n")
 
@@ -79,7 +79,7 @@ def measure(cell: Cell, bench: Bench, folder: Path, done: dict[str, dict[str, An
         "name": cell.name, "part": cell.part, "tokens": cell.tokens, "settings": cell.settings, "result": result,
         "wall_seconds": round(time.monotonic() - began, 1), "conditions": tables.conditions(),
     }  # fmt: skip
-    write_atomic(path_of(folder, cell), json.dumps(content) + "\n")
+    write_atomic(path_of(folder, cell.name), json.dumps(content) + "\n")
     print(f"  {content['wall_seconds']} s {tables.line(result)}", flush=True)
 
 
