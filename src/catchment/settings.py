@@ -275,7 +275,7 @@ class TuneSettings:
         method_args: Further settings of the method, as key=value: rule=random, scope=global, r=16 ...
         learning_rate: Default: 1e-3 (sift), 2e-4 (lora), 2e-5 (others).
         epochs: Passes over the data.
-        max_steps: Optimizer steps on the rows, instead of epochs; replayed rows come on top.
+        max_steps: Optimizer steps, instead of epochs.
         batch_size: Rows per step and device.
         accumulation: Batches per optimizer step.
         max_length: Tokens per row; longer rows are cut.
@@ -284,7 +284,9 @@ class TuneSettings:
         held_out: Rows (or share of them) that are not trained on, for the gain.
         protect: Tasks that the tune may not lose: a fence looks at them while it runs, and pulls the move back.
         max_drop: Largest tolerated drop of a protected task.
-        replay: Share of the training rows that the base writes itself, with --protect; 0 for none.
+        replay: With --protect: share of rows, on top of the data, on which the tuned model's next-token distributions
+            are held to the base's: its own texts, and its answers to set-aside items of the protected tasks; 0: none.
+        replay_weight: What a nat of their divergence counts against a nat of the data's loss.
         pull: Strength of a decay towards the base (L2-SP).
         fence_steps: Optimizer steps between two looks of the fence. Default: an eighth of the training.
         no_plain: With --protect, do not tune without protection beside it.
@@ -328,6 +330,7 @@ class TuneSettings:
     protect: tuple[str, ...] = ()
     max_drop: float = 0.02
     replay: float = 0.25
+    replay_weight: float = 2.0
     pull: float = 0.0
     fence_steps: int | None = None
     no_plain: bool = False
@@ -373,6 +376,8 @@ class TuneSettings:
                 f"sparsity {self.sparsity}: the share of the targeted weights that train; expected more than 0 (which "
                 "selects nothing) and at most 1, e.g. 0.01."
             )
+        if not 0 < self.replay_weight < float("inf"):
+            raise InputError(f"replay-weight {self.replay_weight}: expected a number above 0, e.g. 2.")
         if not 0 <= self.pull < float("inf"):
             raise InputError(f"pull {self.pull}: expected a number of at least 0.")
         if not 0 < self.epochs < float("inf"):

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.protocol import Tuning
 from catchment.models import mapped_weights
-from catchment.training import any_process
+from catchment.training import Replay, any_process
 
 _SHOWN = 32  # tokens of the first example in an error
 ELSEWHERE = "the loss or gradient is not finite on another process,"
@@ -56,6 +56,7 @@ class MethodTrainer(PunctualTrainer):
     Args:
         tuning: From ``method.attach(model)``.
         args: ``transformers.TrainingArguments``.
+        replay: Its divergence is added to the loss of every batch, and is in the logged loss.
         options: The Trainer's other arguments, without ``model``, ``model_init`` and ``optimizers``.
 
     Raises:
@@ -67,13 +68,13 @@ class MethodTrainer(PunctualTrainer):
         >>> tuned = tuning.merge()  # doctest: +SKIP
     """
 
-    def __init__(self, tuning: Tuning, args: Any = None, **options: Any) -> None:
+    def __init__(self, tuning: Tuning, args: Any = None, *, replay: Replay | None = None, **options: Any) -> None:
         for name in ("model", "model_init", "optimizers"):
             if name in options:
                 raise InputError(f"MethodTrainer takes no {name}=; the tuning has the model and makes the optimizer.")
         if args is not None and (getattr(args, "fsdp", None) or getattr(args, "deepspeed", None)):
             raise InputError(_SHARDED)
-        self.tuning = tuning
+        self.tuning, self.replay = tuning, replay
         self._micro_batch = 0
         if args is not None:
             _not_reentrant(args)
@@ -118,6 +119,18 @@ class MethodTrainer(PunctualTrainer):
 
         self.tuning.second_pass(again)
         return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.replay is None or not model.training:
+            return found
+        batch = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_batch - 1
+        extra = self.replay.loss(model, self.replay.rows(batch, self.args.process_index, self.args.world_size))
+        if num_items_in_batch is not None and self.model_accepts_loss_kwargs:  # then the Trainer takes no mean any more
+            extra = extra / self.current_gradient_accumulation_steps
+        return (found[0] + extra, found[1]) if return_outputs else found + extra
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         return self._clip(self.args.max_grad_norm)

@@ -7,7 +7,7 @@ from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence, Look, Move
 from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
-from catchment.training.replay import mix, self_generated
+from catchment.training.replay import Replay, answered, self_generated
 
 __all__ = [
     "CapabilityCallback",
@@ -19,8 +19,10 @@ __all__ = [
     "MasterWeights",
     "Move",
     "PilotRoom",
+    "Replay",
     "Rows",
     "SharpnessAware",
+    "answered",
     "any_process",
     "as_task",
     "check_number",
@@ -28,7 +30,6 @@ __all__ = [
     "decay_groups",
     "encode_rows",
     "first_direction",
-    "mix",
     "pack",
     "pilot_room",
     "pull_to_base",

@@ -24,8 +24,8 @@ from catchment.statistics import decide_mean, mean_sequence
 from catchment.training.callbacks import from_main, write_json
 from catchment.training.pilot import Scorer, seeded
 
-CHUNK = 64
-"""Guard items that are scored together; after each chunk a look may stop."""
+CHUNK = 32
+"""Guard items that are scored together; after each chunk a look or the trial of a factor may stop."""
 EVALUATIONS = 4
 """Factors that a pull tries at most, so factors are multiples of 1/16."""
 SMALL = 0.1
@@ -152,13 +152,14 @@ class Fence(TrainerCallback):
 
     The base is scored on the guard items before the first step. A look scores them again: at steps N/8, N/4 and N/2,
     so that a learning rate that is far too high is caught early, every N = ``eval_steps`` steps, and after the last
-    step. It takes the paired drops in a seeded order, 64 at a time, and stops early where the answer is clear (the
+    step. It takes the paired drops in a seeded order, 32 at a time, and stops early where the answer is clear (the
     last look takes all). Outcomes per task are those of :class:`Look`.
 
     Unless all tasks are inside, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at
     which the mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is
-    applied (0, the base, where none of the four will do), and training goes on from there. The optimizer's moments
-    stay. The last look pulls too, so that the delivered weights are inside on the guard items.
+    applied (0, the base, where none of the four will do), and training goes on from there, at a lower learning rate
+    until looks find all tasks inside again. The optimizer's moments stay. The last look pulls too, so that the
+    delivered weights are inside on the guard items.
 
     **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
     said without cause with probability at most alpha over all tasks and however many looks there are (union bound),
@@ -182,7 +183,9 @@ class Fence(TrainerCallback):
             factor below 0.1.
         slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
             the fence, and at the same rate the next looks would find the same drop; in smaller steps the move settles
-            where data and fence agree. 1: leave the rate alone.
+            where data and fence agree. Each look without a pull takes one of these factors back: over few items the
+            mean drop passes the bound by chance now and then, and that shall not cost the whole gain. 1: leave the
+            rate alone.
         seed: Of the order of the items.
         output_dir: Folder for one JSON file per look and the base's scores. A resumed training reads them there and
             goes on as if it had not been interrupted: one that the fence had stopped ends at once (in a plain
@@ -286,9 +289,11 @@ class Fence(TrainerCallback):
         if not state.is_world_process_zero:
             for factor in action.scales:
                 self.move.scale(factor)
+        before = self._slowed()
         self.history += action.looks
-        if action.looks[0].factor < 1 and self.slow < 1:
-            slow_down(given.get("optimizer"), given.get("lr_scheduler"), self.slow)
+        change = self._slowed() / before
+        if change != 1:
+            slow_down(given.get("optimizer"), given.get("lr_scheduler"), change)
         if action.stopped is not None:
             self.stopped = action.stopped
             control.should_training_stop = True
@@ -309,7 +314,7 @@ class Fence(TrainerCallback):
             return _Action(tuple(looks))
         pull = _Pull(self.move)
         try:
-            factor, after = self._factor(pull)
+            factor, after = self._factor(pull, looks)
         except BaseException:  # Ctrl-C between two factors
             pull.to(1.0)
             raise
@@ -318,6 +323,13 @@ class Fence(TrainerCallback):
             _check_finite(model, state.global_step)
         looks = [Look(**{**asdict(look), "factor": factor, "after": after[look.task]}) for look in looks]
         return _Action(tuple(looks), tuple(pull.scales), self._reason(looks, state))
+
+    def _slowed(self) -> float:
+        """What the learning rate stands at after all looks, as a share of the schedule's."""
+        pulls = 0
+        for factor in {look.step: look.factor for look in self.history}.values():
+            pulls = pulls + 1 if factor < 1 else max(0, pulls - 1)
+        return self.slow**pulls
 
     def _judge(self, step: int, name: str, error: float, whole: bool) -> Look:
         drops: list[float] = []
@@ -332,25 +344,33 @@ class Fence(TrainerCallback):
         interval = mean_sequence(drops, error)
         return Look(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
 
-    def _factor(self, pull: _Pull) -> tuple[float, dict[str, float]]:
-        """The largest factor found at which all tasks are well inside, and their drops there."""
+    def _factor(self, pull: _Pull, looks: Sequence[Look]) -> tuple[float, dict[str, float]]:
+        """The largest factor found at which all tasks are well inside, and their drops there. The task that stands
+        worst comes first, because it decides."""
+        names = [look.task for look in sorted(looks, key=lambda look: -look.drop)]
         low, high = 0.0, 1.0
-        best = dict.fromkeys(self._chunks, 0.0)  # at 0 stands the base
+        best = dict.fromkeys(names, 0.0)  # at 0 stands the base
         for _ in range(EVALUATIONS):
             middle = (low + high) / 2
             pull.to(middle)
-            found = self._all_inside()
+            found = self._all_inside(names)
             low, high, best = (low, middle, best) if found is None else (middle, high, found)
         return low, best
 
-    def _all_inside(self) -> dict[str, float] | None:
-        """Mean drops over all guard items, or ``None`` at the first task that is not well inside."""
+    def _all_inside(self, names: Sequence[str]) -> dict[str, float] | None:
+        """Mean drops over all guard items, or ``None`` at the first task that is not well inside, as soon as the items
+        that are left cannot bring it there."""
         means: dict[str, float] = {}
-        for name, parts in self._chunks.items():
-            drops = [drop for part in parts for drop in self._drops(part)]
-            means[name] = math.fsum(drops) / len(drops)
-            if _above(means[name], self.near * self.max_drop):
-                return None
+        for name in names:
+            parts, base = self._chunks[name], self._base[name]
+            n = len(base)
+            drop, left = 0.0, math.fsum(1 - score for score in base.values())
+            for part in parts:
+                drop += math.fsum(self._drops(part))
+                left -= math.fsum(1 - base[item.id] for item in part.items)  # what these could still have gained
+                if _above((drop - left) / n, self.near * self.max_drop):
+                    return None
+            means[name] = drop / n
         return means
 
     def _drops(self, part: Task) -> list[float]:

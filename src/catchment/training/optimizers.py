@@ -6,6 +6,7 @@ Each works with any ``torch.optim`` optimizer: through its hooks, or between the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -77,9 +78,9 @@ def check_number(name: str, value: float, low: float, high: float = float("inf")
     """Refuse a setting outside ``[low, high]``, or infinite.
 
     Raises:
-        InputError: It is.
+        InputError: It is, or it is no number.
     """
-    if not low <= value <= high or value == float("inf"):
+    if not isinstance(value, Real) or not low <= value <= high or value == float("inf"):
         limit = f"of at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
         raise InputError(f"{name} {value}: expected a finite number {limit}.")
 

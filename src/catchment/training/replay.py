@@ -1,4 +1,4 @@
-"""Replay of a model's own text: what the base writes by itself, as training data that holds the tuned model to it."""
+"""Replay: texts that the base writes by itself or answers, and the divergence that holds a tuned model to it there."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from catchment.capabilities import context_length, without_trace
+from catchment.capabilities import Task, context_length, prepare, without_trace
 from catchment.errors import InputError
-from catchment.training.encoding import chat_template_of
+from catchment.training.batches import Collator
+from catchment.training.encoding import IGNORE, Example, chat_template_of
 
-T = TypeVar("T")
+TOP = 64
+"""Next tokens whose probabilities are kept at each place; the others count as one."""
+GREEDY = 1e-6
+"""A temperature at which the likeliest token is drawn."""
 MARK = "\u241fmessage\u241f"
 """Stands for the user's message while the template is asked what comes before and after it."""
 
@@ -33,7 +37,7 @@ def self_generated(
     temperature: float = 1.0,
     batch_size: int = 16,
 ) -> list[dict[str, Any]]:
-    """Texts that the model writes by itself; replayed in its fine-tune, they hold it to what it was.
+    """Texts that the model writes by itself; replayed in its fine-tune (:class:`Replay`), they hold it to what it was.
 
     With a chat template: the model continues the template's empty user turn, which gives a user's message, and then
     answers it. Without one: it writes on from BOS, or, where the tokenizer has none, from a first token drawn uniformly
@@ -82,35 +86,114 @@ def self_generated(
     return rows
 
 
-def mix(examples: Sequence[T], replay: Sequence[T], share: float, seed: int = 0) -> list[T]:
-    """One epoch of all examples, in their order, with replayed ones spread evenly between them.
+def answered(
+    model: Any, tokenizer: Any, task: Task, *, max_new_tokens: int = 32, chat_template: str = "auto",
+    batch_size: int = 16,
+) -> list[Example]:  # fmt: skip
+    """The task's prompts, each with what the model says to it, greedily; labels on the answer.
 
-    ``r = round(share/(1 - share) * len(examples))`` are replayed, so that ``share`` of the list is. They are drawn
-    without replacement; where there are too few, all are used once before any is used again.
+    An answer that goes on beyond ``max_new_tokens`` is learned as far as it goes. Leaves no trace. Items that do not
+    fit into the context are left out.
+
+    Cost: one forward pass over the prompts and up to ``max_new_tokens`` decoding steps, in batches.
+    """
+    context = context_length(model)
+    made = prepare(tokenizer, task, chat_template=chat_template, context=context, drop_long=True)
+    writer = _Writer(model, tokenizer, max_new_tokens, GREEDY, 0)
+    prompts = sorted((list(e.prompt) for e in made.encoded), key=len)
+    examples: list[Example] = []
+    with without_trace(model):
+        for at in range(0, len(prompts), batch_size):
+            part = prompts[at : at + batch_size]
+            said = writer.write(part, range(at, at + len(part)), "answer", writer.ends)
+            for prompt, (ids, cut) in zip(part, said, strict=True):
+                ended = ids if cut or tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+                if ended:
+                    examples.append({"input_ids": prompt + ended, "labels": [IGNORE] * len(prompt) + ended})
+    return examples
+
+
+class Replay:
+    """Holds next-token distributions to those of the base, along texts with labels.
+
+    On a batch of rows, with y the labels and t over their places,
+
+        loss = weight * mean_t KL(p_base(. | y_<t) || p_theta(. | y_<t))    in nats per token,
+
+    where the ``TOP`` likeliest tokens of the base count singly and all others as one: that is at most the KL over the
+    vocabulary (data processing inequality), and 0 with gradient 0 at the base. Unlike cross-entropy on the same texts
+    it has no noise there: at the base no step is taken. The base's probabilities are computed once, here.
 
     Args:
-        share: Of the mixed list, in [0, 1).
+        model: The base, as it stands now. Left without a trace.
+        examples: Texts, as ``encode_rows`` makes them, or :func:`answered`.
+        collate: Pads them to batches.
+        per_batch: Rows beside each batch of the training; a fraction comes as a whole row every few batches.
+        weight: Of a nat of the mean KL against a nat of the training loss.
+        seed: Of the order: all rows once, then all again in another order.
+
+    Cost: one forward pass over all texts; in memory ``8 * (TOP + 1)`` bytes per place.
 
     Raises:
-        InputError: A share out of range, or nothing to replay.
-
-    >>> mix(["a", "b", "c", "d"], ["R"], 1 / 3)
-    ['a', 'R', 'b', 'c', 'R', 'd']
+        InputError: No example has a label, or a setting is out of range.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"share {share}: expected a part of the mixed examples, at least 0 and below 1, e.g. 0.1.")
-    count = round(share / (1 - share) * len(examples))
-    if count and not replay:
-        raise InputError(f"share {share} of nothing: expected at least one example to replay.")
-    drawn: list[T] = []
-    generator = random.Random(seed)
-    while len(drawn) < count:
-        drawn += generator.sample(list(replay), len(replay))
-    total = len(examples) + count
-    own, again = iter(examples), iter(drawn[:count])
-    # The k-th replayed one stands in the middle of the k-th of `count` equal stretches.
-    places = {((2 * k + 1) * total) // (2 * count) for k in range(count)}
-    return [next(again) if place in places else next(own) for place in range(total)]
+
+    def __init__(
+        self, model: Any, examples: Sequence[Example], collate: Collator, *, per_batch: float, weight: float = 1.0,
+        seed: int = 0,
+    ) -> None:  # fmt: skip
+        if not (0 < per_batch < math.inf and 0 < weight < math.inf):
+            raise InputError(f"per_batch {per_batch:g}, weight {weight:g}: expected numbers above 0.")
+        self.examples = [e for e in examples if any(label != IGNORE for label in e["labels"][1:])]
+        if not self.examples:
+            raise InputError(f"none of {len(examples)} texts to replay has a token to learn; expected at least one.")
+        self.collate, self.per_batch, self.weight, self.seed = collate, per_batch, weight, seed
+        with without_trace(model):
+            self._base = [_likeliest(self._logits(model, [example])) for example in self.examples]
+
+    def rows(self, batch: int, rank: int = 0, processes: int = 1) -> list[int]:
+        """The rows beside the ``batch``-th batch, from 0, on one of the processes."""
+        first, last = (math.floor(number * self.per_batch + 1e-9) for number in (batch, batch + 1))
+        count = last - first
+        start = first * processes + rank * count
+        return [self._order(at // len(self.examples))[at % len(self.examples)] for at in range(start, start + count)]
+
+    def loss(self, model: Any, rows: Sequence[int]) -> Tensor:
+        """The weighted divergence of the model, as it stands, on these rows; 0 where there are none."""
+        if not rows:
+            return torch.zeros((), device=_device(model))
+        logits = self._logits(model, [self.examples[row] for row in rows])
+        tokens, wanted = (
+            torch.cat(parts).to(logits.device) for parts in zip(*(self._base[r] for r in rows), strict=True)
+        )
+        found = _grouped(logits, tokens)
+        return self.weight * (wanted.exp() * (wanted - found)).sum(dim=-1).mean()
+
+    def _order(self, again: int) -> list[int]:
+        return random.Random(f"{self.seed}:{again}").sample(range(len(self.examples)), len(self.examples))
+
+    def _logits(self, model: Any, examples: Sequence[Example]) -> Tensor:
+        """At the places that predict a label, row after row: (places, vocabulary)."""
+        batch = {key: value.to(_device(model)) for key, value in self.collate(examples).items()}
+        learned = batch.pop("labels")[:, 1:] != IGNORE
+        return model(**batch).logits[:, :-1][learned]
+
+
+def _device(model: Any) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens at each place, and the log-probabilities of each and of all others together."""
+    tokens = logits.topk(min(TOP, logits.shape[-1] - 1), dim=-1).indices
+    return tokens.cpu(), _grouped(logits, tokens).cpu()
+
+
+def _grouped(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of the tokens (places, k) and, in a last column, of all others together."""
+    every = logits.float().log_softmax(dim=-1)
+    others = every.scatter(-1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([every.gather(-1, tokens), others], dim=-1)
 
 
 class _Writer:

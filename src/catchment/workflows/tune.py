@@ -27,9 +27,9 @@ from catchment.workflows.tune_train import train
 def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Tune:
     """Fine-tune a model on data, and compare it with its base, task by task.
 
-    With ``protect`` a fence keeps the drop of the named tasks within ``max_drop`` while the model is trained, the
-    base's own text is replayed among the data, and a plain tune of the same settings is made beside it. Protected
-    tasks are judged on items that neither the fence nor the room before training has seen.
+    With ``protect`` a fence keeps the drop of the named tasks within ``max_drop`` while the model is trained, the model
+    is held to the base on texts that the base writes itself, and a plain tune of the same settings is made beside it.
+    Protected tasks are judged on items that nothing of this has seen.
 
     Args:
         base: a hub id, a folder, a GGUF file or a package that carries one; or a model in memory (with ``tokenizer``),
@@ -70,7 +70,7 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
     if (job.out / "tune.json").is_file():
-        training_arguments(job, PLAIN, len(job.examples))  # what is wrong with them is said all the same
+        training_arguments(job, PLAIN)  # what is wrong with them is said all the same
     else:
         try_set_up(job)
     claim(job)

@@ -27,8 +27,9 @@ from catchment.workflows.progress import Progress
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5
 MOST_HELD = 200
-GUARD, LEAST_GUARD, PILOT = 128, 48, 32
-"""Items per protected task that the fence looks at, at most and at least, and that the room before is measured on."""
+GUARD, LEAST_GUARD, PILOT, REPLAYED = 128, 48, 32, 64
+"""Items per protected task that the fence looks at, at most and at least, that the room before is measured on, and
+whose answers are replayed, at most."""
 LOOKS = 24
 """Evaluations of the guard items that a training takes, pulls included, as far as plans go."""
 OWN = "held_out"
@@ -37,9 +38,17 @@ OWN = "held_out"
 
 @dataclass(frozen=True)
 class Protected:
-    """A task to be kept, and its items by what they serve; the judged ones are seen at the end only."""
+    """A task to be kept, and its items by what they serve; the judged ones are seen at the end only.
+
+    Attributes:
+        pilot: For the room before training.
+        replayed: Items whose answers the base is replayed on, the pilot's among them.
+        guard: For the fence.
+        judged: For the comparison at the end.
+    """
 
     pilot: Task
+    replayed: Task
     guard: Task
     judged: Task
 
@@ -73,13 +82,10 @@ class TuneJob:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of one training on its own rows; replayed ones come on top."""
-        return self.settings.max_steps or max(1, math.ceil(self.settings.epochs * self.steps_per_epoch(0.0)))
-
-    def steps_per_epoch(self, replay: float) -> int:
-        """Of the training rows and, beside them, a share of replayed ones."""
-        rows = len(self.examples) / (1 - replay)
-        return math.ceil(rows / (self.settings.batch_size * distributed.processes()) / self.settings.accumulation)
+        """Optimizer steps of one training."""
+        s = self.settings
+        per_epoch = math.ceil(len(self.examples) / (s.batch_size * distributed.processes()) / s.accumulation)
+        return s.max_steps or max(1, math.ceil(s.epochs * per_epoch))
 
     @property
     def batch_tokens(self) -> int | None:
@@ -270,7 +276,7 @@ def _with_new_head(method: Method, loaded: models.LoadedModel) -> Method:
 
 def _protected(task: Task, settings: TuneSettings) -> Protected:
     split = split_items(task, settings.seed)
-    parts = zip(split, (PILOT, GUARD, settings.limit), strict=True)
+    parts = zip((split.pilot, *split), (PILOT, REPLAYED, GUARD, settings.limit), strict=True)
     cut = [part.with_items(sample(part.items, _fewer(limit, part), settings.seed)) for part, limit in parts]
     return Protected(*cut)
 
@@ -315,8 +321,8 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
     s = job.settings
     names = (
         "method_args", "sparsity", "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing",
-        "training_args", "held_out", "protect", "max_drop", "replay", "pull", "fence_steps", "chat_template",
-        "system", "seed", "eval_steps", "on_drop",
+        "training_args", "held_out", "protect", "max_drop", "replay", "replay_weight", "pull", "fence_steps",
+        "chat_template", "system", "seed", "eval_steps", "on_drop",
     )  # fmt: skip
     watched = ("tasks", "eval_limit", "margin", "alpha") if s.eval_steps and s.on_drop == "stop" else ()
     card = job.loaded.card
@@ -339,7 +345,7 @@ def settings_told(job: TuneJob) -> dict[str, Any]:
         name: getattr(s, name)
         for name in (
             "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing", "seed", "held_out",
-            "training_args", *(("replay", "pull", "fence_steps") if job.protected else ()),
+            "training_args", *(("replay", "replay_weight", "pull", "fence_steps") if job.protected else ()),
             *(("eval_steps", "on_drop") if s.eval_steps else ()),
         )
     }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import warnings
 from typing import Any
@@ -21,10 +22,10 @@ from catchment.training import (
     CapabilityCallback,
     Collator,
     Fence,
+    Replay,
+    answered,
     encode_rows,
     first_direction,
-    mix,
-    pack,
     pilot_room,
     read_rows,
     self_generated,
@@ -34,26 +35,23 @@ from catchment.workflows.tune_job import TuneJob
 
 RUNGS = 8
 """Scales at which the room before training is measured."""
-REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH = 96, 128, 64
+REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH, REPLAY_TEMPERATURE = 64, 128, 64, 0.7
+"""Of the texts that the base writes by itself. Divergences are exact at every place, so texts may be drawn cooler than
+the base is: at temperature 1 those of a small model are mostly noise."""
+ANSWER_TOKENS = 32
+"""Of the base's answers to items of a protected task."""
 
 
 def fence_of(job: TuneJob, name: str, tuning: Tuning, args: TrainingArguments) -> Fence | None:
     if not job.protected:
         return None
-    s = job.settings
+    s, steps = job.settings, args.max_steps if args.max_steps > 0 else job.steps
     return Fence(
         [item.guard for item in job.protected], max_drop=s.max_drop, move=tuning,
-        eval_steps=s.fence_steps or max(1, _total_steps(job, args) // 8), tokenizer=job.loaded.tokenizer,
+        eval_steps=s.fence_steps or max(1, steps // 8), tokenizer=job.loaded.tokenizer,
         chat_template=s.chat_template, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
         batch_tokens=job.batch_tokens,
     )  # fmt: skip
-
-
-def _total_steps(job: TuneJob, args: TrainingArguments) -> int:
-    if args.max_steps > 0:
-        return args.max_steps
-    replay = job.settings.replay if job.protected else 0.0
-    return max(1, round(args.num_train_epochs * job.steps_per_epoch(replay)))
 
 
 def watch_of(job: TuneJob, name: str) -> CapabilityCallback | None:
@@ -71,29 +69,57 @@ def watch_of(job: TuneJob, name: str) -> CapabilityCallback | None:
     )  # fmt: skip
 
 
-def with_replay(job: TuneJob) -> list[Any]:
-    """The training examples and, among them, text that the base writes itself; written once, to OUT/replay.jsonl."""
-    s = job.settings
+def make_replay(job: TuneJob) -> Replay:
+    """What holds the tuned model to the base: texts that it writes by itself, and its answers to items of the protected
+    tasks that neither fence nor judgement uses; written once, to OUT/replay.jsonl. The model has to be the base now."""
+    s, collate = job.settings, Collator(job.loaded.tokenizer)
+    per_batch = s.batch_size * s.replay / (1 - s.replay)
     path = job.out / "replay.jsonl"
-    wanted = max(8, round(len(job.encoded.examples) * s.replay / (1 - s.replay)))
     if path.is_file():
         rows = read_json(path, lines=True)
     else:
-        job.progress.status("the base writes text to be replayed")
-        rows = self_generated(
-            job.loaded.model, job.loaded.tokenizer, min(wanted, REPLAY_ROWS), seed=s.seed,
-            chat_template=s.chat_template, max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2),
-            batch_size=REPLAY_BATCH,
-        )  # fmt: skip
+        rows = _base_texts(job, per_batch)
         if distributed.first():
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    replay = _replayed(job, rows)
-    if s.packing:
-        replay = pack(replay, job.max_length, model=job.loaded.model)
-    return mix(job.examples, replay, s.replay, s.seed)
+    examples = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+    job.progress.status("the base's next-token probabilities on what is replayed")
+    return Replay(job.loaded.model, examples, collate, per_batch=per_batch, weight=s.replay_weight, seed=s.seed)
 
 
-def _replayed(job: TuneJob, rows: list[dict[str, Any]]) -> list[Any]:
+def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
+    """Each text with where it is from, its words, token ids and labels."""
+    s, tokenizer, model = job.settings, job.loaded.tokenizer, job.loaded.model
+    found: list[tuple[str, Any]] = []
+    for item in job.protected:
+        job.progress.status(f"the base answers what is replayed · {item.guard.name}")
+        answers = answered(model, tokenizer, item.replayed, max_new_tokens=ANSWER_TOKENS, chat_template=s.chat_template)
+        short = [example for example in answers if len(example["input_ids"]) <= job.max_length]
+        if len(short) < len(item.replayed.items):
+            left = f"{len(item.replayed.items) - len(short)} of {len(item.replayed.items)}"
+            warnings.warn(
+                f"{left} items of {item.guard.name} are not replayed: they have no answer, or are longer with it than "
+                f"max-length {job.max_length}",
+                stacklevel=2,
+            )
+        found += [(item.guard.name, example) for example in short]
+    job.progress.status("the base writes what is replayed")
+    wanted = math.ceil(per_batch * job.steps * s.accumulation * distributed.processes())
+    own = self_generated(
+        model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, chat_template=s.chat_template,
+        max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), batch_size=REPLAY_BATCH, temperature=REPLAY_TEMPERATURE,
+    )  # fmt: skip
+    found += [("", example) for example in _replayed(job, own, needed=not found)]
+    return [
+        {
+            "task": task,
+            "text": tokenizer.decode(example["input_ids"]),
+            **{n: example[n] for n in ("input_ids", "labels")},
+        }
+        for task, example in found
+    ]
+
+
+def _replayed(job: TuneJob, rows: list[dict[str, Any]], *, needed: bool = True) -> list[Any]:
     """The base's texts as examples; those whose prompt fills ``max_length`` are left out, with one warning."""
     cut = [bool(row.pop("cut", False)) for row in rows]
     tokenizer, most = job.loaded.tokenizer, job.max_length
@@ -106,7 +132,7 @@ def _replayed(job: TuneJob, rows: list[dict[str, Any]]) -> list[Any]:
     whole = [_without_end(e, ends) if was else e for e, was in zip(examples, cut, strict=True)]
     short = [{name: values[:most] for name, values in example.items()} for example in whole]
     found = [example for example in short if any(label != -100 for label in example["labels"])]
-    if not found:
+    if not found and needed:
         raise InputError(
             f"--replay {job.settings.replay:g}: none of the base's {len(rows)} texts leaves a token to learn within "
             f"max-length {most}; raise --max-length, or use --replay 0."

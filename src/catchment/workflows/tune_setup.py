@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from catchment.errors import CatchmentError, InputError
 from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning
-from catchment.training import Collator
+from catchment.training import Collator, Replay
 from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, parse_pairs
 
@@ -35,23 +34,19 @@ SHARDED = ("full", "lora")
 """Methods that accelerate may cut over processes: their weights are ordinary parameters of the model."""
 
 
-def training_arguments(job: TuneJob, name: str, rows: int) -> TrainingArguments:
+def training_arguments(job: TuneJob, name: str) -> TrainingArguments:
     """transformers' arguments: ours, and over them those of ``--training-args``.
 
     Raises:
         InputError: An unknown argument, or one that transformers refuses.
     """
-    s = job.settings
-    per_step = s.batch_size * s.accumulation * distributed.processes()
-    # Replayed rows come on top: the tune's own data is seen as often with them as without.
-    most = s.max_steps and math.ceil(s.max_steps * rows / len(job.examples))
-    steps = most or max(1, round(s.epochs * -(-rows // per_step)))
+    s, steps = job.settings, job.steps
     values: dict[str, Any] = {
         "output_dir": str(job.out / "checkpoints" / name),
         "per_device_train_batch_size": s.batch_size,
         "gradient_accumulation_steps": s.accumulation,
         "num_train_epochs": s.epochs,
-        "max_steps": most or -1,
+        "max_steps": s.max_steps or -1,
         "learning_rate": job.rate,
         "warmup_steps": round(WARM_UP * steps),
         "lr_scheduler_type": "linear",
@@ -113,18 +108,19 @@ def sharding(args: Any) -> bool:
 
 
 def make_trainer(
-    job: TuneJob, tuning: Tuning, args: TrainingArguments, examples: list[Any], callbacks: list[TrainerCallback]
-) -> Any:
+    job: TuneJob, tuning: Tuning, args: TrainingArguments, callbacks: list[TrainerCallback],
+    replay: Replay | None = None,
+) -> Any:  # fmt: skip
     """The method's trainer, or the plain one where accelerate is to cut the weights over processes."""
     tokenizer = job.loaded.tokenizer
     shared: dict[str, Any] = {
-        "train_dataset": examples,
+        "train_dataset": job.examples,
         "data_collator": Collator(tokenizer),
         "processing_class": tokenizer,
         "callbacks": callbacks,
     }
     if not sharding(args):
-        return MethodTrainer(tuning, args, **shared)
+        return MethodTrainer(tuning, args, replay=replay, **shared)
     trainer = PunctualTrainer(model=tuning.model, args=args, **shared)
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         where = f"{distributed.processes()} process(es) on {args.device.type}"
@@ -171,12 +167,12 @@ def try_set_up(job: TuneJob) -> None:
             f"selection_batches {wanted}: this tune has {there} batches, so entries would never be chosen; expected at "
             "most half of them."
         )
-    args = training_arguments(job, name, len(job.examples))
+    args = training_arguments(job, name)
     tuning = method.attach(job.loaded.model, seed=s.seed)
     try:
         with tempfile.TemporaryDirectory() as folder, kept_warnings():
             args.output_dir = folder
-            trainer = make_trainer(job, tuning, args, job.examples, [])
+            trainer = make_trainer(job, tuning, args, [])
             trainer.create_optimizer_and_scheduler(num_training_steps=job.steps)
     except CatchmentError:
         raise

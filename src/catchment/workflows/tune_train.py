@@ -18,10 +18,10 @@ from catchment.models import non_finite
 from catchment.records import Companion, FenceLook, Interval, Row, TuneRun, Watched, from_json, to_json
 from catchment.runs import make_folder, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
-from catchment.training import CapabilityCallback, completion_losses
+from catchment.training import CapabilityCallback, Replay, completion_losses
 from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, load_base, own_task
-from catchment.workflows.tune_protect import fence_of, watch_of, with_replay
+from catchment.workflows.tune_protect import fence_of, make_replay, watch_of
 from catchment.workflows.tune_setup import kept_warnings, make_trainer, protected_method, sharding, training_arguments
 
 
@@ -36,13 +36,13 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
     modes = [(module, module.training) for module in job.loaded.model.modules()]
     began = time.monotonic()
     with kept_warnings() as said:
-        examples = with_replay(job) if fenced and job.settings.replay else job.examples
+        replay = make_replay(job) if fenced and job.settings.replay else None
         before = held_out(job, job.loaded.model)
         method = protected_method(job) if fenced else job.method
-        args = training_arguments(job, name, len(examples))
+        args = training_arguments(job, name)
         tuning = method.attach(job.loaded.model, seed=job.settings.seed)
         try:
-            run = _trained(job, name, folder, tuning, args, examples, fenced, before)
+            run = _trained(job, name, folder, tuning, args, replay, fenced, before)
         finally:
             if sharding(args):
                 job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
@@ -73,8 +73,8 @@ def finished(path: Path) -> TuneRun | None:
 
 
 def _trained(
-    job: TuneJob, name: str, folder: Path, tuning: Tuning, args: TrainingArguments, examples: list[Any], fenced: bool,
-    before: HeldOut,
+    job: TuneJob, name: str, folder: Path, tuning: Tuning, args: TrainingArguments, replay: Replay | None,
+    fenced: bool, before: HeldOut,
 ) -> TuneRun:  # fmt: skip
     s = job.settings
     if fenced and s.pull and isinstance(job.method, SIFT):
@@ -83,7 +83,7 @@ def _trained(
     told = _Told(job, name)
     watch = watch_of(job, name)
     callbacks: list[TrainerCallback] = [told, *([fence] if fence else []), *([watch] if watch else [])]
-    trainer = make_trainer(job, tuning, args, examples, callbacks)
+    trainer = make_trainer(job, tuning, args, callbacks, replay)
     if watch:
         watch.attach(trainer)
     trainer.remove_callback(PrinterCallback)  # prints every log entry; they are in the checkpoints' trainer_state.json

@@ -81,6 +81,8 @@ def test_pull_refuses() -> None:
         check_number("alpha", 2, 0, 1)
     with pytest.raises(InputError, match="rho nan"):
         check_number("rho", math.nan, 0)
+    with pytest.raises(InputError, match=r"rho 0\.1: expected a finite number"):
+        check_number("rho", "0.1", 0)  # type: ignore[arg-type]
 
 
 def test_decay_groups() -> None:

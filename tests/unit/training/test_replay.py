@@ -1,7 +1,8 @@
-"""What a model writes by itself, and how it is mixed into the examples."""
+"""What a model writes by itself or answers, and the divergence that holds a tuned model to it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -11,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from catchment.capabilities import Item, Task, prepare
 from catchment.errors import InputError
-from catchment.training.replay import mix, self_generated
+from catchment.training import Collator, encode_rows, read_rows
+from catchment.training.encoding import IGNORE
+from catchment.training.replay import Replay, answered, self_generated
 from tests.tiny import CAUSAL, CHAT, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -178,25 +182,116 @@ def test_a_template_without_the_message_is_refused() -> None:
     assert self_generated(tiny_llama(), tiny_tokenizer(chat=CHAT), 1, max_new_tokens=2, chat_template="none")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.8])
-def test_mix_keeps_the_examples_and_the_share(share: float) -> None:
-    examples = [f"e{k}" for k in range(200)]
-    replayed = [f"r{k}" for k in range(30)]
-    mixed = mix(examples, replayed, share, seed=1)
-    assert [x for x in mixed if x[0] == "e"] == examples
-    again = [x for x in mixed if x[0] == "r"]
-    assert len(again) / len(mixed) == pytest.approx(share, abs=0.005)
-    counts = Counter(again)
-    assert max(counts.values(), default=0) - min((counts[r] for r in replayed), default=0) <= 1
-    for at in range(0, len(mixed) - 20, 20):  # evenly: every stretch of 20 has its share
-        assert abs(sum(x[0] == "r" for x in mixed[at : at + 20]) - 20 * share) <= 1
-    assert mixed == mix(examples, replayed, share, seed=1)
-    assert share == 0 or mixed != mix(examples, replayed, share, seed=2)
+# ------------------------------------------------------------------------------------- the divergence from the base
 
 
-def test_mix_refuses() -> None:
-    with pytest.raises(InputError, match="share 1: expected a part"):
-        mix([1], [2], 1)
-    with pytest.raises(InputError, match=r"share 0\.5 of nothing"):
-        mix([1], [], 0.5)
-    assert mix([1], [], 0.0) == [1]
+def moved(model: Any, size: float) -> Any:
+    """A copy whose weights are moved at random."""
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(size * torch.randn(p.shape, generator=generator))
+    return other
+
+
+def texts(tokenizer: Any) -> list[dict[str, Any]]:
+    rows = [{"prompt": p, "completion": c} for p, c in (("ab", "cd"), ("a", "b a c"), ("hello", "dog"), ("x y", "z"))]
+    return encode_rows(read_rows(rows), tokenizer, max_length=64, chat_template="none").examples
+
+
+def replay_of(model: Any, **settings: Any) -> Replay:
+    tokenizer = tiny_tokenizer()
+    return Replay(model, texts(tokenizer), Collator(tokenizer), **{"per_batch": 2, **settings})
+
+
+def by_hand(base: Any, model: Any, example: dict[str, Any]) -> torch.Tensor:
+    """KL over the whole vocabulary at each place that predicts a label, one text alone."""
+    ids = torch.tensor([example["input_ids"]])
+    learned = torch.tensor(example["labels"])[1:] != IGNORE
+    p, q = (m(input_ids=ids).logits[0, :-1][learned].double().log_softmax(-1) for m in (base, model))
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@pytest.mark.parametrize("family", sorted(CAUSAL))
+def test_the_divergence_is_that_of_the_whole_vocabulary_when_all_tokens_are_kept(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catchment.training.replay.TOP", 10**6)
+    base = CAUSAL[family]().eval()
+    model = moved(base, 0.02)
+    replay = replay_of(base, weight=3.0)
+    with torch.no_grad():
+        wanted = torch.cat([by_hand(base, model, replay.examples[row]) for row in (0, 2, 3)]).mean()
+        assert float(replay.loss(model, [0, 2, 3])) == pytest.approx(3 * float(wanted), rel=2e-4, abs=1e-8)
+
+
+def test_few_tokens_and_the_others_as_one_are_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_llama().eval()
+    model = moved(base, 0.05)
+    found = []
+    for top in (1, 4, 16, 10**6):
+        monkeypatch.setattr("catchment.training.replay.TOP", top)
+        found.append(float(replay_of(base).loss(model, [0, 1, 2, 3]).detach()))
+    assert 0 < found[0] < found[1] < found[2] < found[3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_at_the_base_there_is_no_step_to_take(dtype: torch.dtype) -> None:
+    base = tiny_llama().to(dtype).eval()
+    replay = replay_of(base)
+    loss = replay.loss(base, [0, 1])
+    loss.backward()
+    largest = max(float(p.grad.abs().max()) for p in base.parameters() if p.grad is not None)
+    away = moved(base, 0.05)
+    replay.loss(away, [0, 1]).backward()
+    there = max(float(p.grad.abs().max()) for p in away.parameters() if p.grad is not None)
+    small = 1e-5 if dtype == torch.float32 else 0.05
+    assert abs(float(loss.detach())) < small
+    assert largest < small * there * 10
+
+
+def test_rows_come_in_turn_and_processes_share_them() -> None:
+    replay = replay_of(tiny_llama(), per_batch=1.5, seed=4)
+    seen = [row for batch in range(8) for row in replay.rows(batch)]
+    assert [len(replay.rows(batch)) for batch in range(4)] == [1, 2, 1, 2]
+    assert sorted(seen[:4]) == sorted(seen[4:8]) == [0, 1, 2, 3]
+    assert seen[:4] != seen[4:8] or seen[4:8] != seen[8:12]
+    two = [row for batch in range(4) for rank in range(2) for row in replay.rows(batch, rank, 2)]
+    assert two == seen
+    assert replay_of(tiny_llama(), per_batch=0.5).rows(0) == []
+    assert float(replay.loss(tiny_llama(), [])) == 0
+
+
+def test_the_order_is_the_same_on_every_python() -> None:
+    assert replay_of(tiny_llama(), per_batch=4, seed=4).rows(0) == [2, 0, 3, 1]
+
+
+def test_replay_refuses() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    with pytest.raises(InputError, match=r"per_batch 0, weight 1: expected numbers above 0"):
+        replay_of(model, per_batch=0)
+    with pytest.raises(InputError, match="weight nan"):
+        replay_of(model, weight=math.nan)
+    with pytest.raises(InputError, match="none of 1 texts to replay has a token to learn"):
+        Replay(model, [{"input_ids": [1, 2], "labels": [IGNORE] * 2}], Collator(tokenizer), per_batch=1)
+
+
+# ------------------------------------------------------------------------------------------- answers to a task's items
+
+
+@pytest.mark.parametrize("family", sorted(CAUSAL))
+def test_answers_are_what_the_model_says_greedily(family: str) -> None:
+    model, tokenizer = CAUSAL[family]().eval(), tiny_tokenizer()
+    task = Task("t", tuple(Item(text, gold="x") for text in ("a", "a b c", "hello dog", "b")), "exact")
+    found = answered(model, tokenizer, task, max_new_tokens=5, batch_size=3)
+    assert len(found) == 4
+    for example in found:
+        asked = sum(label == IGNORE for label in example["labels"])
+        assert example["labels"][asked:] == example["input_ids"][asked:]
+        ids = torch.tensor([example["input_ids"]])
+        with torch.no_grad():
+            said = model(input_ids=ids).logits[0, asked - 1 : -1].argmax(-1).tolist()
+        assert said == example["labels"][asked:]
+    prompts = {tuple(e.prompt) for e in prepare(tokenizer, task).encoded}
+    assert {tuple(e["input_ids"][: sum(label == IGNORE for label in e["labels"])]) for e in found} == prompts

@@ -175,9 +175,9 @@ def test_the_later_pair_wins() -> None:
 )  # fmt: skip
 def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[str, Any], steps: int) -> None:
     job = opened(**options, out=tmp_path / "out")
-    args = training_arguments(job, "plain", len(job.examples))
+    args = training_arguments(job, "plain")
     tuning = job.method.attach(job.loaded.model, seed=0)
-    trainer = make_trainer(job, tuning, args, job.examples, [])
+    trainer = make_trainer(job, tuning, args, [])
     loader = trainer.get_train_dataloader()
     per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     made = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -185,26 +185,25 @@ def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[st
     assert job.steps == made == steps
 
 
-def test_replayed_rows_come_on_top(tmp_path: Path) -> None:
-    job = opened(max_steps=6, out=tmp_path / "out")
-    assert training_arguments(job, "plain", 40).max_steps == 6
-    assert training_arguments(job, "protected", 54).max_steps == math.ceil(6 * 54 / 40)
+def test_a_protected_training_takes_the_same_steps(tmp_path: Path) -> None:
+    job = opened(max_steps=6, out=tmp_path / "out", protect=(preferred("echo", 240),))
+    assert training_arguments(job, "plain").max_steps == training_arguments(job, "protected").max_steps == 6
 
 
 def test_given_arguments_win(tmp_path: Path) -> None:
     pairs = ("warmup_steps=0", "lr_scheduler_type=constant", "save_total_limit=3")
-    args = training_arguments(opened(out=tmp_path / "out", training_args=pairs), "plain", 40)
+    args = training_arguments(opened(out=tmp_path / "out", training_args=pairs), "plain")
     assert (args.warmup_steps, args.lr_scheduler_type, args.save_total_limit) == (0, "constant", 3)
 
 
 def test_fsdp_with_sift_names_what_to_use(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"with sift: only full and lora .* torchrun"):
-        training_arguments(opened(out=tmp_path / "out", training_args=("fsdp=true",)), "plain", 40)
+        training_arguments(opened(out=tmp_path / "out", training_args=("fsdp=true",)), "plain")
 
 
 def test_fsdp_with_a_base_in_memory_names_what_to_use(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a model in memory cannot be given back .* by its name or folder"):
-        training_arguments(opened(out=tmp_path / "out", method="full", training_args=("fsdp=true",)), "plain", 40)
+        training_arguments(opened(out=tmp_path / "out", method="full", training_args=("fsdp=true",)), "plain")
 
 
 def pulled(method: str) -> Any:

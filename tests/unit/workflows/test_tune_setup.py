@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from catchment.methods import SIFT
 from catchment.models import weights_hash
 from catchment.settings import TuneSettings
 from catchment.workflows.tune_job import _fingerprint, parse_pairs, settings_told
-from catchment.workflows.tune_protect import _replayed, watch_of
+from catchment.workflows.tune_protect import _replayed, make_replay, watch_of
 from catchment.workflows.tune_setup import try_set_up
 from tests import tiny
 from tests.unit.workflows.test_tune_job import SUMS, opened, preferred
@@ -162,3 +163,26 @@ def test_the_modes_of_all_modules_are_given_back(tmp_path: Path) -> None:
     workflows.run_tune(settings, workflows.Progress(), tiny.tiny_tokenizer())
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert not any(torch.is_tensor(p.grad) for p in model.parameters())
+
+
+def test_what_is_replayed_is_from_items_that_nothing_else_uses(tmp_path: Path) -> None:
+    job = opened(
+        tokenizer=tiny.tiny_tokenizer(chat=True), max_length=128, out=tmp_path, protect=(preferred("echo", 240),),
+        replay=0.5, replay_weight=3.0, batch_size=4, max_steps=3,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some texts of a tiny model are too long
+        replay = make_replay(job)
+    (kept,) = job.protected
+    used = {item.id for part in (kept.guard, kept.judged) for item in part.items}
+    assert not used & {item.id for item in kept.replayed.items}
+    assert {item.id for item in kept.pilot.items} <= {item.id for item in kept.replayed.items}
+    rows = [json.loads(line) for line in (tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = [row for row in rows if row["task"] == "echo"]
+    assert len(answers) == len(kept.replayed.items)
+    assert len(rows) > len(answers)
+    assert (replay.per_batch, replay.weight, len(replay.examples)) == (4, 3.0, len(rows))
+    again = make_replay(job)  # from the file
+    assert again.examples == replay.examples
+    for ours, theirs in zip(replay._base, again._base, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

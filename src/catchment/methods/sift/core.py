@@ -65,7 +65,8 @@ class Sift:
         modules_to_save: Modules all of whose entries train, such as a new ``classifier``; biases included. A name, or a
             list of names.
         decay: What a ``weight_decay`` pulls towards: ``zero`` (the optimizer's own) or ``base`` (L2-SP, decoupled).
-        support: Flat indices per weight's name to train, instead of choosing.
+        support: Flat indices per weight's name to train, instead of choosing; what says how to choose (sparsity,
+            target_modules, rule, scope, floor, selection_batches) is then not used.
         seed: For ``random``.
 
     Attributes:
