@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catchment.capabilities import Task, context_length, prepare, without_trace
+from catchment.capabilities import CHOICE_SCORERS, Task, context_length, prepare, without_trace
 from catchment.errors import InputError
 from catchment.training.batches import Collator
 from catchment.training.encoding import IGNORE, Example, chat_template_of
 
 TOP = 64
 """Next tokens whose probabilities are kept at each place; the others count as one."""
+TOGETHER = 8
+"""Texts whose probabilities under the base are computed at once."""
 GREEDY = 1e-6
 """A temperature at which the likeliest token is drawn."""
 MARK = "\u241fmessage\u241f"
@@ -92,13 +94,17 @@ def answered(
 ) -> list[Example]:  # fmt: skip
     """The task's prompts, each with what the model says to it, greedily; labels on the answer.
 
-    An answer that goes on beyond ``max_new_tokens`` is learned as far as it goes. Leaves no trace. Items that do not
-    fit into the context are left out.
+    Where choices are scored, each prompt with each of its choices instead: the places at which the score is made. An
+    answer that goes on beyond ``max_new_tokens`` is learned as far as it goes. Leaves no trace. Items that do not fit
+    into the context are left out.
 
-    Cost: one forward pass over the prompts and up to ``max_new_tokens`` decoding steps, in batches.
+    Cost: one forward pass over the prompts and up to ``max_new_tokens`` decoding steps, in batches; for choices none.
     """
     context = context_length(model)
     made = prepare(tokenizer, task, chat_template=chat_template, context=context, drop_long=True)
+    if task.scorer in CHOICE_SCORERS:
+        pairs = [(list(e.prompt), list(choice)) for e in made.encoded for choice in _unlike(e.answers)]
+        return [{"input_ids": prompt + choice, "labels": [IGNORE] * len(prompt) + choice} for prompt, choice in pairs]
     writer = _Writer(model, tokenizer, max_new_tokens, GREEDY, 0)
     prompts = sorted((list(e.prompt) for e in made.encoded), key=len)
     examples: list[Example] = []
@@ -111,6 +117,11 @@ def answered(
                 if ended:
                     examples.append({"input_ids": prompt + ended, "labels": [IGNORE] * len(prompt) + ended})
     return examples
+
+
+def _unlike(answers: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """Single tokens stand at one place, whose distribution one of them shows."""
+    return answers[:1] if all(len(answer) == 1 for answer in answers) else answers
 
 
 class Replay:
@@ -148,8 +159,15 @@ class Replay:
         if not self.examples:
             raise InputError(f"none of {len(examples)} texts to replay has a token to learn; expected at least one.")
         self.collate, self.per_batch, self.weight, self.seed = collate, per_batch, weight, seed
+        self._base: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(self.examples)
+        order = sorted(range(len(self.examples)), key=lambda k: len(self.examples[k]["input_ids"]))
         with without_trace(model):
-            self._base = [_likeliest(self._logits(model, [example])) for example in self.examples]
+            for at in range(0, len(order), TOGETHER):
+                part = order[at : at + TOGETHER]
+                found = _likeliest(self._logits(model, [self.examples[k] for k in part]))
+                counts = [sum(label != IGNORE for label in self.examples[k]["labels"][1:]) for k in part]
+                for k, *kept in zip(part, *(tensor.split(counts) for tensor in found), strict=True):
+                    self._base[k] = (kept[0], kept[1])
 
     def rows(self, batch: int, rank: int = 0, processes: int = 1) -> list[int]:
         """The rows beside the ``batch``-th batch, from 0, on one of the processes."""

@@ -94,11 +94,10 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
         job.progress.status(f"the base answers what is replayed · {item.guard.name}")
         answers = answered(model, tokenizer, item.replayed, max_new_tokens=ANSWER_TOKENS, chat_template=s.chat_template)
         short = [example for example in answers if len(example["input_ids"]) <= job.max_length]
-        if len(short) < len(item.replayed.items):
-            left = f"{len(item.replayed.items) - len(short)} of {len(item.replayed.items)}"
+        if len(short) < len(answers):
             warnings.warn(
-                f"{left} items of {item.guard.name} are not replayed: they have no answer, or are longer with it than "
-                f"max-length {job.max_length}",
+                f"{len(answers) - len(short)} of {len(answers)} answers to {item.guard.name} are not replayed: with "
+                f"their prompts they are longer than max-length {job.max_length}",
                 stacklevel=2,
             )
         found += [(item.guard.name, example) for example in short]

@@ -295,3 +295,14 @@ def test_answers_are_what_the_model_says_greedily(family: str) -> None:
         assert said == example["labels"][asked:]
     prompts = {tuple(e.prompt) for e in prepare(tokenizer, task).encoded}
     assert {tuple(e["input_ids"][: sum(label == IGNORE for label in e["labels"])]) for e in found} == prompts
+
+
+def test_of_choices_all_are_replayed_and_of_letters_one_stands_for_all() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    for choices, rows in ((("a b", "b a c"), 4), (("a", "b", "c"), 2)):
+        task = Task("t", tuple(Item(text, choices, 0) for text in ("x", "y z")), "choice")
+        encoded = prepare(tokenizer, task).encoded
+        found = answered(model, tokenizer, task)
+        assert len(found) == rows
+        tails = {tuple(label for label in e["labels"] if label != IGNORE) for e in found}
+        assert tails == ({a for e in encoded for a in e.answers} if rows == 4 else {encoded[0].answers[0]})

@@ -179,7 +179,7 @@ def test_what_is_replayed_is_from_items_that_nothing_else_uses(tmp_path: Path) -
     assert {item.id for item in kept.pilot.items} <= {item.id for item in kept.replayed.items}
     rows = [json.loads(line) for line in (tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
     answers = [row for row in rows if row["task"] == "echo"]
-    assert len(answers) == len(kept.replayed.items)
+    assert len(answers) == 3 * len(kept.replayed.items)  # three choices each
     assert len(rows) > len(answers)
     assert (replay.per_batch, replay.weight, len(replay.examples)) == (4, 3.0, len(rows))
     again = make_replay(job)  # from the file
