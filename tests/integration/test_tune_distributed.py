@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.integration.test_compare import home
+from tests.integration.test_compare import home, make_task, write_task
+from tests.integration.test_scan import solved
 from tests.integration.test_tune import SUMS, lines
 
 __all__ = ["home"]
@@ -30,6 +31,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tiny_llama().save_pretrained(root / "base")
     tiny.tiny_tokenizer().save_pretrained(root / "base")
     lines(root / "sums.jsonl", SUMS)
+    write_task(root / "echo.jsonl", solved(tiny.tiny_llama(), make_task(n=160)))
     return root
 
 
@@ -78,6 +80,26 @@ def test_two_processes_equal_one(room: Path, tmp_path: Path, way: str) -> None:
     assert b["held_out"]["base"] == a["held_out"]["base"]
     assert b["held_out"]["tuned"] == pytest.approx(a["held_out"]["tuned"], abs=1e-5)
     assert a["held_out"]["tuned"] < a["held_out"]["base"] - 1e-3
+
+
+def test_two_processes_protect_as_one_does(room: Path, tmp_path: Path) -> None:
+    """The fence looks on one process and both pull; what is replayed is shared among them."""
+    options = (
+        "--method", "sift", "--sparsity", "0.1", "--learning-rate", "0.3", "--protect", str(room / "echo.jsonl"),
+        "--max-drop", "0.05", "--fence-steps", "2", "--replay", "0.5", "--no-plain",
+    )  # fmt: skip
+    runs = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        found = tune(room, out, processes, *options)
+        runs.append((weights(out / "protected"), found["runs"][0], (out / "replay.jsonl").read_text(encoding="utf-8")))
+    (one, a, texts), (two, b, again) = runs
+    assert texts == again
+    pulls, others = ([(look["step"], look["factor"]) for look in run["looks"]] for run in (a, b))
+    assert pulls == others
+    assert any(look["factor"] < 1 for look in a["looks"])
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name].float(), tensor.float(), atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_sharded_tunes_are_taken_up(room: Path, tmp_path: Path) -> None:

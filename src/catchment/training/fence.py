@@ -55,7 +55,8 @@ class Look:
     Attributes:
         n: Guard items scored; fewer than all where a clear answer came early.
         drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
-        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``.
+        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``. What is
+            near is pulled at the last look only: before, it may be chance, or pass by itself.
         evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
             it may be there by chance.
         factor: What the move was multiplied by; 1: it was left alone.
@@ -155,10 +156,10 @@ class Fence(TrainerCallback):
     step. It takes the paired drops in a seeded order, 32 at a time, and stops early where the answer is clear (the
     last look takes all). Outcomes per task are those of :class:`Look`.
 
-    Unless all tasks are inside, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at
-    which the mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is
-    applied (0, the base, where none of the four will do), and training goes on from there, at a lower learning rate
-    until looks find all tasks inside again. The optimizer's moments stay. The last look pulls too, so that the
+    If a task is broken, or near at the last look, the move is pulled back: a bisection of 4 evaluations finds the
+    largest factor c at which the mean drop of every task over all guard items is at most ``near * max_drop``,
+    ``move.scale(c)`` is applied (0, the base, where none of the four will do), and training goes on from there, at a
+    lower learning rate until looks break no bound again. The optimizer's moments stay. After the last look the
     delivered weights are inside on the guard items.
 
     **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
@@ -178,7 +179,7 @@ class Fence(TrainerCallback):
         tokenizer: For the prompts; by default the trainer's ``processing_class``.
         chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
         alpha: Error over all looks and tasks.
-        near: Share of ``max_drop`` at which the fence acts, and to which it pulls back.
+        near: Share of ``max_drop`` to which the fence pulls back.
         patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
             factor below 0.1.
         slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
@@ -310,7 +311,7 @@ class Fence(TrainerCallback):
         number = len({look.step for look in self.history}) + 1
         error = spend(self.alpha, number, len(self.tasks))
         looks = [self._judge(state.global_step, task.name, error, whole) for task in self.tasks]
-        if all(look.outcome == "inside" for look in looks):
+        if all(look.outcome == "inside" or (look.outcome == "near" and not whole) for look in looks):
             return _Action(tuple(looks))
         pull = _Pull(self.move)
         try:

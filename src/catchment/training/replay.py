@@ -127,13 +127,14 @@ def _unlike(answers: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
 class Replay:
     """Holds next-token distributions to those of the base, along texts with labels.
 
-    On a batch of rows, with y the labels and t over their places,
+    On a batch of rows, with y the labels of a row and t over their places,
 
-        loss = weight * mean_t KL(p_base(. | y_<t) || p_theta(. | y_<t))    in nats per token,
+        loss = weight * mean_rows mean_t KL(p_base(. | y_<t) || p_theta(. | y_<t))    in nats per token,
 
-    where the ``TOP`` likeliest tokens of the base count singly and all others as one: that is at most the KL over the
-    vocabulary (data processing inequality), and 0 with gradient 0 at the base. Unlike cross-entropy on the same texts
-    it has no noise there: at the base no step is taken. The base's probabilities are computed once, here.
+    so that a short answer counts like a long text. The ``TOP`` likeliest tokens of the base count singly and all others
+    as one: that is at most the KL over the vocabulary (data processing inequality), and 0 with gradient 0 at the base.
+    Unlike cross-entropy on the same texts it has no noise there: at the base no step is taken. The base's probabilities
+    are computed once, here.
 
     Args:
         model: The base, as it stands now. Left without a trace.
@@ -185,7 +186,8 @@ class Replay:
             torch.cat(parts).to(logits.device) for parts in zip(*(self._base[r] for r in rows), strict=True)
         )
         found = _grouped(logits, tokens)
-        return self.weight * (wanted.exp() * (wanted - found)).sum(dim=-1).mean()
+        divergences = (wanted.exp() * (wanted - found)).sum(dim=-1).split([len(self._base[row][0]) for row in rows])
+        return self.weight * torch.stack([places.mean() for places in divergences]).mean()
 
     def _order(self, again: int) -> list[int]:
         return random.Random(f"{self.seed}:{again}").sample(range(len(self.examples)), len(self.examples))
