@@ -4,7 +4,8 @@ from catchment.training.batches import Collator, completion_losses, pack
 from catchment.training.callbacks import CapabilityCallback, Evaluation, any_process
 from catchment.training.data import Rows, as_task, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
-from catchment.training.fence import Fence, Look, Move
+from catchment.training.fence import Fence, Move
+from catchment.training.looks import Look
 from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
 from catchment.training.replay import Replay, answered, self_generated

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback
@@ -20,8 +20,9 @@ from catchment.capabilities import Task
 from catchment.errors import InputError, ModelError
 from catchment.records import Row
 from catchment.runs import read_json
-from catchment.statistics import decide_mean, mean_sequence
+from catchment.statistics import mean_sequence
 from catchment.training.callbacks import from_main, write_json
+from catchment.training.looks import Look, above, spend, verdict
 from catchment.training.pilot import Scorer, seeded
 
 CHUNK = 32
@@ -30,8 +31,6 @@ EVALUATIONS = 4
 """Factors that a pull tries at most, so factors are multiples of 1/16."""
 SMALL = 0.1
 BASE_FILE = "fence-base.json"
-Outcome = Literal["inside", "near", "broken"]
-Evidence = Literal["shown", "estimated"]
 Score = Callable[[Task], Sequence[Row]]
 """Rows of a task's items of the model as it stands now."""
 
@@ -46,74 +45,6 @@ class Move(Protocol):
 
     def scale(self, factor: float) -> None:
         """From here on the weights stand at ``base + factor * (weights - base)``; 0 is the base."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one look found on one task.
-
-    Attributes:
-        n: Guard items scored; fewer than all where a clear answer came early.
-        drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
-        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``. What is
-            near is pulled at the last look only: before, it may be chance, or pass by itself.
-        evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
-            it may be there by chance.
-        factor: What the move was multiplied by; 1: it was left alone.
-        after: Mean drop over all guard items at the factor; ``None`` where it was left alone.
-    """
-
-    step: int
-    task: str
-    n: int
-    drop: float
-    low: float
-    high: float
-    outcome: Outcome
-    evidence: Evidence
-    factor: float = 1.0
-    after: float | None = None
-
-
-def spend(alpha: float, look: int, tasks: int) -> float:
-    """Error of one task at the ``look``-th look, from 1: ``alpha * 6 / (pi^2 look^2) / tasks``.
-
-    Summed over tasks and all looks that may ever come it is alpha.
-
-    >>> round(spend(0.05, 1, 1), 4)
-    0.0304
-    """
-    return alpha * 6 / (math.pi**2 * look**2) / tasks
-
-
-def verdict(
-    drops: Sequence[float], max_drop: float, near: float, error: float, *, last: bool
-) -> tuple[Outcome, Evidence] | None:
-    """Where a drop stands after these items; ``None``: not clear yet, and more items are to come.
-
-    "broken (shown)" while the true drop is at most ``max_drop`` has a probability of at most ``error / 2``, and so has
-    an early "inside (shown)" while it is above ``near * max_drop``, whenever one stops (see
-    :func:`~catchment.statistics.decide_mean`).
-
-    Args:
-        drops: Base - now per item, in the order drawn, in [-1, 1].
-        last: All items are in: the mean decides what is not shown.
-    """
-    if decide_mean(drops, max_drop, error / 2) == "outside":
-        return "broken", "shown"
-    clear = decide_mean(drops, near * max_drop, error / 2) == "inside"
-    if not last:
-        return ("inside", "shown") if clear else None
-    mean = math.fsum(drops) / len(drops)
-    if _above(mean, max_drop):
-        return "broken", "estimated"
-    if _above(mean, near * max_drop):
-        return "near", "estimated"
-    return "inside", "shown" if clear else "estimated"
-
-
-def _above(drop: float, bound: float) -> bool:
-    return drop > bound + 1e-12  # 2 of 200 are not above 0.5 * 0.02
 
 
 @dataclass(frozen=True)
@@ -156,11 +87,11 @@ class Fence(TrainerCallback):
     step. It takes the paired drops in a seeded order, 32 at a time, and stops early where the answer is clear (the
     last look takes all). Outcomes per task are those of :class:`Look`.
 
-    If a task is broken, or near at the last look, the move is pulled back: a bisection of 4 evaluations finds the
-    largest factor c at which the mean drop of every task over all guard items is at most ``near * max_drop``,
-    ``move.scale(c)`` is applied (0, the base, where none of the four will do), and training goes on from there, at a
-    lower learning rate until looks break no bound again. The optimizer's moments stay. After the last look the
-    delivered weights are inside on the guard items.
+    If a task is broken, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at which the
+    mean drop of every task over all guard items is at most ``(1 + near)/2 * max_drop``, ``move.scale(c)`` is applied
+    (0, the base, where none of the four will do), and training goes on from there, at a lower learning rate until
+    looks break no bound again. The optimizer's moments stay. The last look pulls back to ``near * max_drop``, also
+    where tasks are only near: a drop over so few items is chosen by chance too, and on others it is larger.
 
     **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
     said without cause with probability at most alpha over all tasks and however many looks there are (union bound),
@@ -179,7 +110,7 @@ class Fence(TrainerCallback):
         tokenizer: For the prompts; by default the trainer's ``processing_class``.
         chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
         alpha: Error over all looks and tasks.
-        near: Share of ``max_drop`` to which the fence pulls back.
+        near: Share of ``max_drop`` that counts as near, and to which the last look pulls back.
         patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
             factor below 0.1.
         slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
@@ -315,7 +246,10 @@ class Fence(TrainerCallback):
             return _Action(tuple(looks))
         pull = _Pull(self.move)
         try:
-            factor, after = self._factor(pull, looks)
+            factor, after = self._factor(pull, looks, self._bound(whole))
+            stopped = self._reason(looks, factor, state)
+            if stopped is not None and factor > 0:  # then this look is the last one
+                factor, after = self._factor(pull, looks, self._bound(whole=True))
         except BaseException:  # Ctrl-C between two factors
             pull.to(1.0)
             raise
@@ -323,7 +257,11 @@ class Fence(TrainerCallback):
         if factor == 0:
             _check_finite(model, state.global_step)
         looks = [Look(**{**asdict(look), "factor": factor, "after": after[look.task]}) for look in looks]
-        return _Action(tuple(looks), tuple(pull.scales), self._reason(looks, state))
+        return _Action(tuple(looks), tuple(pull.scales), stopped)
+
+    def _bound(self, whole: bool) -> float:
+        """The drop to which a pull goes back: at the last look near; before, halfway from there to ``max_drop``."""
+        return self.max_drop * (self.near if whole else (1 + self.near) / 2)
 
     def _slowed(self) -> float:
         """What the learning rate stands at after all looks, as a share of the schedule's."""
@@ -345,22 +283,22 @@ class Fence(TrainerCallback):
         interval = mean_sequence(drops, error)
         return Look(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
 
-    def _factor(self, pull: _Pull, looks: Sequence[Look]) -> tuple[float, dict[str, float]]:
-        """The largest factor found at which all tasks are well inside, and their drops there. The task that stands
-        worst comes first, because it decides."""
+    def _factor(self, pull: _Pull, looks: Sequence[Look], bound: float) -> tuple[float, dict[str, float]]:
+        """The largest factor found at which no task has dropped by more than ``bound``, and their drops there. The task
+        that stands worst comes first, because it decides."""
         names = [look.task for look in sorted(looks, key=lambda look: -look.drop)]
         low, high = 0.0, 1.0
         best = dict.fromkeys(names, 0.0)  # at 0 stands the base
         for _ in range(EVALUATIONS):
             middle = (low + high) / 2
             pull.to(middle)
-            found = self._all_inside(names)
+            found = self._all_inside(names, bound)
             low, high, best = (low, middle, best) if found is None else (middle, high, found)
         return low, best
 
-    def _all_inside(self, names: Sequence[str]) -> dict[str, float] | None:
-        """Mean drops over all guard items, or ``None`` at the first task that is not well inside, as soon as the items
-        that are left cannot bring it there."""
+    def _all_inside(self, names: Sequence[str], bound: float) -> dict[str, float] | None:
+        """Mean drops over all guard items, or ``None`` at the first task that has dropped by more than ``bound``, as
+        soon as the items that are left cannot bring it back."""
         means: dict[str, float] = {}
         for name in names:
             parts, base = self._chunks[name], self._base[name]
@@ -369,7 +307,7 @@ class Fence(TrainerCallback):
             for part in parts:
                 drop += math.fsum(self._drops(part))
                 left -= math.fsum(1 - base[item.id] for item in part.items)  # what these could still have gained
-                if _above((drop - left) / n, self.near * self.max_drop):
+                if above((drop - left) / n, bound):
                     return None
             means[name] = drop / n
         return means
@@ -382,7 +320,7 @@ class Fence(TrainerCallback):
         assert self._score is not None
         return {row.item: row.score for part in parts for row in self._score(part)}
 
-    def _reason(self, looks: Sequence[Look], state: Any) -> str | None:
+    def _reason(self, looks: Sequence[Look], factor: float, state: Any) -> str | None:
         """Why the training is to stop after this pull, if it is."""
         if state.global_step >= state.max_steps:
             return None
@@ -392,8 +330,8 @@ class Fence(TrainerCallback):
         after = f"step {state.global_step}, after {len(before)} pulls"
         if broken and len(before) >= self.patience:
             return f"{after}: the drop of {'; '.join(broken)} is shown to be above {self.max_drop:g} again"
-        if looks[0].factor < SMALL and min(before.values(), default=1.0) < SMALL:
-            return f"{after}: only a factor of {looks[0].factor:g} is inside, the second below {SMALL:g}"
+        if factor < SMALL and min(before.values(), default=1.0) < SMALL:
+            return f"{after}: only a factor of {factor:g} is inside, the second below {SMALL:g}"
         return None
 
     def _log(self, state: Any, looks: Sequence[Look]) -> None:

@@ -27,7 +27,7 @@ from catchment.workflows.progress import Progress
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5
 MOST_HELD = 200
-GUARD, LEAST_GUARD, PILOT, REPLAYED = 128, 48, 32, 64
+GUARD, LEAST_GUARD, PILOT, REPLAYED = 128, 96, 32, 64
 """Items per protected task that the fence looks at, at most and at least, that the room before is measured on, and
 whose answers are replayed, at most."""
 LOOKS = 24

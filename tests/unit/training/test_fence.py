@@ -15,7 +15,8 @@ import torch
 from catchment.capabilities import Item, Task
 from catchment.errors import InputError, ModelError, StoreError
 from catchment.records import Row
-from catchment.training.fence import CHUNK, Fence, due, slow_down, spend, verdict
+from catchment.training.fence import CHUNK, Fence, due, slow_down
+from catchment.training.looks import spend, verdict
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -112,12 +113,13 @@ def test_a_move_is_kept_inside(exact: bool) -> None:
     pulled = [look for look in fence.history if look.factor < 1]
     assert pulled
     for look in pulled:
-        assert look.drop > 0.05
+        bound = 0.05 if look.step == 40 else 0.075  # the last pull goes back to near, the others halfway there
+        assert look.drop > (0.05 if look.step == 40 else 0.1)
         assert look.after is not None
-        assert look.after <= 0.05
+        assert look.after <= bound
         # the largest of the 16ths: one more would be out, because the drop is linear in the factor
         true = round(look.drop * COUNT) / COUNT * (look.factor + 1 / 16)
-        assert true > 0.05 - 1 / COUNT
+        assert true > bound - 1 / COUNT
     assert pulled[-1].after == pytest.approx(toy.drop())
     for look in fence.history:
         assert look.low <= look.drop <= look.high
@@ -163,7 +165,7 @@ def test_giving_up_early_changes_no_factor(right: float) -> None:
         fence = Fence(task_of(), max_drop=0.08, move=Toy(), score=lambda task, rows=rows: [
             Row(item.id, rows[1][item.id], "") for item in task.items])  # fmt: skip
         fence._base, fence._score = {"t": rows[0]}, fence._given_score
-        found, mean = fence._all_inside(["t"]), float((base - now).mean())
+        found, mean = fence._all_inside(["t"], 0.04), float((base - now).mean())
         assert (found is None) == (mean > 0.04 + 1e-12)
         assert found is None or found["t"] == pytest.approx(mean)
 
@@ -200,7 +202,7 @@ def test_a_rate_far_too_high_is_caught_before_the_first_regular_look() -> None:
     assert (look.step, look.outcome, look.evidence) == (10, "broken", "shown")
     assert look.n < COUNT
     assert look.low > 0.1
-    assert toy.drop() <= 0.05
+    assert toy.drop() <= 0.075
     assert not loop.control.should_training_stop
 
 
