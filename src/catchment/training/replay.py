@@ -20,6 +20,8 @@ from catchment.training.encoding import IGNORE, Example, chat_template_of
 
 TOP = 64
 """Next tokens whose probabilities are kept at each place; the others count as one."""
+LEAST = -1e4
+"""Log-probability that stands for an impossible token's."""
 TOGETHER = 8
 """Texts whose probabilities under the base are computed at once."""
 GREEDY = 1e-6
@@ -185,7 +187,7 @@ class Replay:
         tokens, wanted = (
             torch.cat(parts).to(logits.device) for parts in zip(*(self._base[r] for r in rows), strict=True)
         )
-        found = _grouped(logits, tokens)
+        found = _grouped(logits, tokens.long())
         divergences = (wanted.exp() * (wanted - found)).sum(dim=-1).split([len(self._base[row][0]) for row in rows])
         return self.weight * torch.stack([places.mean() for places in divergences]).mean()
 
@@ -206,14 +208,14 @@ def _device(model: Any) -> torch.device:
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest tokens at each place, and the log-probabilities of each and of all others together."""
     tokens = logits.topk(min(TOP, logits.shape[-1] - 1), dim=-1).indices
-    return tokens.cpu(), _grouped(logits, tokens).cpu()
+    return tokens.int().cpu(), _grouped(logits, tokens).cpu()
 
 
 def _grouped(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities of the tokens (places, k) and, in a last column, of all others together."""
     every = logits.float().log_softmax(dim=-1)
     others = every.scatter(-1, tokens, -math.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.cat([every.gather(-1, tokens), others], dim=-1)
+    return torch.cat([every.gather(-1, tokens), others], dim=-1).clamp(min=LEAST)  # some models rule tokens out
 
 
 class _Writer:

@@ -251,6 +251,19 @@ def test_at_the_base_there_is_no_step_to_take(dtype: torch.dtype) -> None:
     assert largest < small * there * 10
 
 
+def test_tokens_that_a_model_rules_out() -> None:
+    """Their logits are -inf; the 64 likeliest are more than are possible."""
+    tokenizer = tiny_tokenizer()
+    possible = torch.full((len(tokenizer),), 0.0)
+    possible[3:13] = 0.1
+    others = possible.clone()
+    others[3:13] = torch.linspace(0.05, 0.15, 10)
+    replay = Replay(Fixed(possible), texts(tokenizer), Collator(tokenizer), per_batch=1)
+    wanted = float((0.1 * (0.1 / others[3:13]).log()).sum())
+    assert float(replay.loss(Fixed(others), [0, 1])) == pytest.approx(wanted, rel=1e-4)
+    assert float(replay.loss(Fixed(possible), [0, 1])) == pytest.approx(0, abs=1e-6)
+
+
 def test_rows_come_in_turn_and_processes_share_them() -> None:
     replay = replay_of(tiny_llama(), per_batch=1.5, seed=4)
     seen = [row for batch in range(8) for row in replay.rows(batch)]
