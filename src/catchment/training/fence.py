@@ -88,10 +88,10 @@ class Fence(TrainerCallback):
     last look takes all). Outcomes per task are those of :class:`Look`.
 
     If a task is broken, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at which the
-    mean drop of every task over all guard items is at most ``(1 + near)/2 * max_drop``, ``move.scale(c)`` is applied
-    (0, the base, where none of the four will do), and training goes on from there, at a lower learning rate until
-    looks break no bound again. The optimizer's moments stay. The last look pulls back to ``near * max_drop``, also
-    where tasks are only near: a drop over so few items is chosen by chance too, and on others it is larger.
+    mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is applied (0, the
+    base, where none of the four will do), and training goes on from there, at a lower learning rate until looks break
+    no bound again. The optimizer's moments stay. The last look pulls too, so that the delivered weights break no bound
+    on the guard items.
 
     **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
     said without cause with probability at most alpha over all tasks and however many looks there are (union bound),
@@ -110,7 +110,7 @@ class Fence(TrainerCallback):
         tokenizer: For the prompts; by default the trainer's ``processing_class``.
         chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
         alpha: Error over all looks and tasks.
-        near: Share of ``max_drop`` that counts as near, and to which the last look pulls back.
+        near: Share of ``max_drop`` to which a pull goes back; above it a task is near, which is told and no more.
         patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
             factor below 0.1.
         slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
@@ -150,7 +150,7 @@ class Fence(TrainerCallback):
         tokenizer: Any = None,
         chat_template: str = "auto",
         alpha: float = 0.05,
-        near: float = 0.5,
+        near: float = 0.75,
         patience: int = 3,
         slow: float = 0.5,
         seed: int = 0,
@@ -242,14 +242,11 @@ class Fence(TrainerCallback):
         number = len({look.step for look in self.history}) + 1
         error = spend(self.alpha, number, len(self.tasks))
         looks = [self._judge(state.global_step, task.name, error, whole) for task in self.tasks]
-        if all(look.outcome == "inside" or (look.outcome == "near" and not whole) for look in looks):
+        if all(look.outcome != "broken" for look in looks):
             return _Action(tuple(looks))
         pull = _Pull(self.move)
         try:
-            factor, after = self._factor(pull, looks, self._bound(whole))
-            stopped = self._reason(looks, factor, state)
-            if stopped is not None and factor > 0:  # then this look is the last one
-                factor, after = self._factor(pull, looks, self._bound(whole=True))
+            factor, after = self._factor(pull, looks)
         except BaseException:  # Ctrl-C between two factors
             pull.to(1.0)
             raise
@@ -257,11 +254,7 @@ class Fence(TrainerCallback):
         if factor == 0:
             _check_finite(model, state.global_step)
         looks = [Look(**{**asdict(look), "factor": factor, "after": after[look.task]}) for look in looks]
-        return _Action(tuple(looks), tuple(pull.scales), stopped)
-
-    def _bound(self, whole: bool) -> float:
-        """The drop to which a pull goes back: at the last look near; before, halfway from there to ``max_drop``."""
-        return self.max_drop * (self.near if whole else (1 + self.near) / 2)
+        return _Action(tuple(looks), tuple(pull.scales), self._reason(looks, state))
 
     def _slowed(self) -> float:
         """What the learning rate stands at after all looks, as a share of the schedule's."""
@@ -283,22 +276,22 @@ class Fence(TrainerCallback):
         interval = mean_sequence(drops, error)
         return Look(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
 
-    def _factor(self, pull: _Pull, looks: Sequence[Look], bound: float) -> tuple[float, dict[str, float]]:
-        """The largest factor found at which no task has dropped by more than ``bound``, and their drops there. The task
-        that stands worst comes first, because it decides."""
+    def _factor(self, pull: _Pull, looks: Sequence[Look]) -> tuple[float, dict[str, float]]:
+        """The largest factor found at which all tasks are inside, and their drops there. The task that stands worst
+        comes first, because it decides."""
         names = [look.task for look in sorted(looks, key=lambda look: -look.drop)]
         low, high = 0.0, 1.0
         best = dict.fromkeys(names, 0.0)  # at 0 stands the base
         for _ in range(EVALUATIONS):
             middle = (low + high) / 2
             pull.to(middle)
-            found = self._all_inside(names, bound)
+            found = self._all_inside(names)
             low, high, best = (low, middle, best) if found is None else (middle, high, found)
         return low, best
 
-    def _all_inside(self, names: Sequence[str], bound: float) -> dict[str, float] | None:
-        """Mean drops over all guard items, or ``None`` at the first task that has dropped by more than ``bound``, as
-        soon as the items that are left cannot bring it back."""
+    def _all_inside(self, names: Sequence[str]) -> dict[str, float] | None:
+        """Mean drops over all guard items, or ``None`` at the first task that is not inside, as soon as the items that
+        are left cannot bring it there."""
         means: dict[str, float] = {}
         for name in names:
             parts, base = self._chunks[name], self._base[name]
@@ -307,7 +300,7 @@ class Fence(TrainerCallback):
             for part in parts:
                 drop += math.fsum(self._drops(part))
                 left -= math.fsum(1 - base[item.id] for item in part.items)  # what these could still have gained
-                if above((drop - left) / n, bound):
+                if above((drop - left) / n, self.near * self.max_drop):
                     return None
             means[name] = drop / n
         return means
@@ -320,7 +313,7 @@ class Fence(TrainerCallback):
         assert self._score is not None
         return {row.item: row.score for part in parts for row in self._score(part)}
 
-    def _reason(self, looks: Sequence[Look], factor: float, state: Any) -> str | None:
+    def _reason(self, looks: Sequence[Look], state: Any) -> str | None:
         """Why the training is to stop after this pull, if it is."""
         if state.global_step >= state.max_steps:
             return None
@@ -330,8 +323,8 @@ class Fence(TrainerCallback):
         after = f"step {state.global_step}, after {len(before)} pulls"
         if broken and len(before) >= self.patience:
             return f"{after}: the drop of {'; '.join(broken)} is shown to be above {self.max_drop:g} again"
-        if factor < SMALL and min(before.values(), default=1.0) < SMALL:
-            return f"{after}: only a factor of {factor:g} is inside, the second below {SMALL:g}"
+        if looks[0].factor < SMALL and min(before.values(), default=1.0) < SMALL:
+            return f"{after}: only a factor of {looks[0].factor:g} is inside, the second below {SMALL:g}"
         return None
 
     def _log(self, state: Any, looks: Sequence[Look]) -> None:

@@ -20,8 +20,7 @@ class Look:
     Attributes:
         n: Guard items scored; fewer than all where a clear answer came early.
         drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
-        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``. What is
-            near is pulled at the last look only: before, it may be chance, or pass by itself.
+        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``.
         evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
             it may be there by chance.
         factor: What the move was multiplied by; 1: it was left alone.
