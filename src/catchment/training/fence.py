@@ -89,8 +89,8 @@ class Fence(TrainerCallback):
 
     If a task is broken, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at which the
     mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is applied (0, the
-    base, where none of the four will do), and training goes on from there, at a lower learning rate until looks break
-    no bound again. The optimizer's moments stay. The last look pulls too, so that the delivered weights break no bound
+    base, where none of the four will do), and training goes on from there, at a lower learning rate until a look finds
+    no bound broken. The optimizer's moments stay. The last look pulls too, so that the delivered weights break no bound
     on the guard items.
 
     **What is claimed.** Look j may err with ``alpha * 6/(pi^2 j^2) / tasks`` per task, so that "broken (shown)" is ever
@@ -113,11 +113,10 @@ class Fence(TrainerCallback):
         near: Share of ``max_drop`` to which a pull goes back; above it a task is near, which is told and no more.
         patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
             factor below 0.1.
-        slow: Multiplies the learning rate (the scheduler's base rates) at each pull: the gradient still points out of
-            the fence, and at the same rate the next looks would find the same drop; in smaller steps the move settles
-            where data and fence agree. Each look without a pull takes one of these factors back: over few items the
-            mean drop passes the bound by chance now and then, and that shall not cost the whole gain. 1: leave the
-            rate alone.
+        slow: Multiplies the learning rate (the scheduler's base rates) from a pull to the next look without one: the
+            gradient still points out of the fence, and in smaller steps the move settles where data and fence agree.
+            Pulls in a row do not add up: over few items the mean drop passes the bound by chance now and then, and that
+            shall not cost the gain. 1: leave the rate alone.
         seed: Of the order of the items.
         output_dir: Folder for one JSON file per look and the base's scores. A resumed training reads them there and
             goes on as if it had not been interrupted: one that the fence had stopped ends at once (in a plain
@@ -258,10 +257,7 @@ class Fence(TrainerCallback):
 
     def _slowed(self) -> float:
         """What the learning rate stands at after all looks, as a share of the schedule's."""
-        pulls = 0
-        for factor in {look.step: look.factor for look in self.history}.values():
-            pulls = pulls + 1 if factor < 1 else max(0, pulls - 1)
-        return self.slow**pulls
+        return self.slow if self.history and self.history[-1].factor < 1 else 1.0
 
     def _judge(self, step: int, name: str, error: float, whole: bool) -> Look:
         drops: list[float] = []

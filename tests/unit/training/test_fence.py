@@ -305,14 +305,15 @@ def test_a_pull_slows_the_training_and_looks_inside_give_the_rate_back() -> None
     toy = Toy()
     fence = fenced(toy, slow=0.5)
     loop = Loop(fence, toy, steps=40, rate=0.01).begin()
-    pulls, seen = 0, []
+    pulled, seen = False, []
     while loop.state.global_step < 40:
         before = len(fence.history)
         loop.step()
         if len(fence.history) > before:
-            pulls = pulls + 1 if fence.history[-1].factor < 1 else max(0, pulls - 1)
-            seen.append(fence.history[-1].factor < 1)
-        assert loop.scheduler.base_lrs[0] == pytest.approx(0.01 * 0.5**pulls)
+            pulled = fence.history[-1].factor < 1
+            seen.append(pulled)
+        assert loop.scheduler.base_lrs[0] == pytest.approx(0.005 if pulled else 0.01)
+    assert [True, True] in [seen[k : k + 2] for k in range(len(seen))]
     assert [True, False] in [seen[k : k + 2] for k in range(len(seen))]
 
 
