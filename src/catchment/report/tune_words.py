@@ -21,7 +21,7 @@ def tune_sentence(
     """The headline and what came of a tune: gained and lost, whether it is harmful, what the protection did.
 
     Harmful: something was lost and nothing gained, or more was lost than gained, or held-out rows became worse, or the
-    training loss rose. Only losses and gains that were shown count.
+    training loss rose, or the fence stopped the training. Only losses and gains that were shown count.
 
     Args:
         runs: The delivered one first.
@@ -36,7 +36,8 @@ def tune_sentence(
     diverged = enough and run.loss is not None and run.loss[1] > ROSE * run.loss[0] and not better
     worse = run.held_out is not None and run.held_out.difference.low > 0
     harmful = diverged or (bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0)
-    harmful = harmful or (worse and not gained)
+    fenced_off = bool(run.stopped) and bool(run.looks) and run.looks[-1].factor < 1
+    harmful = harmful or (worse and not gained) or fenced_off
     headline = _headline(harmful, lost, gained, run)
     parts = [_opening(headline, lost, gained, bool(run.tasks))]
     if harmful and not lost and any(look.factor < 1 for look in run.looks):

@@ -76,9 +76,11 @@ def test_a_diverged_tune_without_tasks_is_harmful() -> None:
 
 def test_a_harmful_training_that_the_fence_took_back() -> None:
     look = FenceLook(5, "recall", 64, 0.4, 0.2, 0.6, "broken", "shown", factor=0.0, after=0.0)
-    headline, text = said([KEPT], loss=(1.0, 3.0), looks=(look,))
-    assert headline == "harmful"
-    assert text.startswith("This training is harmful; what is delivered was pulled back by the fence.")
+    for how in ({"loss": (1.0, 3.0)}, {"logged": 7, "stopped": "step 7: only a factor of 0 is inside"}):
+        headline, text = said([KEPT], looks=(look,), **how)
+        assert headline == "harmful"
+        assert text.startswith("This training is harmful; what is delivered was pulled back by the fence.")
+    assert said([KEPT], looks=(look,), stopped=None)[0] == "clean"
 
 
 def test_what_is_harmful_names_what_was_lost_with_its_interval() -> None:
