@@ -167,7 +167,7 @@ def numbers(tune: Tune) -> Found:
                 "seconds": run.seconds, "bytes": run.bytes, "loss": run.loss, "stopped": run.stopped,
                 "held_out": run.held_out and [run.held_out.base, run.held_out.tuned, *_ends(run.held_out.difference)],
                 "tasks": {t.task: [t.n, t.base, t.tuned, *_ends(t.difference), t.verdict] for t in run.tasks},
-                "pulls": sum(look.factor < 1 for look in run.looks),
+                "pulls": len({look.step for look in run.looks if look.factor < 1}),
             }
             for run in tune.runs
         ],

@@ -1,7 +1,7 @@
 """Make the two increments of the demo with ``catchment tune``: the same sums, once plain and once protected.
 
-Both see the same problems as often, at the same learning rate. The protected one also replays text that the base wrote
-itself, and a fence looks at ``recall`` and ``format`` meanwhile.
+Both see the same problems as often, at the same learning rate. The protected one is also held to the base's
+distributions on the base's own texts and answers, and a fence looks at ``recall`` and ``format`` meanwhile.
 
     python recipes/demo_increments.py --out src/catchment/demo --work /tmp/sums
 
