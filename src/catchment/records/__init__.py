@@ -46,7 +46,16 @@ from catchment.records.landscape import (
     SubspaceCard,
     Worst,
 )
-from catchment.records.tuning import Against, FenceLook, PilotSteps, Tune, TuneRun, Watched
+from catchment.records.tuning import (
+    Against,
+    FenceEvidence,
+    FenceLook,
+    FenceOutcome,
+    PilotSteps,
+    Tune,
+    TuneRun,
+    Watched,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -60,7 +69,9 @@ __all__ = [
     "Curvature",
     "Drift",
     "DriftRow",
+    "FenceEvidence",
     "FenceLook",
+    "FenceOutcome",
     "Flip",
     "FormatResult",
     "Gradients",

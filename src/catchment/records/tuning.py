@@ -8,16 +8,22 @@ from typing import Any, Literal
 from catchment.records.comparison import Companion, Comparison, TaskResult
 from catchment.records.core import SCHEMA_VERSION, Interval
 
+FenceOutcome = Literal["inside", "near", "broken"]
+FenceEvidence = Literal["shown", "estimated"]
+
 
 @dataclass(frozen=True)
 class FenceLook:
     """What one look of the fence found on one protected task: the drop of its guard items, and what was done.
 
     Attributes:
-        drop, low, high: Base - now, and its confidence sequence at this look's share of the error.
-        outcome: ``inside``, ``near`` or ``broken``; ``shown`` by the sequence, or ``estimated``.
-        factor: What the move was multiplied by; 1 where it was left alone.
-        after: Drop at that factor.
+        n: Guard items scored; fewer than all where a clear answer came early.
+        drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
+        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``.
+        evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
+            it may be there by chance.
+        factor: What the move was multiplied by; 1: it was left alone.
+        after: Mean drop over all guard items at the factor; ``None`` where it was left alone.
     """
 
     step: int
@@ -26,8 +32,8 @@ class FenceLook:
     drop: float
     low: float
     high: float
-    outcome: Literal["inside", "near", "broken"]
-    evidence: Literal["shown", "estimated"]
+    outcome: FenceOutcome
+    evidence: FenceEvidence
     factor: float = 1.0
     after: float | None = None
 

@@ -5,7 +5,6 @@ from catchment.training.callbacks import CapabilityCallback, Evaluation, any_pro
 from catchment.training.data import Rows, as_task, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence, Move
-from catchment.training.looks import Look
 from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
 from catchment.training.replay import Replay, answered, self_generated
@@ -16,7 +15,6 @@ __all__ = [
     "Encoded",
     "Evaluation",
     "Fence",
-    "Look",
     "MasterWeights",
     "Move",
     "PilotRoom",

@@ -98,7 +98,7 @@ def check_packing(model: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(weight.shape[0], (n,), generator=generator).tolist() for n in (5, 7, 4, 6)]
     examples = [{"input_ids": ids, "labels": ids} for ids in texts]
-    batch = _to_device(_pad_causal([_block(examples[:2]), _block(examples[2:])], 0), weight.device)
+    batch = to_device(_pad_causal([_block(examples[:2]), _block(examples[2:])], 0), weight.device)
     with without_trace(model):
         together = model(**batch).logits.float()
         alone = [model(input_ids=torch.tensor([ids], device=weight.device)).logits[0].float() for ids in texts]
@@ -162,7 +162,8 @@ def _pad_causal(examples: Sequence[Example], pad: int, multiple: int = 1) -> dic
     return {**batch, "attention_mask": _padded([[1] * len(row) for row in ids], 0, multiple)}
 
 
-def _to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors there; what is no tensor stays."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
@@ -182,8 +183,8 @@ def completion_losses(model: Any, encoded: Encoded, batch_tokens: int = 2048) ->
     device = model.get_input_embeddings().weight.device
     losses = [math.nan] * len(encoded)
     with without_trace(model):
-        for group in _groups([len(e["input_ids"]) for e in encoded.examples], batch_tokens):
-            batch = _to_device(_pad_causal([encoded.examples[k] for k in group], 0), device)
+        for group in groups([len(e["input_ids"]) for e in encoded.examples], batch_tokens):
+            batch = to_device(_pad_causal([encoded.examples[k] for k in group], 0), device)
             labels = batch.pop("labels")[:, 1:]
             logits = model(**batch).logits[:, :-1].float()
             nll = torch.nn.functional.cross_entropy(
@@ -195,7 +196,7 @@ def completion_losses(model: Any, encoded: Encoded, batch_tokens: int = 2048) ->
     return losses
 
 
-def _groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """Numbers of the examples of each batch, the longest first."""
     group: list[int] = []
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):

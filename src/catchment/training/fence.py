@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 
 from catchment.capabilities import Task
 from catchment.errors import InputError, ModelError
-from catchment.records import Row
+from catchment.records import FenceLook, Row
 from catchment.runs import read_json
 from catchment.statistics import mean_sequence
 from catchment.training.callbacks import from_main, write_json
-from catchment.training.looks import Look, above, spend, verdict
+from catchment.training.looks import above, spend, verdict
 from catchment.training.pilot import Scorer, seeded
 
 CHUNK = 32
@@ -51,7 +51,7 @@ class Move(Protocol):
 class _Action:
     """What a look leads to, for every process: the numbers that ``scale`` is called with, in this order."""
 
-    looks: tuple[Look, ...]
+    looks: tuple[FenceLook, ...]
     scales: tuple[float, ...] = ()
     stopped: str | None = None
 
@@ -85,7 +85,7 @@ class Fence(TrainerCallback):
     The base is scored on the guard items before the first step. A look scores them again: at steps N/8, N/4 and N/2,
     so that a learning rate that is far too high is caught early, every N = ``eval_steps`` steps, and after the last
     step. It takes the paired drops in a seeded order, 32 at a time, and stops early where the answer is clear (the
-    last look takes all). Outcomes per task are those of :class:`Look`.
+    last look takes all). Outcomes per task are those of :class:`FenceLook`.
 
     If a task is broken, the move is pulled back: a bisection of 4 evaluations finds the largest factor c at which the
     mean drop of every task over all guard items is at most ``near * max_drop``, ``move.scale(c)`` is applied (0, the
@@ -125,7 +125,7 @@ class Fence(TrainerCallback):
         score: Scores the model where it stands; by default the evaluation path of everything here.
 
     Attributes:
-        history: Every :class:`Look`, in order.
+        history: Every :class:`FenceLook`, in order.
         stopped: Why the fence ended the training, or ``None``.
 
     Raises:
@@ -163,7 +163,7 @@ class Fence(TrainerCallback):
         self.move, self.eval_steps, self.patience, self.seed = move, int(eval_steps), int(patience), seed
         self.tokenizer, self.chat_template, self.batch_tokens = tokenizer, chat_template, batch_tokens
         self.output_dir = Path(output_dir) if output_dir is not None else None
-        self.history: list[Look] = []
+        self.history: list[FenceLook] = []
         self.stopped: str | None = None
         self._given_score = score
         self._score: Score | None = None
@@ -252,14 +252,14 @@ class Fence(TrainerCallback):
         pull.to(factor)
         if factor == 0:
             _check_finite(model, state.global_step)
-        looks = [Look(**{**asdict(look), "factor": factor, "after": after[look.task]}) for look in looks]
+        looks = [replace(look, factor=factor, after=after[look.task]) for look in looks]
         return _Action(tuple(looks), tuple(pull.scales), self._reason(looks, state))
 
     def _slowed(self) -> float:
         """What the learning rate stands at after all looks, as a share of the schedule's."""
         return self.slow if self.history and self.history[-1].factor < 1 else 1.0
 
-    def _judge(self, step: int, name: str, error: float, whole: bool) -> Look:
+    def _judge(self, step: int, name: str, error: float, whole: bool) -> FenceLook:
         drops: list[float] = []
         parts = self._chunks[name]
         for number, part in enumerate(parts, 1):
@@ -270,9 +270,9 @@ class Fence(TrainerCallback):
                 break
         assert found is not None
         interval = mean_sequence(drops, error)
-        return Look(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
+        return FenceLook(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
 
-    def _factor(self, pull: _Pull, looks: Sequence[Look]) -> tuple[float, dict[str, float]]:
+    def _factor(self, pull: _Pull, looks: Sequence[FenceLook]) -> tuple[float, dict[str, float]]:
         """The largest factor found at which all tasks are inside, and their drops there. The task that stands worst
         comes first, because it decides."""
         names = [look.task for look in sorted(looks, key=lambda look: -look.drop)]
@@ -309,7 +309,7 @@ class Fence(TrainerCallback):
         assert self._score is not None
         return {row.item: row.score for part in parts for row in self._score(part)}
 
-    def _reason(self, looks: Sequence[Look], state: Any) -> str | None:
+    def _reason(self, looks: Sequence[FenceLook], state: Any) -> str | None:
         """Why the training is to stop after this pull, if it is."""
         if state.global_step >= state.max_steps:
             return None
@@ -323,7 +323,7 @@ class Fence(TrainerCallback):
             return f"{after}: only a factor of {looks[0].factor:g} is inside, the second below {SMALL:g}"
         return None
 
-    def _log(self, state: Any, looks: Sequence[Look]) -> None:
+    def _log(self, state: Any, looks: Sequence[FenceLook]) -> None:
         values = {f"fence/{look.task}_drop": look.drop for look in looks}
         state.log_history.append({**values, "fence/factor": looks[0].factor, "step": state.global_step})
 
@@ -364,7 +364,7 @@ class Fence(TrainerCallback):
         self._forget(step)
         for path in self._files():
             content = read_json(path, "delete it; that look is then missing from the record")
-            self.history += [Look(**look) for look in content["looks"]]
+            self.history += [FenceLook(**look) for look in content["looks"]]
             self.stopped = content["stopped"]
 
 

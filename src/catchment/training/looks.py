@@ -4,39 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from catchment.records import FenceEvidence, FenceOutcome
 from catchment.statistics import decide_mean
-
-Outcome = Literal["inside", "near", "broken"]
-Evidence = Literal["shown", "estimated"]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one look found on one task.
-
-    Attributes:
-        n: Guard items scored; fewer than all where a clear answer came early.
-        drop, low, high: Mean of base - now over these items, and the confidence sequence at this look's error.
-        outcome: ``inside``; ``near``: the drop is above ``near * max_drop``; ``broken``: above ``max_drop``.
-        evidence: ``shown``: by the confidence sequence. ``estimated``: the mean over all guard items is there, and
-            it may be there by chance.
-        factor: What the move was multiplied by; 1: it was left alone.
-        after: Mean drop over all guard items at the factor; ``None`` where it was left alone.
-    """
-
-    step: int
-    task: str
-    n: int
-    drop: float
-    low: float
-    high: float
-    outcome: Outcome
-    evidence: Evidence
-    factor: float = 1.0
-    after: float | None = None
 
 
 def spend(alpha: float, look: int, tasks: int) -> float:
@@ -52,7 +22,7 @@ def spend(alpha: float, look: int, tasks: int) -> float:
 
 def verdict(
     drops: Sequence[float], max_drop: float, near: float, error: float, *, last: bool
-) -> tuple[Outcome, Evidence] | None:
+) -> tuple[FenceOutcome, FenceEvidence] | None:
     """Where a drop stands after these items; ``None``: not clear yet, and more items are to come.
 
     "broken (shown)" while the true drop is at most ``max_drop`` has a probability of at most ``error / 2``, and so has

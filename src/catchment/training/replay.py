@@ -15,15 +15,15 @@ from torch import Tensor
 
 from catchment.capabilities import CHOICE_SCORERS, Task, context_length, prepare, without_trace
 from catchment.errors import InputError
-from catchment.training.batches import Collator
+from catchment.training.batches import Collator, groups, to_device
 from catchment.training.encoding import IGNORE, Example, chat_template_of
 
 TOP = 64
 """Next tokens whose probabilities are kept at each place; the others count as one."""
 LEAST = -1e4
 """Log-probability that stands for an impossible token's."""
-TOGETHER = 8
-"""Texts whose probabilities under the base are computed at once."""
+TOGETHER = 2048
+"""Padded tokens of texts whose probabilities under the base are computed at once."""
 GREEDY = 1e-6
 """A temperature at which the likeliest token is drawn."""
 MARK = "\u241fmessage\u241f"
@@ -162,15 +162,14 @@ class Replay:
         if not self.examples:
             raise InputError(f"none of {len(examples)} texts to replay has a token to learn; expected at least one.")
         self.collate, self.per_batch, self.weight, self.seed = collate, per_batch, weight, seed
-        self._base: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(self.examples)
-        order = sorted(range(len(self.examples)), key=lambda k: len(self.examples[k]["input_ids"]))
+        base: dict[int, tuple[Tensor, Tensor]] = {}
         with without_trace(model):
-            for at in range(0, len(order), TOGETHER):
-                part = order[at : at + TOGETHER]
+            for part in groups([len(example["input_ids"]) for example in self.examples], TOGETHER):
                 found = _likeliest(self._logits(model, [self.examples[k] for k in part]))
                 counts = [sum(label != IGNORE for label in self.examples[k]["labels"][1:]) for k in part]
-                for k, *kept in zip(part, *(tensor.split(counts) for tensor in found), strict=True):
-                    self._base[k] = (kept[0], kept[1])
+                tokens, logs = (tensor.split(counts) for tensor in found)
+                base |= dict(zip(part, zip(tokens, logs, strict=True), strict=True))
+        self._base = [base[k] for k in range(len(self.examples))]
 
     def rows(self, batch: int, rank: int = 0, processes: int = 1) -> list[int]:
         """The rows beside the ``batch``-th batch, from 0, on one of the processes."""
@@ -196,7 +195,7 @@ class Replay:
 
     def _logits(self, model: Any, examples: Sequence[Example]) -> Tensor:
         """At the places that predict a label, row after row: (places, vocabulary)."""
-        batch = {key: value.to(_device(model)) for key, value in self.collate(examples).items()}
+        batch = to_device(self.collate(examples), _device(model))
         learned = batch.pop("labels")[:, 1:] != IGNORE
         return model(**batch).logits[:, :-1][learned]
 

@@ -10,7 +10,6 @@ import warnings
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 from catchment.errors import InputError
 from catchment.landscape import Batch, Subspace
@@ -42,13 +41,13 @@ ANSWER_TOKENS = 32
 """Of the base's answers to items of a protected task."""
 
 
-def fence_of(job: TuneJob, name: str, tuning: Tuning, args: TrainingArguments) -> Fence | None:
+def fence_of(job: TuneJob, name: str, tuning: Tuning) -> Fence | None:
     if not job.protected:
         return None
-    s, steps = job.settings, args.max_steps if args.max_steps > 0 else job.steps
+    s = job.settings
     return Fence(
         [item.guard for item in job.protected], max_drop=s.max_drop, move=tuning,
-        eval_steps=s.fence_steps or max(1, steps // 8), tokenizer=job.loaded.tokenizer,
+        eval_steps=s.fence_steps or max(1, job.steps // 8), tokenizer=job.loaded.tokenizer,
         chat_template=s.chat_template, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
         batch_tokens=job.batch_tokens,
     )  # fmt: skip

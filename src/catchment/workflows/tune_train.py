@@ -15,7 +15,7 @@ from catchment.capabilities import evaluate
 from catchment.errors import NonFiniteError, StoreError
 from catchment.methods import SIFT, MethodTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
-from catchment.records import Companion, FenceLook, Interval, Row, TuneRun, Watched, from_json, to_json
+from catchment.records import Companion, Interval, Row, TuneRun, Watched, from_json, to_json
 from catchment.runs import make_folder, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
 from catchment.training import CapabilityCallback, Replay, completion_losses
@@ -79,7 +79,7 @@ def _trained(
     s = job.settings
     if fenced and s.pull and isinstance(job.method, SIFT):
         args.weight_decay = s.pull
-    fence = fence_of(job, name, tuning, args) if fenced else None
+    fence = fence_of(job, name, tuning) if fenced else None
     told = _Told(job, name)
     watch = watch_of(job, name)
     callbacks: list[TrainerCallback] = [told, *([fence] if fence else []), *([watch] if watch else [])]
@@ -118,7 +118,7 @@ def _trained(
         logged=len(history),
         held_out=_companion(job, before, after),
         accuracy=_accuracy(job, before, after),
-        looks=tuple(FenceLook(**dataclasses.asdict(look)) for look in fence.history) if fence else (),
+        looks=tuple(fence.history) if fence else (),
         stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
         watched=tuple(_watched(watch)) if watch else (),
     )
