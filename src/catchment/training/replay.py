@@ -36,6 +36,7 @@ def self_generated(
     n: int,
     *,
     max_new_tokens: int = 256,
+    max_answer_tokens: int | None = None,
     seed: int = 0,
     chat_template: str = "auto",
     temperature: float = 1.0,
@@ -64,6 +65,7 @@ def self_generated(
         model: The base, as a transformers causal language model.
         n: Rows to sample; empty ones are dropped, and one warning counts them.
         max_new_tokens: Of each message, answer or text; less where the context ends before.
+        max_answer_tokens: Of each answer (chat), if not ``max_new_tokens``.
         chat_template: ``"auto"`` (the tokenizer's own, if any), ``"none"`` or the path of a Jinja file.
         temperature: Above 0. Only 1 gives the KL.
 
@@ -75,8 +77,10 @@ def self_generated(
 
     Cost: n times up to ``2 * max_new_tokens`` (chat) or ``max_new_tokens`` decoding steps, in batches.
     """
-    if n < 1 or max_new_tokens < 1 or batch_size < 1 or not 0 < temperature < math.inf:
-        given = f"n {n}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, temperature {temperature}"
+    answer = max_new_tokens if max_answer_tokens is None else max_answer_tokens
+    if min(n, max_new_tokens, answer, batch_size) < 1 or not 0 < temperature < math.inf:
+        given = f"n {n}, max_new_tokens {max_new_tokens}, max_answer_tokens {max_answer_tokens}, "
+        given += f"batch_size {batch_size}, temperature {temperature}"
         raise InputError(f"{given}: expected at least 1 each, and a temperature above 0.")
     template = chat_template_of(tokenizer, chat_template)
     writer = _Writer(model, tokenizer, max_new_tokens, temperature, seed)
@@ -84,7 +88,7 @@ def self_generated(
     with without_trace(model):
         for at in range(0, n, batch_size):
             numbers = range(at, min(at + batch_size, n))
-            rows += _texts(writer, numbers) if template is None else _chats(writer, numbers, template)
+            rows += _texts(writer, numbers) if template is None else _chats(writer, numbers, template, answer)
     if len(rows) < n:
         warnings.warn(f"{n - len(rows)} of {n} self-generated rows were empty and are left out", stacklevel=2)
     return rows
@@ -234,11 +238,12 @@ class _Writer:
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
     def write(
-        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], part: str, ends: set[int]
-    ) -> list[tuple[list[int], bool]]:
+        self, prompts: Sequence[Sequence[int]], numbers: Sequence[int], part: str, ends: set[int],
+        most: int | None = None,
+    ) -> list[tuple[list[int], bool]]:  # fmt: skip
         """Per prompt the tokens drawn, without the one that ends them, and whether they were cut."""
-        width = max(map(len, prompts))
-        most = self.most if self.context is None else min(self.most, self.context - width)
+        width, most = max(map(len, prompts)), most or self.most
+        most = most if self.context is None else min(most, self.context - width)
         if most < 1:
             return [([], True) for _ in prompts]
         generators = (self.stream(number, part) for number in numbers)
@@ -307,7 +312,7 @@ def _random_token(writer: _Writer, number: int) -> int:
     return known[int(torch.randint(len(known), (1,), generator=writer.stream(number, "first")))]
 
 
-def _chats(writer: _Writer, numbers: Sequence[int], template: str) -> list[dict[str, Any]]:
+def _chats(writer: _Writer, numbers: Sequence[int], template: str, most: int) -> list[dict[str, Any]]:
     tokenizer = writer.tokenizer
     before, after = _turn(tokenizer, template)
     whole = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
@@ -324,7 +329,7 @@ def _chats(writer: _Writer, numbers: Sequence[int], template: str) -> list[dict[
     if not users:
         return []
     prompts = [_encode(tokenizer, _render(tokenizer, template, message, answer=True)) for message in users.values()]
-    answers = writer.write(prompts, list(users), "assistant", writer.ends | special)
+    answers = writer.write(prompts, list(users), "assistant", writer.ends | special, most)
     rows = []
     for message, (ids, cut) in zip(users.values(), answers, strict=True):
         answer = tokenizer.decode(ids, skip_special_tokens=True)

@@ -34,9 +34,12 @@ from catchment.workflows.tune_job import TuneJob
 
 RUNGS = 8
 """Scales at which the room before training is measured."""
-REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH, REPLAY_TEMPERATURE = 64, 128, 64, 0.7
+REPLAY_TOKENS, REPLAY_ROWS, REPLAY_BATCH, REPLAY_TEMPERATURE = 64, 64, 64, 0.7
 """Of the texts that the base writes by itself. Divergences are exact at every place, so texts may be drawn cooler than
 the base is: at temperature 1 those of a small model are mostly noise."""
+OPENING_TOKENS = 12
+"""Of its answers to messages of its own: a tune that answers otherwise starts otherwise, and behind the first words of
+the base's own answer both go on alike. A mean over a long answer hides that."""
 ANSWER_TOKENS = 32
 """Of the base's answers to items of a protected task."""
 
@@ -104,7 +107,8 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
     wanted = math.ceil(per_batch * job.steps * s.accumulation * distributed.processes())
     own = self_generated(
         model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, chat_template=s.chat_template,
-        max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), batch_size=REPLAY_BATCH, temperature=REPLAY_TEMPERATURE,
+        max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), max_answer_tokens=OPENING_TOKENS,
+        batch_size=REPLAY_BATCH, temperature=REPLAY_TEMPERATURE,
     )  # fmt: skip
     found += [("", example) for example in _replayed(job, own, needed=not found)]
     return [

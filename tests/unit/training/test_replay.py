@@ -114,10 +114,14 @@ def test_padding_and_caches_change_nothing(name: str) -> None:
     assert len({len(row["messages"][0]["content"]) for row in together}) > 1
 
 
-def test_a_chat_model_writes_the_question_and_answers_it() -> None:
-    """The answer is drawn from the model's own distribution after the rendered message: greedy at a low temperature."""
+@pytest.mark.parametrize("opening", [None, 2])
+def test_a_chat_model_writes_the_question_and_answers_it(opening: int | None) -> None:
+    """The answer is drawn from the model's own distribution after the rendered message: greedy at a low temperature.
+    Of a long answer the opening can be enough."""
     model, tokenizer = tiny_llama(), tiny_tokenizer(chat=True)
-    rows = self_generated(model, tokenizer, 5, max_new_tokens=6, seed=0, temperature=1e-4)
+    rows = self_generated(
+        model, tokenizer, 5, max_new_tokens=6, max_answer_tokens=opening, seed=0, temperature=1e-4
+    )  # fmt: skip
     assert rows
     for row in rows:
         user, assistant = row["messages"]
@@ -125,7 +129,7 @@ def test_a_chat_model_writes_the_question_and_answers_it() -> None:
         prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
         with torch.no_grad():
-            out = model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=True)
+            out = model.generate(**ids, max_new_tokens=opening or 6, do_sample=False, use_cache=True)
         answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
         assert assistant["content"] == answer
 
@@ -165,6 +169,7 @@ def test_a_text_ends_with_the_context() -> None:
     ("settings", "message"),
     [
         ({"n": 0}, "n 0, max_new_tokens 4"),
+        ({"max_answer_tokens": 0}, "max_answer_tokens 0, batch_size 16"),
         ({"temperature": 0.0}, "temperature 0.0: expected at least 1 each"),
         ({"chat_template": "nowhere.jinja"}, "chat_template 'nowhere.jinja': expected 'auto'"),
     ],
