@@ -21,7 +21,7 @@ from catchment.workflows.tune_job import TuneJob, parse_pairs
 
 PLAIN, PROTECTED = "plain", "protected"
 WARM_UP = 0.1
-"""Of the steps. Adam's first ones move every entry by the whole rate, whatever its gradient, and leave any tolerance."""
+"""Of the steps. Adam's first ones move every entry by the whole rate, whatever its gradient: out of any tolerance."""
 OURS = {
     "output_dir": "--out", "per_device_train_batch_size": "--batch-size", "num_train_epochs": "--epochs",
     "gradient_accumulation_steps": "--accumulation", "max_steps": "--max-steps", "learning_rate": "--learning-rate",
