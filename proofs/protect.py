@@ -228,7 +228,8 @@ def _together(done: dict[str, Found | str]) -> list[str]:
             seeds.setdefault(name.partition(", seed ")[0], []).append(found)
     lines = []
     for name, cells in seeds.items():
-        for task in set(cells[0]["against"]) - set(cells[0]["protected"]) if len(cells) > 1 else ():
+        judged = [task for task in cells[0]["against"] if task not in cells[0]["protected"]]
+        for task in judged if len(cells) > 1 else ():
             against = [cell["against"][task] for cell in cells]
             runs = [[cell["runs"][k]["tasks"][task] for cell in cells] for k in (-1, 0)]
             scores = [fmean(row[1] for row in runs[0]), fmean(row[1] for row in against), fmean(r[2] for r in against)]
