@@ -32,13 +32,15 @@ from sift_memory import batch_of, files, in_process, memory
 from sift_peers import Step, build, load, now, specs
 
 ROOT = Path(__file__).parents[1]
-SHAPE = (4, 128)
+SHAPE, LONG = (4, 128), (8, 512)
 PLAIN = "forward + backward, all weights"
 CORE = (
     PLAIN, "forward + backward, targets", "full, AdamW fused", "full, AdamW foreach", "SIFT 1%", "SIFT 5%",
     "PEFT LoRA = 5%", "PEFT SHiRA = 5%", "PEFT Supertuning 5%", "selection 1%", "selection 5%",
 )  # fmt: skip
 """What is timed where a step takes seconds."""
+AT_LONG = ("forward + backward, targets", "SIFT = r 32", "PEFT LoRA r 32")
+"""Whose memory is measured on the long batch too: LoRA keeps ``r`` activations more per matrix and token."""
 MIB = 2**20
 UNITS = {
     "time": "seconds of the processor with one thread, else of the clock; a step = "
@@ -139,12 +141,17 @@ def _summary(name: str, seen: dict[str, list[dict[str, float]]]) -> dict[str, An
 
 # Memory
 
+_LONG = f"{LONG[0]} x {LONG[1]} tokens: "
+
 
 def memory_of(folder: Path, dtype: str) -> dict[str, Any]:
     """One thread: bytes do not depend on it, and workspaces per thread are none of the methods' doing."""
-    found = {spec.name: in_process(memory, spec, folder, dtype, SHAPE, 1) for spec in specs(dtype, "memory")}
+    wanted = {spec.name: spec for spec in specs(dtype, "memory")}
+    found = {name: in_process(memory, spec, folder, dtype, SHAPE, 1) for name, spec in wanted.items()}
+    if dtype == "float32":
+        found |= {f"{_LONG}{name}": in_process(memory, wanted[name], folder, dtype, LONG, 1) for name in AT_LONG}
     for name, row in found.items():
-        prefix = "checkpointed: " if name.startswith("checkpointed") else ""
+        prefix = next((start for start in ("checkpointed: ", _LONG) if name.startswith(start)), "")
         beside = found[f"{prefix}forward + backward, targets"]
         if "SIFT" in name and "raised" not in row and "raised" not in beside:
             row |= _against_formula(row, beside, 2 if dtype == "bfloat16" else 4)
@@ -213,11 +220,12 @@ def _memory_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(
                 _bar(f"{name}: peak / (weights + activations + 22k or 24k + gradient)", row["over_formula"], 1.05)
             )
-    pairs = {"SIFT = r 32": ["PEFT LoRA r 32"], "checkpointed: SIFT 5%": ["checkpointed: PEFT LoRA = 5%"]}
+    pairs = {"SIFT = r 32": ["PEFT LoRA r 32"], f"{_LONG}SIFT = r 32": [f"{_LONG}PEFT LoRA r 32"]}
+    pairs |= {"checkpointed: SIFT 5%": ["checkpointed: PEFT LoRA = 5%"]}
     for percent in (1, 5):
         peers = [f"PEFT LoRA = {percent}%", f"PEFT SHiRA = {percent}%", f"PEFT Supertuning {percent}%"]
         pairs[f"SIFT {percent}%"] = peers
-    both = [(ours, peer) for ours, peers in pairs.items() for peer in peers]
+    both = [(ours, peer) for ours, peers in pairs.items() for peer in peers if ours in found and peer in found]
     both = [(ours, peer) for ours, peer in both if "peak" in found[ours] and "peak" in found[peer]]
     return rows + [_bar(f"peak: {a} / {b}", found[a]["peak"] / found[b]["peak"], 1.0) for a, b in both]
 
@@ -230,6 +238,7 @@ def conditions(options: argparse.Namespace, before: tuple[float, ...]) -> dict[s
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return {
         "batch": f"{SHAPE[0]} x {SHAPE[1]} random tokens, the same for all; dropout 0",
+        "batch_of_memory_too": f"{LONG[0]} x {LONG[1]} tokens, float32",
         "targets": "q, k, v, o, gate, up, down of every block",
         "rounds_at_most": options.rounds, "seconds_of_rounds": options.seconds,
         "threads": options.threads, "threads_of_memory_and_files": 1,

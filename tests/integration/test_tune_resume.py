@@ -21,7 +21,8 @@ from catchment.records import Tune, from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import solved
-from tests.integration.test_tune import SUMS, command, lines, refused
+from tests.integration.test_tune import SUMS, lines
+from tests.integration.test_tune_bad_input import command, refused
 
 __all__ = ["home", "run_cli"]
 torch.set_num_threads(1)
