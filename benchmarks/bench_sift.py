@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 SHAPE, LONG = (4, 128), (8, 512)
 PLAIN = "forward + backward, all weights"
 CORE = (
-    PLAIN, "forward + backward, targets", "full, AdamW fused", "full, AdamW foreach", "SIFT 1%", "SIFT 5%",
+    PLAIN, "forward + backward, targets", "full, AdamW fused", "full, AdamW by default", "SIFT 1%", "SIFT 5%",
     "PEFT LoRA = 5%", "PEFT SHiRA = 5%", "PEFT Supertuning 5%", "selection 1%", "selection 5%",
 )  # fmt: skip
 """What is timed where a step takes seconds."""

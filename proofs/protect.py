@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -71,16 +72,23 @@ def sst2(count: int, seed: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"Review: {text.strip()} Sentiment:", "completion": f" {words[int(y)]}"} for text, y in chosen]
 
 
-def settings(cell: Cell, out: Path) -> TuneSettings:
+def asked(cell: Cell) -> Found:
+    """Settings of the cell's tune."""
+    own = {
+        "method": "sift", "sparsity": 0.01, "learning_rate": cell.rate, "max_steps": cell.steps, "seed": cell.seed,
+        "protect": cell.protect,
+    }  # fmt: skip
     if cell.data == "sums":  # as the demo's increments are made, which have to be smaller
-        rows = recipe.problems(recipe.PROBLEMS, recipe.SETTINGS["seed"])
-        asked = {**recipe.SETTINGS, "sparsity": 0.01, "learning_rate": cell.rate}
-        return TuneSettings(cell.base, rows, out=out, **asked)
-    return TuneSettings(
-        cell.base, sst2(2200), out=out, method="sift", sparsity=0.01, learning_rate=cell.rate,  # type: ignore[arg-type]
-        max_steps=cell.steps, protect=cell.protect, max_drop=0.05, tasks=("stories",), limit=200, seed=cell.seed,
-        held_out=200, batch_size=8, max_length=128,
-    )  # fmt: skip
+        return {**recipe.SETTINGS, **own}
+    return {
+        **own, "max_drop": 0.05, "tasks": ("stories",), "limit": 200, "held_out": 200, "batch_size": 8,
+        "max_length": 128,
+    }  # fmt: skip
+
+
+def settings(cell: Cell, out: Path) -> TuneSettings:
+    rows = recipe.problems(recipe.PROBLEMS, cell.seed) if cell.data == "sums" else sst2(2200)
+    return TuneSettings(cell.base, rows, out=out, **asked(cell))
 
 
 class Told(workflows.Progress):
@@ -108,8 +116,9 @@ def main() -> None:
     for number, cell in enumerate(cells()):
         out = args.work / str(number)
         kept = out / "tune.json"
-        if kept.is_file():
-            done[cell.name] = numbers(from_json(Tune, kept.read_text(encoding="utf-8")))
+        here = numbers(from_json(Tune, kept.read_text(encoding="utf-8"))) if kept.is_file() else None
+        if here is not None and _same(cell, here):
+            done[cell.name] = here
         elif cell.name in earlier:
             done[cell.name] = earlier[cell.name]
         elif time.monotonic() > end or not cell.name.startswith(args.only):
@@ -132,16 +141,21 @@ def committed() -> dict[str, Found]:
     if newest is None:
         return {}
     content = json.loads(newest.read_text(encoding="utf-8"))
-    asked = {cell.name: cell for cell in cells()}
+    named = {cell.name: cell for cell in cells()}
     return {
-        name: {"created": newest.stem.removeprefix("protect-"), "protected": list(asked[name].protect), **found}
+        name: found
         for name, found in content.items()
-        if isinstance(found, dict) and name in asked and _same(asked[name], found["settings"])
+        if isinstance(found, dict) and name in named and _same(named[name], found)
     }
 
 
-def _same(cell: Cell, told: Found) -> bool:
-    return (cell.rate, cell.steps, cell.seed) == (told["learning_rate"], told["max_steps"], told["seed"])
+def _same(cell: Cell, found: Found) -> bool:
+    """Whether all settings that a result tells are those that the cell asks for, or their defaults."""
+    fields = {f.name: f.default for f in dataclasses.fields(TuneSettings)}
+    wanted = {**fields, **asked(cell)}
+    told = {k: v for k, v in found["settings"].items() if k in wanted}
+    told |= {"protect": found["protected"], "max_drop": found.get("max_drop")}
+    return all(wanted[k] == (tuple(v) if isinstance(v, list) else v) for k, v in told.items())
 
 
 def write(done: dict[str, Found | str]) -> None:
@@ -164,6 +178,7 @@ def numbers(tune: Tune) -> Found:
         "settings": tune.settings,
         "conditions": {k: v for k, v in tune.conditions.items() if k != "device"},
         "protected": list(tune.protected),
+        "max_drop": tune.max_drop,
         "runs": [
             {
                 "name": run.name, "trainable": run.trainable, "steps": run.steps, "tokens": run.tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -210,8 +211,8 @@ def _tried(settings: Found, bench: Bench, done: Done) -> Found:
 
 
 def chosen_rate(needs: tuple[str, ...], done: Done) -> float:
-    """The learning rate with the smallest validation loss."""
-    return min((done[name]["result"]["loss"], done[name]["settings"]["lr"]) for name in needs)[1]
+    """The learning rate with the smallest validation loss; one that diverged has none."""
+    return min((done[name]["result"].get("loss", math.inf), done[name]["settings"]["lr"]) for name in needs)[1]
 
 
 def _tuned(settings: Found, bench: Bench, done: Done) -> Found:

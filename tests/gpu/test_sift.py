@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,33 @@ def test_a_scaler_in_float16_trains_and_an_overflow_leaves_no_trace() -> None:
     assert sift.ready
     assert float(sift.delta.abs().max()) > 0
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_saved_taken_up_and_resumed_on_a_gpu(tmp_path: Path) -> None:
+    def begin() -> tuple[torch.nn.Module, Sift, torch.optim.Optimizer]:
+        model = tiny_llama().cuda()
+        sift = Sift(model, sparsity=0.02)
+        return model, sift, sift.optimizer(torch.optim.AdamW, lr=1e-2)
+
+    def go(model: torch.nn.Module, optimizer: torch.optim.Optimizer, part: list[torch.Tensor]) -> None:
+        for batch in part:
+            loss(model, batch).backward()
+            optimizer.step()
+
+    data = [batch.cuda() for batch in batches(6)]
+    model, sift, optimizer = begin()
+    go(model, optimizer, data[:3])
+    sift.save_pretrained(tmp_path)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    other, again, second = begin()
+    again.load_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    second.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    go(model, optimizer, data[3:])
+    go(other, second, data[3:])
+    assert all(
+        torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(other.parameters(), model.parameters(), strict=True)
+    )
 
 
 def _llama() -> torch.nn.Module:

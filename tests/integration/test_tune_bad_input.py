@@ -89,6 +89,7 @@ LATE = [
     pytest.param(["--head", "sequence-classification"], "head", id="head"),
     pytest.param(["--epochs", "0", "--training-args", "max_steps=-1"], "epochs", id="epochs"),
     pytest.param(["--method", "lora", "--pull", "0.1", "--protect", "ECHO"], "only sift and full", id="pull"),
+    pytest.param(["--method", "wise-ft", "--protect", "ECHO"], "--method full with --protect", id="wise-ft"),
     pytest.param(["--eval-steps", "2", "--on-drop", "stop"], "eval-steps", id="eval-steps"),
     pytest.param(["--method", "lora", "--pull", "0.1"], "pull 0.1", id="pull without protect"),
 ]

@@ -317,8 +317,10 @@ def test_a_checkpoint_that_was_passed_over_is_in_the_record(
     out = copied(finished, tmp_path)
     (out / "plain/run.json").unlink()
     (out / "checkpoints/plain/checkpoint-9").mkdir()
+    (out / "checkpoints/plain/checkpoint-4/seconds.json").write_text('{"seconds": 1000.0}')
     assert run_cli(*command(room, out), "--save-steps", "2").returncode == 0
     assert any("passed over" in warning for warning in told(out).warnings)
+    assert 1000 < told(out).runs[0].seconds < 1600  # with those before the kill
 
 
 def _increment(out: Path) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
@@ -56,7 +57,8 @@ class MethodTrainer(PunctualTrainer):
     Args:
         tuning: From ``method.attach(model)``.
         args: ``transformers.TrainingArguments``.
-        replay: Its divergence is added to the loss of every batch, and is in the logged loss.
+        replay: Its divergence is added to the loss of every batch, and is in the logged loss; its share is logged
+            beside that as ``replay_loss``.
         options: The Trainer's other arguments, without ``model``, ``model_init`` and ``optimizers``.
 
     Raises:
@@ -76,6 +78,8 @@ class MethodTrainer(PunctualTrainer):
             raise InputError(_SHARDED)
         self.tuning, self.replay = tuning, replay
         self._micro_batch = 0
+        self._replayed: list[Tensor] = []
+        """Replay's share in the loss of every micro-batch since the last log."""
         if args is not None:
             _not_reentrant(args)
         super().__init__(model=tuning.model, args=args, **options)
@@ -110,6 +114,7 @@ class MethodTrainer(PunctualTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self._micro_batch += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
+        told = len(self._replayed)
         broken = not bool(torch.isfinite(loss).all())
         if self._anywhere(broken):
             raise self._stopped(f"the loss is {float(loss):g}" if broken else ELSEWHERE, inputs if broken else None)
@@ -118,6 +123,7 @@ class MethodTrainer(PunctualTrainer):
             super(MethodTrainer, self).training_step(model, inputs, num_items_in_batch)
 
         self.tuning.second_pass(again)
+        del self._replayed[told:]  # a second pass is at other weights
         return loss
 
     def compute_loss(
@@ -128,9 +134,17 @@ class MethodTrainer(PunctualTrainer):
             return found
         batch = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_batch - 1
         extra = self.replay.loss(model, self.replay.rows(batch, self.args.process_index, self.args.world_size))
+        self._replayed.append(extra.detach())
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:  # then the Trainer takes no mean any more
             extra = extra / self.current_gradient_accumulation_steps
         return (found[0] + extra, found[1]) if return_outputs else found + extra
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._replayed:
+            share = torch.stack(self._replayed).mean()
+            logs["replay_loss"] = float(nested_gather(share, self.args.parallel_mode).mean())  # type: ignore[union-attr]
+            self._replayed.clear()
+        super().log(logs, start_time)
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         return self._clip(self.args.max_grad_norm)

@@ -88,6 +88,11 @@ class TuneJob:
         return s.max_steps or max(1, math.ceil(s.epochs * per_epoch))
 
     @property
+    def tokens_per_row(self) -> float:
+        """Mean over what is trained on: rows, or with packing full blocks of them."""
+        return self.encoded.tokens / max(len(self.examples), 1)
+
+    @property
     def batch_tokens(self) -> int | None:
         """Padded tokens per forward pass of an evaluation; fixed on a CPU, so that equal runs have equal batches."""
         return self.settings.batch_tokens or (CPU_BATCH if self.loaded.card.device.startswith("cpu") else None)
@@ -175,7 +180,7 @@ def _spare(job: TuneJob) -> None:
             context=context_length(job.loaded.model),
         )  # fmt: skip
         each += made.tokens / len(few)
-    tokens = job.encoded.tokens / len(job.encoded.examples) * job.steps * job.settings.batch_size
+    tokens = job.tokens_per_row * job.steps * job.settings.batch_size * distributed.processes()
     wanted = int(3 * tokens * job.settings.accumulation / (LOOKS * max(each, 1.0)))
     n = min(max(LEAST_GUARD, min(GUARD, wanted)), *(len(p.guard.items) for p in job.protected))
     job.protected = [
@@ -324,6 +329,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
         "training_args", "held_out", "protect", "max_drop", "replay", "replay_weight", "pull", "fence_steps",
         "chat_template", "system", "seed", "eval_steps", "on_drop",
     )  # fmt: skip
+    judged = ("alpha",) if s.protect else ()
     watched = ("tasks", "eval_limit", "margin", "alpha") if s.eval_steps and s.on_drop == "stop" else ()
     card = job.loaded.card
     return {
@@ -333,7 +339,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
         "method": job.method.name,
         "learning_rate": job.rate,
         **{name: getattr(s, name) if not isinstance(getattr(s, name), tuple) else [str(v) if not isinstance(v, Task)
-           else v.name for v in getattr(s, name)] for name in (*names, *watched)},
+           else v.name for v in getattr(s, name)] for name in (*names, *judged, *watched)},
     }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from catchment.training import (
 )
 from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob
+from catchment.workflows.tune_setup import kept_warnings
 
 RUNGS = 8
 """Scales at which the room before training is measured."""
@@ -76,13 +77,18 @@ def make_replay(job: TuneJob) -> Replay:
     tasks that neither fence nor judgement uses; written once, to OUT/replay.jsonl. The model has to be the base now."""
     s, collate = job.settings, Collator(job.loaded.tokenizer)
     per_batch = s.batch_size * s.replay / (1 - s.replay)
-    path = job.out / "replay.jsonl"
+    path, notes = job.out / "replay.jsonl", job.out / "replay-warnings.json"
     if path.is_file():
         rows = read_json(path, lines=True)
+        said = read_json(notes) if notes.is_file() else []
     else:
-        rows = _base_texts(job, per_batch)
+        with kept_warnings() as said:
+            rows = _base_texts(job, per_batch)
         if distributed.first():
+            write_atomic(notes, json.dumps(said))
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    for text in said:  # in every run's record, not only where the texts were written
+        warnings.warn(text, stacklevel=2)
     examples = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
     job.progress.status("the base's next-token probabilities on what is replayed")
     return Replay(job.loaded.model, examples, collate, per_batch=per_batch, weight=s.replay_weight, seed=s.seed)

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from catchment.errors import CatchmentError, InputError
-from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning
+from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning, WiSEFT
 from catchment.training import Collator, Replay
 from catchment.workflows import distributed
 from catchment.workflows.tune_job import TuneJob, parse_pairs
@@ -139,9 +139,14 @@ def protected_method(job: TuneJob) -> Method:
     """The method, with a decay towards the base where ``--pull`` asks for one.
 
     Raises:
-        InputError: A method without one.
+        InputError: A method without one, or one that moves once more after the fence's last look.
     """
     strength = job.settings.pull
+    if isinstance(job.method, WiSEFT):
+        raise InputError(
+            "--protect with --method wise-ft: at its end it goes part of the way back, which the fence never sees. "
+            "Use --method full with --protect, or wise-ft without."
+        )
     if not strength:
         return job.method
     if isinstance(job.method, SIFT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from catchment.errors import NonFiniteError, StoreError
 from catchment.methods import SIFT, MethodTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
 from catchment.records import Companion, Interval, Row, TuneRun, Watched, from_json, to_json
-from catchment.runs import make_folder, write_atomic
+from catchment.runs import make_folder, read_json, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
 from catchment.training import CapabilityCallback, Replay, completion_losses
 from catchment.workflows import distributed
@@ -42,7 +43,7 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
         args = training_arguments(job, name)
         tuning = method.attach(job.loaded.model, seed=job.settings.seed)
         try:
-            run = _trained(job, name, folder, tuning, args, replay, fenced, before)
+            run = _trained(job, name, folder, tuning, args, replay, fenced, before, began)
         finally:
             if sharding(args):
                 job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
@@ -50,7 +51,8 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
                 tuning.remove()
                 for module, training in modes:
                     module.training = training
-    run = dataclasses.replace(run, seconds=round(time.monotonic() - began, 1), warnings=tuple(said))
+    seconds = round(run.seconds + time.monotonic() - began, 1)
+    run = dataclasses.replace(run, seconds=seconds, warnings=tuple(said))
     if distributed.first():
         write_atomic(done, to_json(run))
     return run
@@ -74,13 +76,13 @@ def finished(path: Path) -> TuneRun | None:
 
 def _trained(
     job: TuneJob, name: str, folder: Path, tuning: Tuning, args: TrainingArguments, replay: Replay | None,
-    fenced: bool, before: HeldOut,
+    fenced: bool, before: HeldOut, began: float,
 ) -> TuneRun:  # fmt: skip
     s = job.settings
     if fenced and s.pull and isinstance(job.method, SIFT):
         args.weight_decay = s.pull
     fence = fence_of(job, name, tuning) if fenced else None
-    told = _Told(job, name)
+    told = _Told(job, name, began)
     watch = watch_of(job, name)
     callbacks: list[TrainerCallback] = [told, *([fence] if fence else []), *([watch] if watch else [])]
     trainer = make_trainer(job, tuning, args, callbacks, replay)
@@ -103,7 +105,7 @@ def _trained(
     after = held_out(job, tuning.model)
     path = _save(job, folder, tuning, trainer)
     trainable = sum(p.numel() for p in tuning.parameters())
-    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    history = [e["loss"] - e.get("replay_loss", 0.0) for e in trainer.state.log_history if "loss" in e]
     tenth = max(1, len(history) // 10)
     return TuneRun(
         name=name,
@@ -112,7 +114,7 @@ def _trained(
         share=trainable / max(job.loaded.card.parameters, 1),
         steps=trainer.state.global_step,
         tokens=told.tokens,
-        seconds=0.0,
+        seconds=told.earlier,
         bytes=_bytes(path) if distributed.first() else 0,
         loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
         logged=len(history),
@@ -211,14 +213,28 @@ def _accuracy(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None
     return Companion("accuracy on held-out rows", _mean(one), _mean(two), found)
 
 
-class _Told(TrainerCallback):
-    """Tells the progress of each step, and counts tokens."""
+def _seconds_file(args: Any, state: Any) -> Path:
+    """In a checkpoint: what it took to get there."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "seconds.json"
 
-    def __init__(self, job: TuneJob, name: str) -> None:
-        self.job, self.name, self.tokens = job, name, 0
+
+class _Told(TrainerCallback):
+    """Tells the progress of each step, and counts tokens and the seconds of runs before this one."""
+
+    def __init__(self, job: TuneJob, name: str, began: float) -> None:
+        self.job, self.name, self.began = job, name, began
+        self.tokens, self.earlier = 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.progress.total(state.max_steps - state.global_step)
+        path = _seconds_file(args, state)
+        if path.is_file():
+            self.earlier = float(read_json(path)["seconds"])
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        path = _seconds_file(args, state)
+        if state.is_world_process_zero and path.parent.is_dir():
+            write_atomic(path, json.dumps({"seconds": self.earlier + time.monotonic() - self.began}))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = next((e["loss"] for e in reversed(state.log_history) if "loss" in e), None)

@@ -144,6 +144,21 @@ def _trainer(rank: int, settings: dict[str, Any], every: int, out: str, world: i
     torch.save({"support": support, "weights": sift.model.state_dict(), **logged}, Path(out) / f"{rank}-{world}.pt")
 
 
+def _fsdp_on_one(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
+    """All that moves lies in the first process's rows of the embedding."""
+    model = sharded()
+    sift = Sift(model, sparsity=0.01, target_modules=["embed_tokens"], **settings)
+    optimizer = sift.optimizer(torch.optim.AdamW, lr=LR)
+    batch = torch.randint(3, 12, (2, 12), generator=torch.Generator().manual_seed(rank))
+    norms = []
+    for _ in range(3):
+        model(input_ids=batch, labels=batch).loss.backward()
+        norms.append(float(sift.clip_grad_norm_(CLIP)))
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save({"k": sift.k, "norms": norms}, Path(out) / f"{rank}.pt")
+
+
 def spawn(target: Any, *arguments: Any) -> None:
     torch.multiprocessing.spawn(_worker, args=(free_port(), target, *arguments), nprocs=2, join=True)
 
@@ -183,6 +198,15 @@ def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> N
     held = [torch.load(tmp_path / f"{rank}.pt", weights_only=True)["k"] for rank in (0, 1)]
     assert sum(held) == increment.k
     assert min(held) > 0
+
+
+def test_fsdp2_clips_where_one_process_holds_all_entries(tmp_path: Path) -> None:
+    spawn(_fsdp_on_one, {}, 1, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["k"] > 0
+    assert second["k"] == 0
+    assert first["norms"] == second["norms"]
+    assert min(first["norms"]) > 0
 
 
 @pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 3}], ids=str)

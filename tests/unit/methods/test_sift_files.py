@@ -12,6 +12,7 @@ import torch
 from catchment import models
 from catchment.errors import ModelError
 from catchment.methods import Sift
+from catchment.methods.sift.layout import Flat, Target
 from tests.tiny import tiny_llama
 from tests.unit.methods.test_sift import batches, loss, tune
 
@@ -93,6 +94,36 @@ def test_an_increment_is_taken_up_again(tmp_path: Path) -> None:
     tune(other, again, batches(1))
     again.remove()
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), tiny_llama().parameters(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"rule": "random"}, {"rule": "gradient"}, {"scope": "global"}], ids=str)
+def test_an_increment_replaces_what_was_chosen_before(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Also where it has fewer tensors than the tuning that takes it up."""
+    model = tiny_llama()
+    few = Sift(model, sparsity=0.02, target_modules=["q_proj", "v_proj"])
+    tune(model, few, batches(3))
+    few.save_pretrained(tmp_path)
+    other = tiny_llama()
+    again = Sift(other, sparsity=0.02, **settings)
+    tune(other, again, batches(1))
+    again.load_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+    assert again.support().keys() == few.support().keys()
+    assert again.state_dict()["index"].numel() == again.k == few.k
+    tune(other, again, batches(1))
+    again.remove()
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), tiny_llama().parameters(), strict=True))
+
+
+def test_entries_lie_where_their_weights_lie() -> None:
+    """Indices come from files and from the CPU's generator."""
+    with torch.device("meta"):
+        layer = torch.nn.Linear(8, 8, bias=False)
+    target = Target("weight", layer.weight, budget=3)
+    flat = Flat([target])
+    flat.settle(target, torch.tensor([1, 5, 60]))
+    assert target.index is not None
+    assert target.index.device == layer.weight.device
 
 
 def test_nothing_chosen_is_nothing_to_save(tmp_path: Path) -> None:

@@ -185,6 +185,15 @@ def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[st
     assert job.steps == made == steps
 
 
+def test_tokens_are_counted_for_what_a_batch_holds() -> None:
+    """An epoch trains on every token once, in rows or in packed blocks; with twice the processes a step does twice."""
+    rows, packed = opened(), opened(packing=True, max_length=64)
+    assert len(packed.examples) < len(rows.examples)
+    for job in (rows, packed):
+        assert job.tokens_per_row * len(job.examples) == job.encoded.tokens
+    assert packed.tokens_per_row > 2 * rows.tokens_per_row
+
+
 def test_a_protected_training_takes_the_same_steps(tmp_path: Path) -> None:
     job = opened(max_steps=6, out=tmp_path / "out", protect=(preferred("echo", 240),))
     assert training_arguments(job, "plain").max_steps == training_arguments(job, "protected").max_steps == 6

@@ -108,6 +108,8 @@ def test_what_stops_a_tune_is_part_of_what_it_is() -> None:
     stops = _fingerprint(opened(tasks=(task,), eval_steps=1, on_drop="stop", eval_limit=50))
     assert (stops["eval_limit"], stops["tasks"], stops["margin"]) == (50, ["echo"], 0.02)
     assert "eval_limit" not in _fingerprint(opened(tasks=(task,), eval_steps=1))
+    assert _fingerprint(opened(protect=(task,), alpha=0.1))["alpha"] == 0.1
+    assert "alpha" not in _fingerprint(opened(alpha=0.1))
 
 
 def test_what_a_record_tells_of_a_protection() -> None:
@@ -170,9 +172,10 @@ def test_what_is_replayed_is_from_items_that_nothing_else_uses(tmp_path: Path) -
         tokenizer=tiny.tiny_tokenizer(chat=True), max_length=128, out=tmp_path, protect=(preferred("echo", 240),),
         replay=0.5, replay_weight=3.0, batch_size=4, max_steps=3,
     )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some texts of a tiny model are too long
+    with warnings.catch_warnings(record=True) as first:
+        warnings.simplefilter("always")
         replay = make_replay(job)
+    assert any("are not replayed" in str(w.message) for w in first)  # some texts of a tiny model are too long
     (kept,) = job.protected
     used = {item.id for part in (kept.guard, kept.judged) for item in part.items}
     assert not used & {item.id for item in kept.replayed.items}
@@ -182,7 +185,10 @@ def test_what_is_replayed_is_from_items_that_nothing_else_uses(tmp_path: Path) -
     assert len(answers) == 3 * len(kept.replayed.items)  # three choices each
     assert len(rows) > len(answers)
     assert (replay.per_batch, replay.weight, len(replay.examples)) == (4, 3.0, len(rows))
-    again = make_replay(job)  # from the file
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = make_replay(job)  # from the file
+    assert sorted(str(w.message) for w in caught) == sorted(str(w.message) for w in first)
     assert again.examples == replay.examples
     for ours, theirs in zip(replay._base, again._base, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

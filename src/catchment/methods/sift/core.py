@@ -209,11 +209,11 @@ class Sift:
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
         """Clip the flat gradient to this norm, over all processes where it is sharded; returns the norm before."""
-        if self.values.grad is None:
-            return torch.zeros(())
+        gradient = self.values.grad
         if not self.sharded:
-            return nn.utils.clip_grad_norm_([self.values], max_norm)
-        norm = sharing.sum_(self.values.grad.square().sum()).sqrt()
+            return torch.zeros(()) if gradient is None else nn.utils.clip_grad_norm_([self.values], max_norm)
+        squares = self.values.new_zeros(()) if gradient is None else gradient.square().sum()
+        norm = sharing.sum_(squares).sqrt()  # also by a process that holds no entry and so has no gradient
         nn.utils.clip_grads_with_norm_([self.values], max_norm, norm)
         return norm
 

@@ -141,6 +141,7 @@ class Flat:
 
     def settle(self, target: Target, index: Tensor, gradient: Tensor | None = None) -> None:
         """The entries of a target are chosen: their values are the base, their gradient counts for the next step."""
+        index = index.to(target.local.device)
         target.index = index.to(self.index_dtype)
         old = target.local[index]
         self.base[target.slots] = old
