@@ -41,6 +41,7 @@ CORE = (
 """What is timed where a step takes seconds."""
 AT_LONG = ("forward + backward, targets", "SIFT = r 32", "PEFT LoRA r 32")
 """Whose memory is measured on the long batch too: LoRA keeps ``r`` activations more per matrix and token."""
+_LONG = f"{LONG[0]} x {LONG[1]} tokens: "
 MIB = 2**20
 UNITS = {
     "time": "seconds of the processor with one thread, else of the clock; a step = "
@@ -141,8 +142,6 @@ def _summary(name: str, seen: dict[str, list[dict[str, float]]]) -> dict[str, An
 
 # Memory
 
-_LONG = f"{LONG[0]} x {LONG[1]} tokens: "
-
 
 def memory_of(folder: Path, dtype: str) -> dict[str, Any]:
     """One thread: bytes do not depend on it, and workspaces per thread are none of the methods' doing."""
@@ -220,14 +219,14 @@ def _memory_bars(found: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(
                 _bar(f"{name}: peak / (weights + activations + 22k or 24k + gradient)", row["over_formula"], 1.05)
             )
-    pairs = {"SIFT = r 32": ["PEFT LoRA r 32"], f"{_LONG}SIFT = r 32": [f"{_LONG}PEFT LoRA r 32"]}
-    pairs |= {"checkpointed: SIFT 5%": ["checkpointed: PEFT LoRA = 5%"]}
+    pairs = [(f"{start}SIFT = r 32", f"{start}PEFT LoRA r 32") for start in ("", _LONG)]
+    pairs.append(("checkpointed: SIFT 5%", "checkpointed: PEFT LoRA = 5%"))
     for percent in (1, 5):
-        peers = [f"PEFT LoRA = {percent}%", f"PEFT SHiRA = {percent}%", f"PEFT Supertuning {percent}%"]
-        pairs[f"SIFT {percent}%"] = peers
-    both = [(ours, peer) for ours, peers in pairs.items() for peer in peers if ours in found and peer in found]
-    both = [(ours, peer) for ours, peer in both if "peak" in found[ours] and "peak" in found[peer]]
-    return rows + [_bar(f"peak: {a} / {b}", found[a]["peak"] / found[b]["peak"], 1.0) for a, b in both]
+        peers = (f"PEFT LoRA = {percent}%", f"PEFT SHiRA = {percent}%", f"PEFT Supertuning {percent}%")
+        pairs += [(f"SIFT {percent}%", peer) for peer in peers]
+    peaks = {name: row["peak"] for name, row in found.items() if "peak" in row}
+    both = [(ours, peer) for ours, peer in pairs if ours in peaks and peer in peaks]
+    return rows + [_bar(f"peak: {a} / {b}", peaks[a] / peaks[b], 1.0) for a, b in both]
 
 
 # Report

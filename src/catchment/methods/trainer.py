@@ -78,8 +78,9 @@ class MethodTrainer(PunctualTrainer):
             raise InputError(_SHARDED)
         self.tuning, self.replay = tuning, replay
         self._micro_batch = 0
+        self._share = torch.zeros(())
         self._replayed: list[Tensor] = []
-        """Replay's share in the loss of every micro-batch since the last log."""
+        """Replay's share in the loss: of the last pass, and of every micro-batch since the last log."""
         if args is not None:
             _not_reentrant(args)
         super().__init__(model=tuning.model, args=args, **options)
@@ -114,7 +115,8 @@ class MethodTrainer(PunctualTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self._micro_batch += 1
         loss = super().training_step(model, inputs, num_items_in_batch)
-        told = len(self._replayed)
+        if self.replay is not None:
+            self._replayed.append(self._share)
         broken = not bool(torch.isfinite(loss).all())
         if self._anywhere(broken):
             raise self._stopped(f"the loss is {float(loss):g}" if broken else ELSEWHERE, inputs if broken else None)
@@ -123,7 +125,6 @@ class MethodTrainer(PunctualTrainer):
             super(MethodTrainer, self).training_step(model, inputs, num_items_in_batch)
 
         self.tuning.second_pass(again)
-        del self._replayed[told:]  # a second pass is at other weights
         return loss
 
     def compute_loss(
@@ -134,7 +135,7 @@ class MethodTrainer(PunctualTrainer):
             return found
         batch = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_batch - 1
         extra = self.replay.loss(model, self.replay.rows(batch, self.args.process_index, self.args.world_size))
-        self._replayed.append(extra.detach())
+        self._share = extra.detach()
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:  # then the Trainer takes no mean any more
             extra = extra / self.current_gradient_accumulation_steps
         return (found[0] + extra, found[1]) if return_outputs else found + extra

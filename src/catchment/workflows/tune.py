@@ -88,16 +88,14 @@ def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
     trainable = sum(p.numel() for p in tuning.parameters())
     tuning.remove()
     runs = 2 if job.protected and not s.no_plain else 1
-    rows = s.batch_size * s.accumulation * distributed.processes()
-    tokens = rows * job.steps * job.tokens_per_row
     more = s.replay / (1 - s.replay)
     lines = [
         f"{card.name}: {card.parameters:,} weights in {card.dtype}; {job.method.name} trains {trainable:,} of them "
         f"({100 * trainable / card.parameters:.3g}%)",
         f"data: {job.train.name}, {len(job.train):,} rows of {job.train.kind} to train on, {len(job.held):,} held out; "
         f"{encoded.tokens:,} tokens, {encoded.trained_tokens:,} of them learned, {encoded.truncated:,} rows cut",
-        f"{runs} training{'s' * (runs > 1)} of {job.steps:,} steps x {rows} {'blocks' if s.packing else 'rows'}, about "
-        f"{tokens:,.0f} tokens each; learning rate {job.rate:g}"
+        f"{runs} training{'s' * (runs > 1)} of {job.steps:,} steps x {job.rows_per_step} "
+        f"{'blocks' if s.packing else 'rows'}, about {job.tokens:,.0f} tokens each; learning rate {job.rate:g}"
         + (f"; the protected one replays {more:.0%} as many on top" if job.protected and s.replay else ""),
     ]
     if job.protected:

@@ -93,6 +93,15 @@ class TuneJob:
         return self.encoded.tokens / max(len(self.examples), 1)
 
     @property
+    def rows_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.accumulation * distributed.processes()
+
+    @property
+    def tokens(self) -> float:
+        """About as many are trained on by one training, replay left out."""
+        return self.tokens_per_row * self.rows_per_step * self.steps
+
+    @property
     def batch_tokens(self) -> int | None:
         """Padded tokens per forward pass of an evaluation; fixed on a CPU, so that equal runs have equal batches."""
         return self.settings.batch_tokens or (CPU_BATCH if self.loaded.card.device.startswith("cpu") else None)
@@ -180,8 +189,7 @@ def _spare(job: TuneJob) -> None:
             context=context_length(job.loaded.model),
         )  # fmt: skip
         each += made.tokens / len(few)
-    tokens = job.tokens_per_row * job.steps * job.settings.batch_size * distributed.processes()
-    wanted = int(3 * tokens * job.settings.accumulation / (LOOKS * max(each, 1.0)))
+    wanted = int(3 * job.tokens / (LOOKS * max(each, 1.0)))
     n = min(max(LEAST_GUARD, min(GUARD, wanted)), *(len(p.guard.items) for p in job.protected))
     job.protected = [
         dataclasses.replace(p, guard=p.guard.with_items(sample(p.guard.items, n, job.settings.seed)))

@@ -14,7 +14,7 @@ from catchment.capabilities import Task
 from catchment.errors import InputError
 from catchment.methods import METHODS, SIFT, LoRA
 from catchment.settings import TuneSettings
-from catchment.workflows import Progress
+from catchment.workflows import Progress, distributed
 from catchment.workflows.tune_job import GUARD, PILOT, make_method, open_tune, own_task, parse_pairs, settings_told
 from catchment.workflows.tune_setup import make_trainer, protected_method, training_arguments
 from tests import tiny
@@ -185,13 +185,18 @@ def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[st
     assert job.steps == made == steps
 
 
-def test_tokens_are_counted_for_what_a_batch_holds() -> None:
+def test_tokens_are_counted_for_what_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch trains on every token once, in rows or in packed blocks; with twice the processes a step does twice."""
     rows, packed = opened(), opened(packing=True, max_length=64)
     assert len(packed.examples) < len(rows.examples)
     for job in (rows, packed):
         assert job.tokens_per_row * len(job.examples) == job.encoded.tokens
     assert packed.tokens_per_row > 2 * rows.tokens_per_row
+    long = opened(max_steps=6, batch_size=4, accumulation=2)
+    alone = long.tokens
+    assert alone == pytest.approx(6 * 8 * long.tokens_per_row)
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    assert long.tokens == 2 * alone
 
 
 def test_a_protected_training_takes_the_same_steps(tmp_path: Path) -> None:

@@ -225,7 +225,8 @@ class Choice:
         counts = {t.name: t.count for t in self.flat.targets} if kept else {n: i.numel() for n, i in chosen.items()}
         self.flat.lay_out(counts)
         for target in self.flat.targets:
-            target.index = target.index if kept else None  # of an earlier choice, whose slots are gone
+            if not kept:
+                target.index = None  # of an earlier choice, whose slots are gone
             if target.name in chosen and target.count:
                 gradient = (gradients or {}).get(target.name)
                 self.flat.settle(target, chosen[target.name], None if gradient is None else gradient * self.share)
