@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 HEAD = """# Built-in tasks, and who can do them
 
 {count} tasks, all ours: generated from seeds or written by hand, Apache-2.0. A base is *admitted* to a task when it
-scores at least 0.15 above chance with its 95% interval above chance (generated answers: at least 0.5); below that it
-has nothing to lose, and `compare` says "not measurable" unless the tuned model gained. `catchment compare --tasks NAME`
-takes any of them.
+scores at least 0.15 above chance with its 95% interval above chance (generated answers: and at least 0.5). Only then
+may `compare` call the task "kept"; a loss is said wherever the base is above chance, and "not measurable" where neither
+it nor a gain is shown. `catchment compare --tasks NAME` takes any of them.
 
 | task | items | scorer | chance | what it asks |
 |---|---|---|---|---|

@@ -58,15 +58,15 @@ def opinion(
     p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
     up, down = low > 0 and p < error, high < 0 and p < error
     kept = floor > -margin and (lost + gained >= FEW_FLIPS or binom.cdf(lost, n, margin) <= error)
-    needed = 0.5 if generated else chance + 0.15
-    able = x.mean() >= needed and exact_interval(int(x.sum()), n, 0.05)[0] > chance
-    if not able:
-        learnt = up and exact_interval(int(y.sum()), n, error)[0] > chance
-        verdict = "gained" if learnt else "not measurable"
-    elif up:
+    needed = max(chance + 0.15, 0.5 if generated else 0.0)
+    above = exact_interval(int(x.sum()), n, 0.05)[0] > chance
+    able = x.mean() >= needed and above
+    if up and exact_interval(int(y.sum()), n, error)[0] > chance:
         verdict = "gained"
-    elif kept:
+    elif able and kept:
         verdict = "kept"
+    elif above and down:
+        verdict = "lost"
     else:
-        verdict = "lost" if down else "undecided"
+        verdict = "undecided" if able else "not measurable"
     return Opinion(n, float(x.mean()), float(y.mean()), lost, gained, low, high, floor, p, verdict)

@@ -107,7 +107,8 @@ def task_result(
         "lost": "the whole interval is below 0, and a drop of 0.02 is not excluded.",
         "kept": "a drop of 0.02 is excluded (at most 0.009 at 0.9917 confidence).",
         "undecided": "neither a change nor a drop of 0.02 is excluded.",
-        "not measurable": "Nothing to lose that could be seen: the base scores 0.042 [0.026, 0.067] on 400 items.",
+        "not measurable": "neither a gain nor a loss is shown, and the base scores 0.042 [0.026, 0.067] on 400 items, "
+        "below the 0.500 needed (generated answers), so that it cannot be called kept.",
     }
     return TaskResult(
         task=name,
@@ -131,6 +132,7 @@ def task_result(
             for style, shift, more in (("question", 1.0, 1.0), ("bare", 0.93, 0.9), ("instructed", 0.97, 0.7))
         ),
         warnings=("3 items have near-duplicates (similarity above 0.9)",) if name == "code" else (),
+        note="the base scores too low to call it kept" if verdict == "not measurable" else "",
     )
 
 

@@ -57,7 +57,7 @@ class CompareSettings:
         budget: Time to spend, e.g. 4m. Chooses the items; says what width of intervals that buys.
         margin: Largest drop that still counts as kept.
         alpha: Error rate of all verdicts together.
-        fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02.
+        fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02, on any task.
         recover: Folder for the best model between base and tuned, chosen on half of the items, judged on the rest.
         room: Where the tune stands on its own way: how much further, or less far, it could have gone.
         prompts: File of your own unlabelled prompts (one a line, or .jsonl): agreement with the base.

@@ -241,6 +241,33 @@ def test_fail_if_drop_breaks_with_exit_1(folder: Path, tmp_path: Path, run_cli: 
     assert record["headline"] == "loss"
 
 
+def test_a_loss_of_a_weak_base_breaks_the_gate_too(folder: Path, tmp_path: Path, run_cli: Cli) -> None:
+    """The base answers 42% of three choices by construction: above chance, and below what "kept" needs."""
+    task = make_task(n=600)
+    said = [
+        {r.item: r.prediction for r in catchment.evaluate(catchment.load(str(folder / name)), task).rows}
+        for name in ("base", "tuned")
+    ]
+    solved = []
+    for k, item in enumerate(task.items):
+        mine = [model[item.id] for model in said]
+        gold = mine[0] if k % 50 < 21 else next(c for c in item.choices if c not in mine)
+        solved.append(Item(item.prompt, item.choices, item.choices.index(gold)))
+    right = [sum(m[i.id] == s.choices[s.gold] for i, s in zip(task.items, solved, strict=True)) for m in said]
+    assert right[0] == 252
+    assert right[1] < 220
+    path = write_task(tmp_path / "weak.jsonl", task.with_items(tuple(solved)))
+    arguments = ("compare", folder / "base", folder / "tuned", "--tasks", path, "--text", "none", "--formats", "1")
+    broken = run_cli(*arguments, "--out", tmp_path / "a", "--fail-if-drop", "0.02", "--json")
+    assert broken.returncode == 1
+    assert "more than --fail-if-drop 0.02" in broken.stderr
+    record = json.loads(broken.stdout)
+    result = record["tasks"][0]
+    assert (result["verdict"], result["admitted"], record["headline"]) == ("lost", False, "loss")
+    assert (result["base"], result["tuned"]) == (pytest.approx(0.42), pytest.approx(right[1] / 600))
+    assert result["difference"]["high"] < 0
+
+
 BAD = [
     (["nowhere-model", "{tuned}"], "nowhere-model"),
     (["{base}", "{tuned}", "--tasks", "arithmetik"], "Did you mean 'arithmetic'"),

@@ -82,8 +82,8 @@ def test_figures_are_drawn_and_nothing_overflows(browser: Browser, page: Path, w
     browser.run("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     figures = browser.run(BOXES)
     sample = sample_comparison()
-    formats = sum(len(task.formats) for task in sample.tasks if task.verdict != "not measurable")
-    assert len(figures) == 6 + 3 + len(sample.texts) + len(sample.agreements) + formats + 2
+    formats = sum(len(task.formats) for task in sample.tasks)
+    assert len(figures) == 7 + 3 + len(sample.texts) + len(sample.agreements) + formats + 2
     for figure in figures:
         assert figure["width"] > 60, figure
         assert figure["height"] > 10, figure
@@ -109,7 +109,7 @@ def test_dots_stand_where_the_axis_says(browser: Browser, page: Path) -> None:
              const b = text.getBoundingClientRect(); return [text.textContent, (b.left + b.right) / 2]; }))"""
     )
     scale = (labels["20"] - labels["0"]) / 0.20
-    estimates = [task.difference.estimate for task in sample_comparison().tasks if task.verdict != "not measurable"]
+    estimates = [task.difference.estimate for task in sample_comparison().tasks]
     for (zero, dot), estimate in zip(centres, estimates, strict=True):
         assert zero == pytest.approx(labels["0"], abs=1.0)
         assert dot - zero == pytest.approx(scale * estimate, abs=1.5)

@@ -188,8 +188,9 @@ def test_what_a_person_sees(tuned: Callable[[Tune], None], capsys: pytest.Captur
     ("low", "high", "protected", "code"),
     [
         (-0.2, -0.03, ("recall",), 1),  # the whole interval is beyond the bound of 0.02
-        (-0.2, -0.02, ("recall",), 0),
-        (-0.2, -0.01, ("recall",), 0),  # lost, but not shown to be more than is tolerated
+        (-0.2, -0.01, ("recall",), 1),  # a drop is shown, and it is estimated to be more than is tolerated
+        (-0.02, -0.01, ("recall",), 0),  # a drop is shown, and estimated to be tolerated
+        (-0.2, 0.01, ("recall",), 0),  # no drop is shown
         (-0.2, -0.03, (), 0),
         (-0.2, -0.03, ("language",), 0),
     ],

@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from catchment.cli import VERBS
 from catchment.errors import CatchmentError, InputError, did_you_mean
 from catchment.settings import CompareSettings, ScanSettings, TuneSettings, read_config
+
+if TYPE_CHECKING:
+    from catchment.records import Comparison
 
 INTERRUPTED = 130
 C = TypeVar("C", "CompareCommand", "ScanCommand", "TuneCommand")
@@ -196,9 +199,16 @@ def _compare(arguments: list[str]) -> int:
     if settings.fail_if_drop is None:
         return 0
     broken = workflows.broken_bounds(comparison, settings.fail_if_drop)
-    for line in broken:
+    for line in broken or _unproven(comparison, settings.fail_if_drop):
         print(f"catchment: {line}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _unproven(comparison: Comparison, bound: float) -> list[str]:
+    """What a gate that passes does not say."""
+    names = [task.task for task in comparison.tasks if task.verdict in ("undecided", "not measurable")]
+    said = f"no drop beyond --fail-if-drop {bound:g} was shown, and {', '.join(names)} not shown to be kept"
+    return [said] if names else []
 
 
 def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:

@@ -35,7 +35,15 @@ class Companion:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What happened to one task. ``decide_n`` is the n that would decide an undecided verdict (80% power)."""
+    """What happened to one task; see :class:`~catchment.statistics.Decision`.
+
+    Attributes:
+        base, tuned: Mean scores over the ``n`` items; ``difference``: tuned - base.
+        admitted: The base does the task well enough for "kept" to mean something.
+        decide_n: The n that would decide an undecided verdict (80% power).
+        can_lose: The base's own interval lies above chance, so that a loss can be shown.
+        note: What is to be read beside the verdict, in one clause.
+    """
 
     task: str
     scorer: str
@@ -53,6 +61,8 @@ class TaskResult:
     companion: Companion | None = None
     formats: tuple[FormatResult, ...] = ()
     warnings: tuple[str, ...] = ()
+    can_lose: bool = True
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -185,12 +185,12 @@ def _ends(interval: Interval) -> tuple[float, float]:
 
 
 def _difference_axis(tasks: tuple[TaskResult, ...], margin: float) -> figures.Axis:
-    ends = [end for task in tasks if words.measured(task) for end in _ends(task.difference)]
+    ends = [end for task in tasks for end in _ends(task.difference)]
     return figures.axis([0.0, -margin, *ends])
 
 
 def _with_formats(comparison: Comparison) -> list[TaskResult]:
-    return [task for task in comparison.tasks if words.measured(task) and len(task.formats) > 1]
+    return [task for task in comparison.tasks if len(task.formats) > 1]
 
 
 def _warnings(comparison: Comparison) -> list[str]:
@@ -341,6 +341,7 @@ def _environment() -> Environment:
         "level": words.level,
         "decide_note": words.decide_note,
         "short_note": words.short_note,
+        "graded": words.graded,
         "one_line": words.one_line,
         "times": words.times,
         "axis_number": _axis_number,

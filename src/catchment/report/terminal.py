@@ -14,7 +14,6 @@ from catchment.report.words import (
     family,
     interval_points,
     level,
-    measured,
     one_line,
     percent,
     points,
@@ -181,8 +180,6 @@ def _hanging(name: str, value: str) -> Table:
 
 
 def _difference(task: TaskResult) -> Text:
-    if not measured(task):
-        return plain_text("", "dim")
     low, high = interval_points(task.difference).split(" to ")
     return plain_text(f"{points(task.difference.estimate):>5}  [{low:>5}, {high:>5}]")
 

@@ -5,44 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from catchment.records import Against, Companion, TaskResult, TuneRun
-from catchment.report.words import interval_points, join, points
+from catchment.records import Against, Companion, TuneRun
+from catchment.report.words import headline_of, join, points, verdict_sentence
 
 Headline = Literal["harmful", "trade", "gain", "clean", "open", "unmeasured"]
 FEW = 20
 """Logged losses below which the first and the last tenth of them are a batch each, and say nothing."""
 ROSE = 1.05
 """A training loss that ends so many times above where it began did not converge."""
+OPENINGS: dict[Headline, str] = {
+    "harmful": "This tune is harmful.",
+    "trade": "This tune is a trade.",
+    "unmeasured": "No task was compared.",
+}
 
 
 def tune_sentence(
-    runs: Sequence[TuneRun], against: Sequence[Against] = (), protected: Sequence[str] = ()
+    runs: Sequence[TuneRun],
+    against: Sequence[Against] = (),
+    protected: Sequence[str] = (),
+    *,
+    margin: float = 0.02,
+    alpha: float = 0.05,
 ) -> tuple[Headline, str]:
-    """The headline and what came of a tune: gained and lost, whether it is harmful, what the protection did.
+    """The headline and what came of a tune: what a comparison says of its tasks, whether it is harmful, what the
+    protection did.
 
     Harmful: something was lost and nothing gained, or more was lost than gained, or held-out rows became worse, or the
-    training loss rose, or the fence stopped the training. Only losses and gains that were shown count.
+    training loss rose, or the fence stopped the training. Only losses and gains that were shown count. Otherwise the
+    headline is that of :func:`~catchment.report.words.headline_of`: a tune is "clean" only where nothing is undecided.
 
     Args:
         runs: The delivered one first.
         against: The protected tune against the plain one.
         protected: Names of the protected tasks.
+        margin, alpha: Of the comparison with the base.
     """
     run = runs[0]
-    lost = [task for task in run.tasks if task.verdict == "lost"]
-    gained = [task for task in run.tasks if task.verdict == "gained"]
-    better = run.held_out is not None and run.held_out.difference.high < 0
-    enough = run.loss is not None and run.logged >= FEW
-    diverged = enough and run.loss is not None and run.loss[1] > ROSE * run.loss[0] and not better
-    worse = run.held_out is not None and run.held_out.difference.low > 0
-    harmful = diverged or (bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0)
-    fenced_off = bool(run.stopped) and bool(run.looks) and run.looks[-1].factor < 1
-    harmful = harmful or (worse and not gained) or fenced_off
-    headline = _headline(harmful, lost, gained, run)
-    parts = [_opening(headline, lost, gained, bool(run.tasks))]
+    diverged, harmful = _diverged(run), _harmful(run)
+    headline: Headline = "harmful" if harmful else _headline(run)
+    lost = any(task.verdict == "lost" for task in run.tasks)
+    parts = [OPENINGS[headline]] if headline in OPENINGS else []
     if harmful and not lost and any(look.factor < 1 for look in run.looks):
         parts = ["This training is harmful; what is delivered was pulled back by the fence."]
-    parts += [_held_out(found) for found in (run.held_out, run.accuracy) if found is not None]
+    if run.tasks:
+        parts.append(verdict_sentence(run.tasks, margin, alpha, "It" if parts else "This tune")[1])
+    parts += [_held_out(change) for change in (run.held_out, run.accuracy) if change is not None]
     if diverged and run.loss is not None:
         parts.append(
             f"The training loss rose from {run.loss[0]:.3f} to {run.loss[1]:.3f}: the learning rate is too high."
@@ -54,38 +62,23 @@ def tune_sentence(
     return headline, " ".join(parts)
 
 
-def _headline(harmful: bool, lost: Sequence[TaskResult], gained: Sequence[TaskResult], run: TuneRun) -> Headline:
-    if harmful:
-        return "harmful"
-    if lost:
-        return "trade"
-    if gained:
-        return "gain"
-    if not run.tasks:
-        return "unmeasured"
-    return "clean" if any(task.verdict == "kept" for task in run.tasks) else "open"
+def _diverged(run: TuneRun) -> bool:
+    better = run.held_out is not None and run.held_out.difference.high < 0
+    return run.loss is not None and run.logged >= FEW and run.loss[1] > ROSE * run.loss[0] and not better
 
 
-def _opening(headline: Headline, lost: Sequence[TaskResult], gained: Sequence[TaskResult], compared: bool) -> str:
-    said = []
-    if gained:
-        said.append(f"gained {join([_change(task) for task in gained])}")
-    if lost:
-        said.append(f"lost {join([_change(task) for task in lost])}")
-    what = " and ".join(said)
-    if headline == "harmful":
-        return f"This tune is harmful: it {what}." if what else "This tune is harmful."
-    if headline == "trade":
-        return f"This tune is a trade: it {what}."
-    if headline == "gain":
-        return f"This tune {what}; no loss was shown."
-    if not compared:
-        return "No task was compared."
-    return "No gain and no loss was shown on the tasks." if headline == "open" else "No task was shown to be lost."
+def _harmful(run: TuneRun) -> bool:
+    lost, gained = ([t for t in run.tasks if t.verdict == verdict] for verdict in ("lost", "gained"))
+    worse = run.held_out is not None and run.held_out.difference.low > 0
+    fenced_off = bool(run.stopped) and bool(run.looks) and run.looks[-1].factor < 1
+    more_lost = bool(lost) and sum(t.difference.estimate for t in [*lost, *gained]) < 0
+    return _diverged(run) or more_lost or (worse and not gained) or fenced_off
 
 
-def _change(task: TaskResult) -> str:
-    return f"{task.task} ({points(task.difference.estimate, 0)} points, {interval_points(task.difference, 0)})"
+def _headline(run: TuneRun) -> Headline:
+    """The headline of a tune that is not harmful: as of a comparison, whose "loss" alone always is."""
+    headline = headline_of(run.tasks) if run.tasks else "unmeasured"
+    return "harmful" if headline == "loss" else headline
 
 
 def _held_out(found: Companion) -> str:

@@ -185,18 +185,12 @@ def decide_note(task: TaskResult) -> str:
 
 def short_note(task: TaskResult) -> str:
     """What a reader must know beside the verdict, in one clause; empty for a plain one."""
-    if task.verdict == "not measurable":
-        return "the base scores too low for a loss to show"
-    if task.verdict == "kept" and task.difference.high < 0:
-        return "measurably lower, within the margin"
-    if task.verdict == "gained" and not task.admitted:
-        return "the base could not do this task"
-    return decide_note(task)
+    return task.note or decide_note(task)
 
 
-def measured(task: TaskResult) -> bool:
-    """Whether the difference of this task means something. A task that the base cannot do may still be gained."""
-    return task.verdict != "not measurable"
+def graded(task: TaskResult) -> bool:
+    """Whether scores lie between 0 and 1, so that items move and do not flip."""
+    return task.difference.method == "betting"
 
 
 def room_state(room: Room) -> Literal["inside", "used up", "undecided"]:

@@ -18,6 +18,8 @@ from catchment.statistics.sizes import required_n, required_n_bounded, spread_n
 
 ABOVE_CHANCE = 0.15
 GENERATED_FLOOR = 0.5
+LOW = "the base scores too low to call it kept"
+FEW = "too few items to tell whether the base can do it"
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,35 @@ class Decision:
     Attributes:
         interval: For tuned - base, two-sided, simultaneous over the family.
         verdict, reason: What is claimed, and why, in plain words.
-        admitted: Whether the base can do the task at all, so that a loss could be seen.
+        admitted: Whether the base does the task well enough for "kept" to mean something.
+        can_lose: Whether the base's own interval lies above chance, so that a loss can be shown.
         flips_lost, flips_gained: Items that crossed a score of 1/2 downwards and upwards.
         decide_n: For "undecided": items in all that would decide with a probability of 80%.
+        note: What is to be read beside the verdict, in one clause; empty where the verdict says it all.
     """
 
     interval: Interval
     verdict: Verdict
     reason: str
     admitted: bool
+    can_lose: bool
     flips_lost: int
     flips_gained: int
     decide_n: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the base's own scores allow to be claimed. ``refusal``: why "kept" may not be; ``note``: in few words."""
+
+    can_lose: bool
+    refusal: str = ""
+    note: str = ""
+
+    @property
+    def admitted(self) -> bool:
+        return not self.refusal
 
 
 def decide(
@@ -55,15 +74,21 @@ def decide(
 
     With D the true mean of tuned - base over the item population, and m = ``family``:
 
-    - *gained*: the two-sided interval at level 1 - alpha/m lies above 0;
-    - *kept*: D <= -margin is refused, one-sided, at alpha/m. One-sided is enough, because for such a D only "kept"
-      and the stricter "gained" would be wrong. A measurable drop inside the margin is "kept", and the reason says so;
-    - *lost*: the two-sided interval lies below 0, and D <= -margin is not refused;
-    - *undecided*: none of these; ``decide_n`` is the smaller of the n that would show "kept" at the flip rate seen
-      if nothing was truly lost, and the n that would show the difference seen if it is the true one (80% power);
-    - *not measurable*: the base is not admitted. Admitted means: base score at least chance + 0.15 (``generated``: at
-      least 0.5) with its 95% interval above chance. A base that cannot do a task has nothing to lose or keep; it can
-      gain, if the tuned model's own interval is above chance.
+    - *gained*: the two-sided interval at level 1 - alpha/m lies above 0, and so does the tuned model's own interval
+      above chance: from below chance up to chance is a change, and no capability;
+    - *kept*: D <= -margin is refused, one-sided, at alpha/m, and the base is admitted. One-sided is enough, because for
+      such a D only "kept" and the stricter "gained" would be wrong. A measurable drop inside the margin is "kept", and
+      the reason says so;
+    - *lost*: the two-sided interval lies below 0, the base's own 95% interval lies above chance, and it is not "kept".
+      Nothing more is asked: a loss that is shown is always said;
+    - *undecided*: none of these, and the base is admitted; ``decide_n`` is the smaller of the n that would show "kept"
+      at the flip rate seen if nothing was truly lost, and the n that would show the difference seen if it is the true
+      one (80% power);
+    - *not measurable*: what remains: the base is not admitted, and neither a gain nor a loss is shown. The interval is
+      given all the same.
+
+    Admitted means: base score at least chance + 0.15 (``generated``: and at least 0.5) with its 95% interval above
+    chance.
 
     Each task's verdict is wrong with probability at most alpha/m, so any of m is wrong with at most alpha. For 0/1
     scores this rests on score tests, which are not exact: at alpha = 0.05 the largest exact rate of a wrong "kept" in
@@ -90,22 +115,20 @@ def decide(
     checks.open_unit(margin, "margin")
     error = checks.error_rate(1 - checks.open_unit(alpha, "alpha"), family)
     interval = paired_interval(before, after, level=1 - alpha, family=family)
-    admitted, refusal = _admission(before, chance, generated)
+    own = _base(before, chance, generated)
+    verdict, reason = _verdict(before, after, interval, own, chance=chance, margin=margin, error=error)
     decide_n = None
-    if admitted:
-        verdict, reason = _verdict(before, after, interval, margin, error)
-        if verdict == "undecided":
-            decide_n = _decide_n(before, after, margin, error)
-            reason += f" About {decide_n} items would decide."
-    else:
-        verdict, reason = _without_base(after, interval, chance, error, refusal)
-    return Decision(interval, verdict, reason, admitted, *flips(before, after), decide_n)
+    if verdict == "undecided":
+        decide_n = _decide_n(before, after, margin, error)
+        reason += f" About {decide_n} items would decide."
+    note = _note(verdict, interval, own)
+    return Decision(interval, verdict, reason, own.admitted, own.can_lose, *flips(before, after), decide_n, note)
 
 
 def admission(base: ArrayLike, chance: float, generated: bool = False) -> tuple[bool, str]:
-    """Whether a model is good enough at a task to have something to lose there, and if not, why.
+    """Whether a model does a task well enough for "kept" to mean something, and if not, why.
 
-    Score at least chance + 0.15 (``generated``: at least 0.5), with its 95% interval above chance.
+    Score at least chance + 0.15 (``generated``: and at least 0.5), with its 95% interval above chance.
 
     Raises:
         InputError: Empty, NaN, or scores outside [0, 1].
@@ -113,45 +136,78 @@ def admission(base: ArrayLike, chance: float, generated: bool = False) -> tuple[
     >>> admission([1, 0, 0, 0] * 50, chance=0.25)[0]
     False
     """
-    return _admission(checks.scores(base, "base"), chance, generated)
+    own = _base(checks.scores(base, "base"), chance, generated)
+    return own.admitted, own.refusal
 
 
-def _admission(base: Floats, chance: float, generated: bool) -> tuple[bool, str]:
+def _base(base: Floats, chance: float, generated: bool) -> _Base:
     own = mean_interval(base)
-    needed = GENERATED_FLOOR if generated else chance + ABOVE_CHANCE
-    said = f"the base scores {own.estimate:.3f} [{own.low:.3f}, {own.high:.3f}] on {base.size} items"
-    if own.estimate < needed - 1e-12:
-        rule = "generated answers" if generated else f"chance {chance:.3f} + {ABOVE_CHANCE}"
-        return False, f"{said}, below the {needed:.3f} needed ({rule})"
-    if own.low <= chance:
-        return False, f"{said}, not clearly above chance {chance:.3f}"
-    return True, ""
+    needed = max(chance + ABOVE_CHANCE, GENERATED_FLOOR if generated else 0.0)
+    items = "1 item" if base.size == 1 else f"{base.size:,} items"
+    said = f"the base scores {own.estimate:.3f} [{own.low:.3f}, {own.high:.3f}] on {items}"
+    can_lose = own.low > chance
+    reached = own.estimate >= needed - 1e-12
+    if reached and can_lose:
+        return _Base(can_lose)
+    if reached:
+        return _Base(can_lose, f"{said}: too few to be clearly above chance {chance:.3f}", FEW)
+    rule = "generated answers" if needed > chance + ABOVE_CHANCE else f"chance {chance:.3f} + {ABOVE_CHANCE}"
+    if own.high >= needed:
+        return _Base(can_lose, f"{said}: too few to tell whether it reaches the {needed:.3f} needed ({rule})", FEW)
+    return _Base(can_lose, f"{said}, below the {needed:.3f} needed ({rule})", LOW)
 
 
-def _without_base(tuned: Floats, interval: Interval, chance: float, error: float, refusal: str) -> tuple[Verdict, str]:
-    own = mean_interval(tuned, 1 - error)
-    if interval.low > 0 and own.low > chance:
-        return "gained", (
-            f"{refusal[0].upper()}{refusal[1:]}; the tuned model scores {own.estimate:.3f} "
-            f"[{own.low:.3f}, {own.high:.3f}], above chance {chance:.3f}, and {_said(interval)} is above 0."
-        )
-    return "not measurable", f"Nothing to lose that could be seen: {refusal}."
+def _verdict(
+    base: Floats, tuned: Floats, interval: Interval, own: _Base, *, chance: float, margin: float, error: float
+) -> tuple[Verdict, str]:
+    seen = f"{_said(interval)} over {base.size} items ({_moved(base, tuned)})"
+    level = mean_interval(tuned, 1 - error)
+    if interval.low > 0 and level.low > chance:
+        now = f"the tuned model scores {level.estimate:.3f} [{level.low:.3f}, {level.high:.3f}]"
+        above = "" if own.admitted else f"; {now}, above chance {chance:.3f}, and {own.refusal}"
+        return "gained", f"{seen}: the whole interval is above 0{above}."
+    if own.admitted:
+        bound = lower_bound(base, tuned, error)
+        if bound > -margin and _enough_items(base, tuned, margin, error):
+            drop = f"a drop of {margin:g} is excluded (at most {max(-bound, 0.0):.3f} at {1 - error:.4g} confidence)"
+            lower = "measurably lower, but within the margin; " if interval.high < 0 else ""
+            return "kept", f"{seen}: {lower}{drop}."
+    if interval.high < 0 and own.can_lose:
+        return "lost", f"{seen}: the whole interval is below 0{_beside(own, margin)}."
+    if own.admitted:
+        return "undecided", f"{seen}: neither a change nor a drop of {margin:g} is excluded."
+    return "not measurable", f"{seen}: {_unclaimed(interval, own, chance)}."
 
 
-def _verdict(base: Floats, tuned: Floats, interval: Interval, margin: float, error: float) -> tuple[Verdict, str]:
-    lost, gained = flips(base, tuned)
-    seen = f"{_said(interval)} over {base.size} items ({lost} lost, {gained} gained)"
-    if interval.low > 0:
-        return "gained", f"{seen}: the whole interval is above 0."
-    bound = lower_bound(base, tuned, error)
-    if bound > -margin and _enough_items(base, tuned, margin, error):
-        drop = f"a drop of {margin:g} is excluded (at most {max(-bound, 0.0):.3f} at {1 - error:.4g} confidence)"
-        if interval.high < 0:
-            return "kept", f"{seen}: measurably lower, but within the margin; {drop}."
-        return "kept", f"{seen}: {drop}."
+def _beside(own: _Base, margin: float) -> str:
+    if own.admitted:
+        return f", and a drop of {margin:g} is not excluded"
+    return f"; {own.refusal}: enough to show a loss, though not to call it kept"
+
+
+def _unclaimed(interval: Interval, own: _Base, chance: float) -> str:
+    """Why a task whose base is not admitted has no verdict."""
     if interval.high < 0:
-        return "lost", f"{seen}: the whole interval is below 0, and a drop of {margin:g} is not excluded."
-    return "undecided", f"{seen}: neither a change nor a drop of {margin:g} is excluded."
+        return f"lower, but {own.refusal}, and not clearly above chance {chance:.3f}, so that no capability was lost"
+    if interval.low > 0:
+        return f"higher, but the tuned model is not clearly above chance {chance:.3f}, and {own.refusal}"
+    return f"neither a gain nor a loss is shown, and {own.refusal}, so that it cannot be called kept"
+
+
+def _note(verdict: Verdict, interval: Interval, own: _Base) -> str:
+    if verdict == "kept":
+        return "measurably lower, within the margin" if interval.high < 0 else ""
+    if verdict == "gained" and not own.can_lose:
+        return "the base could not do this task"
+    return own.note if verdict == "not measurable" else ""
+
+
+def _moved(base: Floats, tuned: Floats) -> str:
+    """How many items changed: 0/1 scores flip, graded ones move."""
+    if checks.is_binary(base) and checks.is_binary(tuned):
+        lost, gained = flips(base, tuned)
+        return f"{lost} lost, {gained} gained"
+    return f"{int((tuned < base).sum())} lower, {int((tuned > base).sum())} higher"
 
 
 def _said(interval: Interval) -> str:

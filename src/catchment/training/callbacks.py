@@ -217,12 +217,9 @@ class CapabilityCallback(TrainerCallback):
     def _alarm(self, now: Evaluation) -> str | None:
         lines = []
         for name, decision in now.decisions.items():
-            if self.max_drop is None:
-                lost = decision.verdict == "lost"
-            else:
-                lost = decision.admitted and decision.interval.high < -self.max_drop
+            i = decision.interval
+            lost = decision.verdict == "lost" if self.max_drop is None else i.high < -self.max_drop
             if lost:
-                i = decision.interval
                 lines.append(f"{name} {i.estimate:+.3f} [{i.low:+.3f}, {i.high:+.3f}]")
         return f"lost by step {now.step}: {'; '.join(lines)}" if lines else None
 

@@ -29,8 +29,9 @@ def compare(
     """What did the fine-tune lose? Compare two models, task by task, on the same items and prompts.
 
     Per task: *gained*, *lost*, *kept* (no drop of ``margin`` or more), *undecided* with the number of items that
-    would decide, or *not measurable* where the base is at chance. Intervals are paired over items and simultaneous
-    over tasks; the flipped items, bits per byte, prompt formats and the drift of the weights come with them.
+    would decide, or *not measurable* where neither gain nor loss is shown and the base cannot do the task. Intervals
+    are paired over items and simultaneous over tasks; the flipped items, bits per byte, prompt formats and the drift of
+    the weights come with them.
 
     Args:
         base, tuned: a hub id, a folder, a GGUF file or a package that carries one, ``BASE+ADAPTER``,
@@ -198,11 +199,5 @@ def _conditions(job: Job) -> dict[str, Any]:
 
 
 def broken_bounds(comparison: Comparison, bound: float) -> list[str]:
-    """Tasks that break ``--fail-if-drop``: the drop is shown (the whole simultaneous interval is below 0) and its
-    estimate is larger than ``bound``. One sentence each."""
-    return [
-        f"{r.task} dropped by {-r.difference.estimate:.3f} [{-r.difference.high:.3f}, {-r.difference.low:.3f}], "
-        f"more than --fail-if-drop {bound:g}"
-        for r in comparison.tasks
-        if r.admitted and r.difference.high < 0 and -r.difference.estimate > bound
-    ]
+    """Tasks that break ``--fail-if-drop``; see :func:`~catchment.workflows.results.shown_drops`."""
+    return results.shown_drops(comparison.tasks, bound, "--fail-if-drop")

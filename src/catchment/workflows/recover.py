@@ -98,7 +98,7 @@ def check_recover(job: Job) -> None:
 def recover(job: Job) -> Recovered:
     """Choose, judge and save the recovered model; see the module's text.
 
-    The choice: among candidates whose drop on every admitted task is at most the margin on the choosing half, the
+    The choice: among candidates whose drop on every task above chance is at most the margin on the choosing half, the
     one with the largest mean score; where none is, the one with the smallest worst drop.
 
     Raises:
@@ -123,7 +123,7 @@ def recover(job: Job) -> Recovered:
             changes[task.name] = sum(rows[i].score - base[i].score for i in rows) / max(len(rows), 1)
         tried.append((candidate, changes))
     tried.append((Candidate("interpolation", 1.0), _tuned_changes(job, parts)))
-    best = choose(tried, job.settings.margin, {t.name for t in job.tasks if _admitted(job, t)})
+    best = choose(tried, job.settings.margin, {t.name for t in job.tasks if job.result(t).can_lose})
     move(model, start, end, best, cuts)
     judged = []
     for task, rows in _measured(job, model, best, {n: p[1] for n, p in parts.items()}):
@@ -146,20 +146,16 @@ def recover(job: Job) -> Recovered:
     return Recovered(str(target), best.recipe, best.strength, tuple(judged), candidates)
 
 
-def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, admitted: set[str]) -> Candidate:
+def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, can_lose: set[str]) -> Candidate:
     """The candidate with the best mean change among those that lose nothing beyond the margin; see :func:`recover`."""
 
     def worst(changes: dict[str, float]) -> float:
-        return min((v for k, v in changes.items() if k in admitted), default=0.0)
+        return min((v for k, v in changes.items() if k in can_lose), default=0.0)
 
     safe = [(c, d) for c, d in tried if worst(d) >= -margin]
     if safe:
         return max(safe, key=lambda cd: sum(cd[1].values()))[0]
     return max(tried, key=lambda cd: worst(cd[1]))[0]
-
-
-def _admitted(job: Job, task: Task) -> bool:
-    return job.result(task).admitted
 
 
 def _tuned_changes(job: Job, parts: dict[str, tuple[list[Item], list[Item]]]) -> dict[str, float]:

@@ -60,7 +60,24 @@ def task_result(
         companion=companion(before, after, alpha),
         formats=tuple(formats),
         warnings=(*warnings, *found),
+        can_lose=decision.can_lose,
+        note=decision.note,
     )
+
+
+def shown_drops(tasks: Sequence[TaskResult], bound: float, option: str) -> list[str]:
+    """The drops that break a bound, one sentence each: the drop is shown (the whole simultaneous interval is below 0)
+    and its estimate is larger than ``bound``, whatever the verdict is called and however good the base was.
+
+    Args:
+        option: Where the bound was given, for the sentence.
+    """
+    return [
+        f"{r.task} dropped by {-r.difference.estimate:.3f} [{-r.difference.high:.3f}, {-r.difference.low:.3f}], "
+        f"more than {option} {bound:g}"
+        for r in tasks
+        if r.difference.high < 0 and -r.difference.estimate > bound
+    ]
 
 
 def chance_of(task: Task, rows: Sequence[Row]) -> float:

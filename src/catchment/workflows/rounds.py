@@ -92,7 +92,7 @@ def _pilot(job: Job) -> None:
         costs[task.name] = _measure(job, task, 0, planned.pilot) or 2 * planned.tokens / speed
         result = job.result(task)
         job.progress.row(result, final=False)
-        if not result.admitted and result.tuned - result.base < 0.1:
+        if not result.can_lose and result.tuned - result.base < 0.1:
             closed.add(task.name)
     _allocate(job, costs, closed, speed)
     job.progress.status(job.plan.sentence())

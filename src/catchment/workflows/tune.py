@@ -13,7 +13,7 @@ from catchment.errors import InputError
 from catchment.records import Against, Comparison, Tune, TuneRun, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings, TuneSettings
-from catchment.workflows import distributed
+from catchment.workflows import distributed, results
 from catchment.workflows.compare import run_comparison
 from catchment.workflows.job import as_settings
 from catchment.workflows.measure import environment
@@ -152,13 +152,18 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
     job.progress.status(f"what the {run.name} tune cost")
     settings = CompareSettings(
         job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
-        margin=s.max_drop if job.protected else s.margin, alpha=s.alpha, chat_template=s.chat_template,
+        margin=_margin(job), alpha=s.alpha, chat_template=s.chat_template,
         system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
         dtype="auto", tuned_revision=_revision(job, run), device=s.device,
         attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
     return run_comparison(settings, job.progress)
+
+
+def _margin(job: TuneJob) -> float:
+    """The drop that still counts as kept: what the protection was asked for, or the margin."""
+    return job.settings.max_drop if job.protected else job.settings.margin
 
 
 def _revision(job: TuneJob, run: TuneRun) -> str | None:
@@ -214,7 +219,9 @@ def _record(
     against: tuple[Against, ...],
 ) -> Tune:
     s = job.settings
-    headline, sentence = report.tune_sentence(runs, against, [p.guard.name for p in job.protected])
+    headline, sentence = report.tune_sentence(
+        runs, against, [p.guard.name for p in job.protected], margin=_margin(job), alpha=s.alpha
+    )
     train, held = job.train, job.held
     return Tune(
         base=job.loaded.card.name,
@@ -239,11 +246,7 @@ def _record(
 
 
 def broken_fence(record: Tune) -> list[str]:
-    """Protected tasks whose loss beyond ``--max-drop`` is shown on the judged items. One sentence each."""
-    tasks = record.runs[0].tasks
-    return [
-        f"{r.task} dropped by {-r.difference.estimate:.3f} [{-r.difference.high:.3f}, {-r.difference.low:.3f}], more "
-        f"than --max-drop {record.max_drop:g}"
-        for r in tasks
-        if r.task in record.protected and r.difference.high < -record.max_drop
-    ]
+    """Protected tasks that break ``--max-drop`` on the judged items; see
+    :func:`~catchment.workflows.results.shown_drops`."""
+    tasks = [task for task in record.runs[0].tasks if task.task in record.protected]
+    return results.shown_drops(tasks, record.max_drop, "--max-drop")

@@ -46,14 +46,16 @@ def test_order_is_table_verdict_flips_warnings_path():
     assert sorted(order, key=text.index) == order
 
 
-def test_a_task_that_is_not_measurable_shows_no_difference():
-    row = next(line for line in printed(sample_comparison()).splitlines() if line.startswith("refusal  "))
-    assert row.split() == ["refusal", "400", "4.2%", "3.6%", "x", "not", "measurable"]
+def test_a_task_that_is_not_measurable_shows_its_difference():
+    text = printed(sample_comparison())
+    row = next(line for line in text.splitlines() if line.startswith("refusal  "))
+    assert row.split() == ["refusal", "400", "4.2%", "3.6%", "-0.6", "[", "-2.2,", "+1.0]", "x", "not", "measurable"]
+    assert "refusal: the base scores too low to call it kept." in text
 
 
 def test_a_gain_on_a_task_the_base_could_not_do_shows_its_difference():
     sample = sample_comparison()
-    gained = replace(sample.tasks[0], admitted=False)
+    gained = replace(sample.tasks[0], admitted=False, can_lose=False, note="the base could not do this task")
     text = printed(replace(sample, tasks=(gained,)))
     assert "+31.0" in text
     assert "arithmetic: the base could not do this task." in text

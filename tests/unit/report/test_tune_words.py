@@ -7,11 +7,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from catchment.records import Against, Companion, FenceLook, Interval, TaskResult, Tune, TuneRun
-from catchment.report import print_tune, tune_sentence
+from catchment.report import print_tune, tune_sentence, verdict_sentence
+from catchment.report.words import headline_of
+from catchment.statistics import decide
 from tests.samples import HOSTILE, interval, sample_comparison, task_result
 
 LOST, GAINED, KEPT, OPEN = (
@@ -20,6 +23,7 @@ LOST, GAINED, KEPT, OPEN = (
     task_result("language", "choice", 1600, 0.5, 0.802, 0.012, 0.014, "kept"),
     task_result("format", "regex", 400, 0.0, 0.585, 0.06, 0.0525, "undecided"),
 )
+BLIND = task_result("refusal", "refusal", 400, 0.0, 0.042, 0.01, 0.004, "not measurable")
 SMALL = replace(LOST, task="knowledge", difference=Interval(-0.05, -0.07, -0.03, 0.95, "wald"))
 
 
@@ -57,7 +61,9 @@ def against(task: str, estimate: float, half: float = 0.02, **changes: Any) -> A
         ([GAINED, SMALL], {}, "trade"),
         ([GAINED, KEPT], {}, "gain"),
         ([GAINED], {"held_out": held_out(0.3)}, "gain"),
-        ([KEPT, OPEN], {}, "clean"),
+        ([KEPT, OPEN], {}, "open"),  # what is undecided is not shown to be kept
+        ([KEPT, BLIND], {}, "clean"),
+        ([GAINED, OPEN], {}, "gain"),
         ([OPEN], {}, "open"),
         ([KEPT], {"loss": (1.0, 1.05)}, "clean"),
         ([KEPT], {"held_out": held_out(0.05)}, "clean"),  # its interval holds 0
@@ -85,20 +91,52 @@ def test_a_harmful_training_that_the_fence_took_back() -> None:
 
 def test_what_is_harmful_names_what_was_lost_with_its_interval() -> None:
     _, text = said([LOST, KEPT])
-    assert text == "This tune is harmful: it lost recall (-12 points, -14 to -10)."
+    assert text.startswith("This tune is harmful. It lost recall (-12 points, 95% interval -14 to -10); it kept lang")
     _, text = said([GAINED, replace(LOST, difference=Interval(-0.5, -0.55, -0.45, 0.95, "wald"))])
-    assert text.startswith("This tune is harmful: it gained arithmetic (+31 points, +28 to +34) and lost recall (-50 p")
+    assert text.startswith("This tune is harmful. It gained arithmetic (+31 points, 95% interval +28 to +34) and lost ")
 
 
 def test_the_other_openings() -> None:
-    assert said([GAINED, SMALL])[1] == (
-        "This tune is a trade: it gained arithmetic (+31 points, +28 to +34) and lost knowledge (-5 points, -7 to -3)."
+    assert said([GAINED, SMALL])[1].startswith(
+        "This tune is a trade. It gained arithmetic (+31 points, 95% interval +28 to +34) and lost knowledge (-5 "
     )
-    assert said([GAINED])[1] == "This tune gained arithmetic (+31 points, +28 to +34); no loss was shown."
-    assert said([KEPT])[1] == "No task was shown to be lost."
-    assert said([OPEN])[1] == "No gain and no loss was shown on the tasks."
+    assert said([GAINED])[1].startswith("This tune gained arithmetic (+31 points, 95% interval +28 to +34). The 95%")
+    assert said([KEPT])[1].startswith("This tune kept language (no drop of 2 points or more). The 95%")
     assert said([])[1] == "No task was compared."
-    assert said([KEPT], held_out=held_out(0.3))[1].startswith("This tune is harmful. On held-out rows")
+    assert said([KEPT], held_out=held_out(0.3))[1].startswith("This tune is harmful. It kept language")
+
+
+def test_the_tasks_are_told_by_the_sentence_of_a_comparison() -> None:
+    """At the margin and the error that the tasks were judged by."""
+    tasks = [GAINED, KEPT, OPEN, BLIND]
+    told = verdict_sentence(tasks, 0.08, 0.1, "This tune")[1]
+    assert tune_sentence([tune_run(tasks=tuple(tasks))], margin=0.08, alpha=0.1)[1] == told
+    assert "no drop of 8 points or more" in told
+
+
+def test_two_undecided_tasks_at_minus_nine_are_not_passed_over() -> None:
+    """1,200 items that did not change, and twice 100 of which 12 and 11 were lost and 3 and 2 gained: nothing is shown,
+    and nothing is shown to be kept, for the two."""
+
+    def result(name: str, right: int, n: int, lost: int, gained: int) -> TaskResult:
+        base = np.r_[np.ones(right), np.zeros(n - right)]
+        tuned = np.r_[np.zeros(lost), np.ones(right - lost), np.ones(gained), np.zeros(n - right - gained)]
+        d = decide(base, tuned, chance=0.25, family=4)
+        return replace(
+            task_result(name, "choice", n, 0.25, right / n, lost / n, gained / n, d.verdict),
+            difference=d.interval, decide_n=d.decide_n,
+        )  # fmt: skip
+
+    tasks = [result("a", 1100, 1200, 0, 0), result("b", 90, 100, 12, 3), result("c", 90, 100, 11, 2)]
+    assert [task.verdict for task in tasks] == ["kept", "undecided", "undecided"]
+    headline, text = said(tasks)
+    assert headline == headline_of(tasks) == "open"
+    assert "kept a" in text
+    assert "b (about" in text
+    assert "c (about" in text
+    assert "are undecided" in text
+    assert "Undecided does not mean kept." in text
+    assert "No task was shown to be lost" not in text
 
 
 @pytest.mark.parametrize(("estimate", "way"), [(-0.3, "fell"), (0.3, "rose"), (0.05, "went")])

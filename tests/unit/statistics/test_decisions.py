@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from catchment.errors import InputError
 from catchment.statistics import Decision, decide, expected_half_width, paired_interval, required_n
@@ -157,7 +158,7 @@ def test_a_base_at_chance_can_gain() -> None:
 def test_admission_needs_the_interval_above_chance_too() -> None:
     few = decide(_binary(7, 15), _binary(7, 15), chance=0.25)
     assert not few.admitted
-    assert "not clearly above chance" in few.reason
+    assert "too few to be clearly above chance" in few.reason
     assert decide(_binary(160, 400), _binary(160, 400), chance=0.25).admitted  # exactly chance + 0.15
 
 
@@ -167,6 +168,99 @@ def test_generated_answers_need_half() -> None:
     found = decide(base, base, chance=0.0, generated=True)
     assert not found.admitted
     assert "0.500 needed (generated answers)" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("right", "lost", "gained", "n", "chance", "generated"),
+    [
+        (67, 62, 1, 140, 0.0, True),  # 48% to 4%, generated: below the 50% that "kept" needs
+        (595, 400, 0, 1319, 0.0, True),  # 45.1% to 14.8%, as on GSM8K
+        (8, 8, 0, 400, 0.0, True),  # 2% to nothing
+        (330, 60, 10, 1000, 0.25, False),  # 33% to 28% among four choices: above chance, below chance + 0.15
+        (560, 60, 10, 1000, 0.5, False),  # 56% to 51% of two choices
+        (560, 60, 10, 1000, 0.5, True),  # written yes or no, whose chance is known
+        (180, 60, 0, 300, 0.5, True),  # 60%: above 50%, but not above chance + 0.15
+    ],
+)
+def test_a_loss_that_is_shown_is_said_though_the_base_is_not_good_enough_to_keep(
+    right: int, lost: int, gained: int, n: int, chance: float, generated: bool
+) -> None:
+    """Shown: McNemar's exact test refuses no change at 5%. Above chance: the exact binomial test does."""
+    assert stats.binomtest(lost, lost + gained).pvalue < 0.05
+    assert chance == 0 or stats.binomtest(right, n, chance).pvalue < 0.05
+    base = _binary(right, n)
+    tuned = np.concatenate(
+        [np.zeros(lost), np.ones(right - lost), np.ones(gained), np.zeros(n - right - gained)]
+    )  # fmt: skip
+    result = decide(base, tuned, chance=chance, generated=generated)
+    assert (result.verdict, result.admitted, result.can_lose) == ("lost", False, True)
+    assert f"({lost} lost, {gained} gained)" in result.reason
+    assert "enough to show a loss" in result.reason
+    assert decide(base, base, chance=chance, generated=generated).verdict == "not measurable"  # and never "kept"
+
+
+def test_a_small_drop_of_a_weak_base_is_lost_and_never_kept() -> None:
+    """20% of 20,000 generated answers to 19.5%: a drop of 2 points is excluded, but "kept" is not to be had."""
+    base = _binary(4000, 20_000)
+    tuned = np.concatenate([np.zeros(100), base[100:]])
+    assert decide(base, tuned, chance=0.0).verdict == "kept"  # chance + 0.15 is reached
+    assert decide(base, tuned, chance=0.0, generated=True).verdict == "lost"
+
+
+def test_a_drop_from_chance_is_no_loss_but_its_interval_is_given() -> None:
+    result = decide(_binary(110, 400), _binary(40, 400), chance=0.25)
+    assert (result.verdict, result.can_lose) == ("not measurable", False)
+    assert result.interval.high < 0
+    assert result.reason.startswith("-0.175 [")
+    assert "no capability was lost" in result.reason
+    assert not decide(_binary(0, 400), _binary(0, 400), chance=0.0, generated=True).can_lose
+
+
+def test_a_weak_base_is_rarely_said_to_have_lost_what_it_did_not() -> None:
+    """30% generated, no true change: wrong in at most 5% of 2,000 experiments, three standard errors allowed."""
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(2000):
+        base = rng.random(200) < 0.3
+        flipped = rng.random(200) < np.where(base, 0.1, 0.3 * 0.1 / 0.7)  # as many one way as the other
+        tuned = np.where(flipped, ~base, base)
+        wrong += decide(base, tuned, chance=0.0, generated=True).verdict in {"lost", "gained"}
+    assert wrong / 2000 <= simulate.above(0.05, 2000)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "chance", "generated", "note"),
+    [
+        (1, 1, 0.25, False, "too few items to tell whether the base can do it"),
+        (0, 1, 0.25, False, "too few items to tell whether the base can do it"),
+        (0, 1, 0.0, True, "too few items to tell whether the base can do it"),
+        (7, 15, 0.25, False, "too few items to tell whether the base can do it"),
+        (48, 100, 0.0, True, "too few items to tell whether the base can do it"),
+        (480, 2000, 0.0, True, "the base scores too low to call it kept"),
+        (110, 400, 0.25, False, "the base scores too low to call it kept"),
+    ],
+)
+def test_too_few_items_are_told_from_a_base_that_scores_low(
+    right: int, n: int, chance: float, generated: bool, note: str
+) -> None:
+    """Low: the exact interval of the base's score (Clopper and Pearson) ends below what is needed."""
+    needed = max(chance + 0.15, 0.5 if generated else 0.0)
+    low = stats.binomtest(right, n).proportion_ci(0.95).high < needed
+    assert low == note.startswith("the base scores too low")
+    result = decide(_binary(right, n), _binary(right, n), chance=chance, generated=generated)
+    assert (result.verdict, result.note) == ("not measurable", note)
+    assert ("too few" in result.reason) != low
+    assert f"on {n:,} item{'s' if n > 1 else ''}" in result.reason
+
+
+def test_graded_scores_move_and_do_not_flip() -> None:
+    """Four hundred overlaps of which 300 fell from 0.9 to 0.7 and 50 rose: none crosses a half."""
+    base = np.full(400, 0.9)
+    tuned = np.concatenate([np.full(300, 0.7), np.full(50, 0.95), np.full(50, 0.9)])
+    result = decide(base, tuned, chance=0.0)
+    assert result.verdict == "lost"
+    assert "(300 lower, 50 higher)" in result.reason
+    assert "0 lost" not in result.reason
 
 
 def test_fractional_scores() -> None:

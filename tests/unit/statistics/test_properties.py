@@ -86,10 +86,16 @@ def test_every_verdict_agrees_with_its_interval(rows: list, chance: float, famil
     found = decide(base, tuned, chance=chance, family=family, generated=generated)
     assert (found.verdict == "undecided") == (found.decide_n is not None)
     assert (found.verdict == "not measurable") <= (not found.admitted)
+    assert found.admitted <= found.can_lose
+    assert found.can_lose == (mean_interval(base).low > chance)
     if found.verdict == "gained":
         assert found.interval.low > 0
+        assert mean_interval(tuned, found.interval.level).low > chance
     if found.verdict == "lost":
         assert found.interval.high < 0
+    if found.can_lose and found.interval.high < 0:
+        assert found.verdict in ("lost", "kept")
+        assert found.verdict == "lost" or found.admitted
     if found.decide_n is not None:
         assert found.decide_n > len(rows)
 

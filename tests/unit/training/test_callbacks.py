@@ -188,6 +188,25 @@ def test_a_loss_stops_the_training(tmp_path: Path, taught: Any, capsys: pytest.C
     assert "Training was stopped" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("max_drop", [None, 0.1])
+def test_a_loss_of_a_weak_base_stops_the_training_too(tmp_path: Path, taught: Any, max_drop: float | None) -> None:
+    """29 of 64 right of three choices, 45%: above chance, and below what "kept" needs."""
+    choices = ("there", "here", "away")
+    items = [Item(i.prompt, choices, i.gold if k < 29 else 2) for k, i in enumerate(TRAINED.items)]
+    weak = Task("places", tuple(items), "choice", CONTINUE, "continue")
+    watch = CapabilityCallback(
+        weak, eval_steps=10, limit=None, max_drop=max_drop, on_drop="stop", batch_tokens=2048, table=False
+    )
+    trainer = trainer_of(
+        tmp_path, [watch], steps=60, model=knowing(taught), data=texts(right=False), learning_rate=5e-3
+    )
+    trainer.train()
+    assert watch.history[0].scores["places"].mean == pytest.approx(29 / 64, abs=0.05)
+    assert not watch.results["places"].admitted
+    assert trainer.state.global_step < 60
+    assert "places -" in str(watch.stopped)
+
+
 def test_a_loss_is_warned_of(tmp_path: Path, taught: Any) -> None:
     watch = CapabilityCallback(TRAINED, eval_steps=40, limit=None, batch_tokens=2048)
     trainer = trainer_of(
