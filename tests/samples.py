@@ -48,7 +48,7 @@ HOSTILE = "<script>document.title = 'broken out'</script><img src=x onerror=aler
 VERDICT = (
     "This fine-tune gained arithmetic (+31 points, 95% interval +28 to +34) and lost recall (-12 points, -14 to -10); "
     "it kept language and knowledge (no drop of 2 points or more); format (about 1,250 items would decide, 400 used) "
-    "and code (about 2,100 items would decide, 800 used) are undecided; refusal is not measurable on this base model. "
+    "and code (about 2,100 items would decide, 800 used) are undecided; refusal is not measurable (the base scores too low). "
     "The 95% intervals hold for all 6 tasks together; this is about these two models, not about the method."
 )
 KINDS = {
@@ -132,7 +132,7 @@ def task_result(
             for style, shift, more in (("question", 1.0, 1.0), ("bare", 0.93, 0.9), ("instructed", 0.97, 0.7))
         ),
         warnings=("3 items have near-duplicates (similarity above 0.9)",) if name == "code" else (),
-        note="the base scores too low to call it kept" if verdict == "not measurable" else "",
+        note="the base scores too low" if verdict == "not measurable" else "",
     )
 
 

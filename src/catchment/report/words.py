@@ -294,8 +294,15 @@ def _undecided(tasks: Sequence[TaskResult]) -> str:
 
 
 def _unmeasurable(tasks: Sequence[TaskResult]) -> str:
-    names = [task.task for task in tasks if task.verdict == "not measurable"]
-    return f"{_named(names)} {'is' if len(names) == 1 else 'are'} not measurable on this base model" if names else ""
+    """What has no verdict, by its reason."""
+    by_note: dict[str, list[str]] = {}
+    for task in with_verdict(tasks, "not measurable"):
+        by_note.setdefault(task.note, []).append(task.task)
+    clauses = [
+        f"{_named(names)} {'is' if len(names) == 1 else 'are'} not measurable {f'({note})' if note else 'on this base'}"
+        for note, names in by_note.items()
+    ]
+    return "; ".join(clauses)
 
 
 def _caveat(tasks: Sequence[TaskResult], alpha: float) -> str:

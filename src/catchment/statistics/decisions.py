@@ -18,8 +18,8 @@ from catchment.statistics.sizes import required_n, required_n_bounded, spread_n
 
 ABOVE_CHANCE = 0.15
 GENERATED_FLOOR = 0.5
-LOW = "the base scores too low to call it kept"
-FEW = "too few items to tell whether the base can do it"
+LOW = "the base scores too low"
+FEW = "too few items"
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,15 @@ def test_many_tasks_are_counted_not_listed():
     assert headline_label(gains) == "Gained 9 tasks"
 
 
+def test_what_is_not_measurable_is_told_by_its_reason():
+    blind = replace(BLIND, note="the base scores too low")
+    few = replace(BLIND, task="sums", note="too few items")
+    _, sentence = verdict_sentence([KEPT, blind, few, replace(blind, task="code")], 0.02, 0.05)
+    assert "refusal and code are not measurable (the base scores too low); sums is not measurable (too few items)" in (
+        sentence
+    )
+
+
 def test_no_results_is_an_error_that_says_so():
     with pytest.raises(InputError, match="got 0 tasks"):
         verdict_sentence([], 0.02, 0.05)
