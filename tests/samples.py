@@ -48,8 +48,8 @@ HOSTILE = "<script>document.title = 'broken out'</script><img src=x onerror=aler
 VERDICT = (
     "This fine-tune gained arithmetic (+31 points, 95% interval +28 to +34) and lost recall (-12 points, -14 to -10); "
     "it kept language and knowledge (no drop of 2 points or more); format (about 1,250 items would decide, 400 used) "
-    "and code (about 2,100 items would decide, 800 used) are undecided; refusal is not measurable (the base scores too low). "
-    "The 95% intervals hold for all 6 tasks together; this is about these two models, not about the method."
+    "and code (about 2,100 items would decide, 800 used) are undecided; refusal is not measurable (the base scores too "
+    "low). The 95% intervals hold for all 6 tasks together; this is about these two models, not about the method."
 )
 KINDS = {
     "attention.q": WIDTH * WIDTH,

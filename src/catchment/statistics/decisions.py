@@ -143,8 +143,7 @@ def admission(base: ArrayLike, chance: float, generated: bool = False) -> tuple[
 def _base(base: Floats, chance: float, generated: bool) -> _Base:
     own = mean_interval(base)
     needed = max(chance + ABOVE_CHANCE, GENERATED_FLOOR if generated else 0.0)
-    items = "1 item" if base.size == 1 else f"{base.size:,} items"
-    said = f"the base scores {own.estimate:.3f} [{own.low:.3f}, {own.high:.3f}] on {items}"
+    said = f"the base scores {own.estimate:.3f} [{own.low:.3f}, {own.high:.3f}] on {_items(base)}"
     can_lose = own.low > chance
     reached = own.estimate >= needed - 1e-12
     if reached and can_lose:
@@ -160,7 +159,7 @@ def _base(base: Floats, chance: float, generated: bool) -> _Base:
 def _verdict(
     base: Floats, tuned: Floats, interval: Interval, own: _Base, *, chance: float, margin: float, error: float
 ) -> tuple[Verdict, str]:
-    seen = f"{_said(interval)} over {base.size} items ({_moved(base, tuned)})"
+    seen = f"{_said(interval)} over {_items(base)} ({_moved(base, tuned)})"
     level = mean_interval(tuned, 1 - error)
     if interval.low > 0 and level.low > chance:
         now = f"the tuned model scores {level.estimate:.3f} [{level.low:.3f}, {level.high:.3f}]"
@@ -208,6 +207,10 @@ def _moved(base: Floats, tuned: Floats) -> str:
         lost, gained = flips(base, tuned)
         return f"{lost} lost, {gained} gained"
     return f"{int((tuned < base).sum())} lower, {int((tuned > base).sum())} higher"
+
+
+def _items(scores: Floats) -> str:
+    return "1 item" if scores.size == 1 else f"{scores.size} items"
 
 
 def _said(interval: Interval) -> str:

@@ -250,7 +250,7 @@ def test_too_few_items_are_told_from_a_base_that_scores_low(
     result = decide(_binary(right, n), _binary(right, n), chance=chance, generated=generated)
     assert (result.verdict, result.note) == ("not measurable", note)
     assert ("too few" in result.reason) != low
-    assert f"on {n:,} item{'s' if n > 1 else ''}" in result.reason
+    assert f"on {n} item{'s' if n > 1 else ''}" in result.reason
 
 
 def test_graded_scores_move_and_do_not_flip() -> None:
