@@ -1,4 +1,4 @@
-"""Which model is this? Hashes of weights, config, tokenizer and chat template, and a cache of them by file.
+"""Which model is this? Hashes of weights, config, tokenizer and chat template.
 
 The weights hash is ``SHA-256`` over lines ``name, dtype, shape, SHA-256(bytes)``, sorted by name, of the unique
 tensors: parameters (ties once) and saved buffers. It does not depend on how a model is cut into files, nor on
@@ -7,7 +7,6 @@ the order of its tensors, and is the same for a model in memory and for the safe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -20,16 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import ModelError, StoreError
+from catchment.errors import ModelError
 from catchment.models import adapters
 from catchment.models.families import FAMILIES, current_name
-from catchment.models.files import DTYPES, Entry, mapped_tensors, read_header, write_beside
+from catchment.models.files import DTYPES, Entry, mapped_tensors, read_header
 from catchment.models.weights import named_weights, persistent_buffers
-from catchment.records import ModelCard, from_json, to_json
-from catchment.settings import cache_dir
+from catchment.records import ModelCard
 
 _PIECE = 1 << 24
-CACHE_VERSION = 1
 # Fields of a config that say how it was saved or is run, not which function the model computes.
 _VOLATILE = {
     "_name_or_path",
@@ -241,35 +238,3 @@ def aliases(cards: Iterable[ModelCard]) -> list[list[str]]:
         if card.name not in names:
             names.append(card.name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def fingerprint(files: Iterable[Path], **conditions: Any) -> str:
-    """Key of the identity cache: real path, size and time of each file, and the conditions of loading."""
-    stats = []
-    for path in sorted({Path(os.path.realpath(f)) for f in files}):
-        stat = path.stat()
-        stats.append([str(path), stat.st_size, stat.st_mtime_ns])
-    return _sha([CACHE_VERSION, stats, conditions])
-
-
-def _cache_file(key: str) -> Path:
-    return cache_dir() / "identity" / f"{key}.json"
-
-
-def remember(key: str, card: ModelCard) -> None:
-    """Put a card into the cache. A cache that cannot be written is no error: the next run hashes again."""
-    path = _cache_file(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(path, to_json(card).encode())
-    except (OSError, StoreError):
-        return
-
-
-def recall(key: str, name: str) -> ModelCard | None:
-    """The cached card under the name it is asked for now, or ``None``; a damaged entry counts as absent."""
-    try:
-        card = from_json(ModelCard, _cache_file(key).read_text())
-    except (OSError, ValueError):
-        return None
-    return dataclasses.replace(card, name=name)
