@@ -9,6 +9,7 @@ from typing import Any
 
 from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
+from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.engine import Engine, context_length, without_trace
 from catchment.capabilities.evaluate import (
     OnRows,
@@ -60,9 +61,11 @@ __all__ = [
     "expected_answer",
     "format_of",
     "gates",
+    "local_options",
     "make_engine",
     "measure_speed",
     "packs",
+    "parse_table",
     "prepare",
     "resolve_tasks",
     "run",

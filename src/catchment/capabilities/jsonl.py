@@ -269,7 +269,8 @@ def read_text(path: str | Path) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fail(str(path), f"byte {error.start} is not UTF-8; expected text in UTF-8. Is it compressed?")
+        line = error.object[: error.start].count(b"\n") + 1
+        fail(f"{path}, line {line}", f"byte {error.start} is not UTF-8; expected text in UTF-8. Is it compressed?")
     except (OSError, EOFError) as error:
         raise InputError(f"task file {str(path)!r} cannot be read: {error}.") from error
 

@@ -145,7 +145,9 @@ def test_named_data_sets(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "d.csv").write_text("text\na\n")
-    for data, what in ((tmp_path / "d.csv", "the table 'd.csv'"), ("imdb", "the data set 'imdb'")):
+    assert read_rows(tmp_path / "d.csv").rows == [{"text": "a"}]
+    (tmp_path / "d.parquet").write_text("text")
+    for data, what in ((tmp_path / "d.parquet", "the table 'd.parquet'"), ("imdb", "the data set 'imdb'")):
         with pytest.raises(MissingExtraError, match=rf"{what} needs 'datasets'.*catchment\[datasets\]"):
             read_rows(data)
     assert read_rows(write(tmp_path / "d.jsonl", SUMS)).kind == "prompt"
@@ -164,7 +166,7 @@ REFUSED: list[tuple[list[Any], str]] = [
     ([["a"]], r"row 1: \['a'\]; expected an object such as"),
     ([{"promt": "a", "completion": "b"}], "has the columns promt, completion; expected .* Did you mean 'prompt'"),
     ([{}], "has the columns none; expected"),
-    ([*SUMS[:2], {"text": "a"}], "row 3: columns text; expected prompt, completion, the columns of the first row"),
+    ([*SUMS[:2], {"text": "a"}], "row 3: columns prompt, completion missing and text too many; expected prompt, completion, the columns of the"),
     ([{"text": "a"}, {"text": 3}], "row 2: 'text' is 3; expected text"),
     ([{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}], "row 1: one of 'prompt'"),
     ([{"messages": "a"}], r"row 1: 'messages' is 'a'; expected a list of \{'role'"),
