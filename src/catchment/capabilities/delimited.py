@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -44,8 +44,9 @@ class _Record:
         return f"line {self.first}" if self.first == self.last else f"lines {self.first} to {self.last}"
 
 
-def parse_table(text: str, suffix: str, refuse: Refuse) -> Rows:
-    """Rows of a table whose first line names the columns; blank lines are no rows.
+def parse_table(text: str, suffix: str, refuse: Refuse) -> tuple[Rows, list[str]]:
+    """Rows of a table whose first line names the columns; blank lines are no rows. And notes for the user: which rows
+    stand over several lines, where it is only likely that they are meant to.
 
     Args:
         text: of the whole file.
@@ -58,7 +59,7 @@ def parse_table(text: str, suffix: str, refuse: Refuse) -> Rows:
     Cost: about 5 s for a million fields, when any are in quotes.
 
     >>> parse_table('q,a\\n"One, two?",2\\n', ".csv", print)
-    [('line 2', {'q': 'One, two?', 'a': '2'})]
+    ([('line 2', {'q': 'One, two?', 'a': '2'})], [])
     """
     if "\0" in text:
         refuse(f"line {text[: text.index(chr(0))].count(chr(10)) + 1}", "holds a zero byte, so it is no table of "
@@ -71,7 +72,8 @@ def parse_table(text: str, suffix: str, refuse: Refuse) -> Rows:
             _check_line_breaks(records, delimiter)
     except _MalformedError as error:
         refuse(*error.args)
-    return [(record.place, dict(zip(names, record.fields, strict=True))) for record in records[1:]]
+    rows = [(record.place, dict(zip(names, record.fields, strict=True))) for record in records[1:]]
+    return rows, _notes(records)
 
 
 def _separated(text: str) -> tuple[list[_Record], str]:
@@ -184,6 +186,13 @@ def _check_widths(records: Sequence[_Record], names: Sequence[str], delimiter: s
                                   f"expected {', '.join(names)}. Put a text that holds {delimiter!r} in quotes{joined}")  # fmt: skip
 
 
+def _notes(records: Sequence[_Record]) -> list[str]:
+    long = [record for record in records if record.first != record.last]
+    if not long or all(all(record.quoted) for record in records):
+        return []
+    return [f"{len(long)} of {len(records) - 1} rows stand over several lines, joined by quotes (first: {long[0].place})"]
+
+
 def _check_line_breaks(records: Sequence[_Record], delimiter: str) -> None:
     if all(all(record.quoted) for record in records):
         return
@@ -198,33 +207,39 @@ def _check_line_breaks(records: Sequence[_Record], delimiter: str) -> None:
 
 def _swallowed(records: Sequence[_Record], delimiter: str) -> list[bool]:
     """For each record, whether its lines look like rows that a stray quote has put into one field."""
-    width = len(records[0].fields) if records else 0
     single = [record.fields for record in records if record.first == record.last]
     spaced = {column for fields in single for column, field in enumerate(fields) if field[:1] == " "}
     empty = {column for fields in single for column, field in enumerate(fields) if not field}
 
-    def alike(fields: Sequence[str]) -> bool:
+    def usual(fields: Sequence[str]) -> bool:
         # Prose has a space after its commas, and commas at the ends of lines.
-        usual = all(
-            (field[:1] != " " or column in spaced) and (field or width > 2 or column in empty)
-            for column, field in enumerate(fields)
-        )
-        return len(fields) == width and bool(usual or len(single) < 2)
+        columns = enumerate(fields)
+        return all((c in spaced or f[:1] != " ") and (f or c in empty or len(fields) > 2) for c, f in columns)
 
-    return [record.first != record.last and _like_rows(record.fields, delimiter, alike) for record in records]
+    width = len(records[0].fields) if records else 0
+    return [
+        any(_like_rows(lines, width, usual) for lines in _lines_as_rows(record.fields, delimiter))
+        for record in records
+    ]  # fmt: skip
 
 
-def _like_rows(fields: Sequence[str], delimiter: str, alike: Callable[[Sequence[str]], bool]) -> bool:
+def _lines_as_rows(fields: Sequence[str], delimiter: str) -> Iterator[list[list[str]]]:
+    """For each field over several lines: the rows that they would be if its quotes were letters."""
     for column, field in enumerate(fields):
-        if not _BREAK.search(field):
-            continue
-        first, *inner, last = _BREAK.split(field)
-        whole = [alike(line.split(delimiter)) for line in inner if line.strip()]
-        ends = alike([*fields[:column], *first.split(delimiter)]), alike([*last.split(delimiter), *fields[column + 1 :]])
-        # Where there is one column only, a line with a delimiter cannot be a row, and one such line says enough.
-        if all((*whole, *ends)) or (len(fields) > 1 and whole and 2 * sum(whole) >= len(whole)):
-            return True
-    return False
+        first, *inner = _BREAK.split(field)
+        if inner:
+            last = inner.pop().split(delimiter)
+            middle = [line.split(delimiter) for line in inner if line.strip()]
+            yield [[*fields[:column], *first.split(delimiter)], *middle, [*last, *fields[column + 1 :]]]
+
+
+def _like_rows(lines: Sequence[Sequence[str]], width: int, usual: Callable[[Sequence[str]], bool]) -> bool:
+    """All are like the other rows of the file; or four and more have the number of fields; or most of them and three
+    and more, the first and the last not counted, are like the others."""
+    fit = [len(line) == width for line in lines]
+    alike = [fits and usual(line) for line, fits in zip(lines, fit, strict=True)]
+    most = sum(alike[1:-1]) >= max(3, len(alike[1:-1]) / 2)
+    return all(alike) or (all(fit) and len(fit) >= 4) or (most and width > 1)
 
 
 def local_options(name: str, refuse: Callable[[Path, str, str], NoReturn]) -> dict[str, str]:

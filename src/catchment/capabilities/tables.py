@@ -180,11 +180,14 @@ def _load(name: str, subset: str | None, split: str) -> Sequence[Row]:
         ) from error
 
 
-def _file_rows(path: str) -> Placed:
+def _file_rows(path: str, notes: list[str]) -> Placed:
     """Rows of a CSV, TSV or JSON(L) file, each with where it stands."""
     suffix = Path(path).suffix
     if suffix in DELIMITED:
-        rows = parse_table(read_text(path), suffix, lambda where, message: fail(f"{path}, {where}", f"{message}."))
+        rows, said = parse_table(
+            read_text(path), suffix, lambda where, message: fail(f"{path}, {where}", f"{message}.")
+        )
+        notes += [f"{path}: {note}" for note in said]
         return [(f"{path}, {where}", row) for where, row in rows]
     entries = read_entries(path)
     for where, row in entries:
@@ -193,10 +196,10 @@ def _file_rows(path: str) -> Placed:
     return entries
 
 
-def _rows(dataset: Any, subset: str | None, split: str, where: str) -> Placed:
+def _rows(dataset: Any, subset: str | None, split: str, where: str, notes: list[str]) -> Placed:
     if isinstance(dataset, str | Path):
         if str(dataset).endswith(TABLE_FILES):
-            return _file_rows(str(dataset))
+            return _file_rows(str(dataset), notes)
         dataset = _load(str(dataset), subset, split)
     if isinstance(dataset, Mapping):  # a DatasetDict
         if split not in dataset:
@@ -276,8 +279,10 @@ def task_from_dataset(
     check_keys(task_options, ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version",
                               "description"), where)  # fmt: skip
 
+    notes: list[str] = []
+
     def items_of(part: str) -> list[Item]:
-        rows = _rows(dataset, subset, part, where)
+        rows = _rows(dataset, subset, part, where, notes)
         _check_choice_columns(choices, rows)
         return [_item(kind, row, prompt, choices, gold, answer, place) for place, row in rows]
 
@@ -293,7 +298,8 @@ def task_from_dataset(
     options = {**task_options, "shots": examples}
     if scorer is not None:
         options["scorer"] = scorer
-    return build_task(kind, distinct(items), options, where, name or _name(dataset))
+    task = build_task(kind, distinct(items), options, where, name or _name(dataset))
+    return replace(task, notes=tuple(dict.fromkeys(notes)))
 
 
 def _draw(pool: Sequence[Item], shots: int, seed: int, where: str) -> list[Item]:

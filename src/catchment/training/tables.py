@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -142,7 +143,9 @@ def _load_parquet(path: Path) -> Any:
 
 def _text_rows(path: Path, suffix: str) -> Given:
     """Rows of a CSV or TSV file, all values as text, but labels as numbers where all of them are."""
-    rows = parse_table(_read(path), suffix, lambda where, message: fail(path.name, where, message))
+    rows, notes = parse_table(_read(path), suffix, lambda where, message: fail(path.name, where, message))
+    for note in notes:
+        warnings.warn(f"data {path.name!r}: {note}", stacklevel=2)
     labels = [row["label"].strip() for _, row in rows if "label" in row]
     number = next((kind for kind, form in _NUMBERS if labels and all(map(form.fullmatch, labels))), None)
     return [(where, row | {"label": number(row["label"])} if number else row) for where, row in rows]

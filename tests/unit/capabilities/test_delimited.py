@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catchment.capabilities import gates
 from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.tables import task_from_dataset
 from catchment.errors import TaskError
@@ -26,7 +27,7 @@ def refuse(where: str, message: str) -> NoReturn:
 
 
 def parse(text: str, suffix: str = ".csv") -> list[list[str]]:
-    return [list(row.values()) for _, row in parse_table(text, suffix, refuse)]
+    return [list(row.values()) for _, row in parse_table(text, suffix, refuse)[0]]
 
 
 def written(rows: list[list[str]], **options: Any) -> str:
@@ -51,6 +52,8 @@ def written(rows: list[list[str]], **options: Any) -> str:
          [["yes", "Dear Sir,\nit is cold, but dry, here.\nYours,\nA"], ["z", "w"]]),
         ('q,a\nx,y\n"Roses are red,\nviolets are blue,\nsugar is sweet,",1\n',
          [["x", "y"], ["Roses are red,\nviolets are blue,\nsugar is sweet,", "1"]]),
+        ('q,a\n"A car costs\n1,000 dollars.\nHow much are two?","2,000"\n',
+         [["A car costs\n1,000 dollars.\nHow much are two?", "2,000"]]),
         ('q,a\n5" pipe,3\nthe 7" single,4\n', [['5" pipe', "3"], ['the 7" single', "4"]]),
         ("q;a\nx, y;1\n", [["x, y", "1"]]),
         ('q\ta\n"x\t""y""",\t1\n'.replace(",\t", "\t"), [['x\t"y"', "1"]]),
@@ -114,6 +117,15 @@ def test_a_stray_quote_and_another_forty_rows_later(close: str) -> None:
         parse(text)
 
 
+def test_rows_over_several_lines_are_said() -> None:
+    text = 'q,a\none,1\n"Two\nlines?",yes\nthree,3\n"Four,\n\nfour.",4\n'
+    rows, notes = parse_table(text, ".csv", refuse)
+    assert [where for where, _ in rows] == ["line 2", "lines 3 to 4", "line 5", "lines 6 to 8"]
+    assert notes == ["2 of 4 rows stand over several lines, joined by quotes (first: lines 3 to 4)"]
+    rows = [["q", "a"], *[list(row.values()) for _, row in rows]]  # type: ignore[assignment, misc]
+    assert parse_table(written(rows, quoting=csv.QUOTE_ALL), ".csv", refuse)[1] == []  # type: ignore[arg-type]
+
+
 def test_how_to_say_that_line_breaks_are_meant() -> None:
     rows = [["q", "a"], ["Turn into a sum:\nx,y\n1,2\n3,4\nNow.", "4,6"], ["x", "1"]]
     with pytest.raises(Refused, match="lines 2 to 6: one row"):
@@ -158,6 +170,13 @@ def test_stray_quotes_never_cost_a_row(data: st.DataObject, width: int, n: int) 
     except Refused:
         return
     assert len(rows) == n
+
+
+def test_the_notes_of_a_task_are_warnings(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('q,a\n"Two\nlines?",yes\nOne?,no\n', encoding="utf-8")
+    task = task_from_dataset(path, prompt="q", answer="a")
+    assert gates.check_task(task) == [f"{path}: 1 of 2 rows stand over several lines, joined by quotes (first: lines 2 to 3)"]
 
 
 GLUE = (
