@@ -291,7 +291,9 @@ def test_weights_replaced_with_size_and_time_kept(
     shutil.copytree(folder / "tuned", tmp_path / "tuned")
     for other in ("tuned", "base"):
         replace_keeping_times(tmp_path / "tuned/model.safetensors", folder / other / "model.safetensors")
-        result = catchment.compare(str(folder / "base"), str(tmp_path / "tuned"), tasks=[task], text="none", formats=1)["echo"]
+        result = catchment.compare(str(folder / "base"), str(tmp_path / "tuned"), tasks=[task], text="none", formats=1)[
+            "echo"
+        ]
         assert result.tuned == pytest.approx(plain_accuracy(folder / other, task))
     assert plain_accuracy(folder / "tuned", task) < 0.9 < result.tuned == 1
 

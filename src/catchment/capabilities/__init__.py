@@ -24,6 +24,7 @@ from catchment.capabilities.evaluate import (
     sample,
     settle_path,
 )
+from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
 from catchment.capabilities.prompts import Encoded, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
@@ -44,6 +45,7 @@ __all__ = [
     "CONTINUE",
     "GENERATED_SCORERS",
     "SCORERS",
+    "DoubleKeyError",
     "Encoded",
     "Engine",
     "Format",
@@ -57,6 +59,7 @@ __all__ = [
     "agreement_rows",
     "context_length",
     "cost_tokens",
+    "distinct_keys",
     "evaluate",
     "expected_answer",
     "format_of",

@@ -22,9 +22,7 @@ Rows = list[tuple[str, dict[str, str]]]
 
 _QUOTED = re.compile(r'"([^"]*(?:""[^"]*)*)"')
 _BREAK = re.compile(r"\r\n|\r|\n")
-_MEANT = (
-    "If the line breaks are meant, put every field of the file in quotes (csv.QUOTE_ALL), or save it as .jsonl"
-)
+_MEANT = "If the line breaks are meant, put every field of the file in quotes (csv.QUOTE_ALL), or save it as .jsonl"
 _PAIRS = "expected quotes in pairs around a whole field, and quotes within it doubled"
 
 
@@ -164,8 +162,11 @@ def _names(records: Sequence[_Record]) -> list[str]:
         names[0] = "Unnamed: 0"  # the index that pandas writes, under the name that it reads it by
     for number, name in enumerate(names, 1):
         if not name.strip():
-            raise _MalformedError(header.place, f"column {number} of {len(names)} has no name; expected the names of the "
-                                  "columns. Is the first line a row already, or does it end in a separator?")  # fmt: skip
+            raise _MalformedError(
+                header.place,
+                f"column {number} of {len(names)} has no name; expected the names of the columns. Is the first line a "
+                "row already, or does it end in a separator?",
+            )
         if names.index(name) != number - 1:
             raise _MalformedError(header.place, f"columns {names.index(name) + 1} and {number} are both called "
                                   f"{name!r}; expected distinct names")  # fmt: skip
@@ -182,15 +183,20 @@ def _check_widths(records: Sequence[_Record], names: Sequence[str], delimiter: s
                                   f"{', '.join(names)}, as {records[0].place} says{joined}")  # fmt: skip
         if len(fields) > len(names):
             extra = ", ".join(repr(field[:40]) for field in fields[len(names) :][:3])
-            raise _MalformedError(record.place, f"{len(fields)} fields for {len(names)} columns, {extra} too many; "
-                                  f"expected {', '.join(names)}. Put a text that holds {delimiter!r} in quotes{joined}")  # fmt: skip
+            raise _MalformedError(
+                record.place,
+                f"{len(fields)} fields for {len(names)} columns, {extra} too many; expected {', '.join(names)}. "
+                f"Put a text that holds {delimiter!r} in quotes{joined}",
+            )
 
 
 def _notes(records: Sequence[_Record]) -> list[str]:
     long = [record for record in records if record.first != record.last]
     if not long or all(all(record.quoted) for record in records):
         return []
-    return [f"{len(long)} of {len(records) - 1} rows stand over several lines, joined by quotes (first: {long[0].place})"]
+    return [
+        f"{len(long)} of {len(records) - 1} rows stand over several lines, joined by quotes (first: {long[0].place})"
+    ]
 
 
 def _check_line_breaks(records: Sequence[_Record], delimiter: str) -> None:
@@ -200,9 +206,10 @@ def _check_line_breaks(records: Sequence[_Record], delimiter: str) -> None:
         if swallowed:
             field = next(field for field in record.fields if _BREAK.search(field))
             raise _MalformedError(
-                record.place, f"one row, because the quote before {_after(field, 0)} is closed on line {record.last}, but "
-                f"its lines look like rows of their own; {_PAIRS}. {_MEANT}",
-            )  # fmt: skip
+                record.place,
+                f"one row, because the quote before {_after(field, 0)} is closed on line {record.last}, but its lines "
+                f"look like rows of their own; {_PAIRS}. {_MEANT}",
+            )
 
 
 def _swallowed(records: Sequence[_Record], delimiter: str) -> list[bool]:

@@ -36,6 +36,10 @@ SCORERS_OF = {
 PLAIN = (Format("plain"),)
 
 
+class DoubleKeyError(Exception):
+    """A key that stands twice in a JSON object, where ``json`` would drop the first value without a word."""
+
+
 def fail(where: str, message: str) -> NoReturn:
     raise TaskError(f"{where}: {message}")
 
@@ -287,9 +291,24 @@ def read_entries(path: str | Path) -> list[tuple[str, Any]]:
     ]
 
 
+def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no value is lost: for ``json.loads(..., object_pairs_hook=distinct_keys)``.
+
+    Raises:
+        DoubleKeyError: a key stands twice.
+    """
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DoubleKeyError(next(key for key in keys if keys.count(key) > 1))
+    return entry
+
+
 def _loads(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_keys)
+    except DoubleKeyError as error:
+        fail(where, f"field {error.args[0]!r} stands twice in one object; expected each once.")
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if "\n" in text.strip() else ""
         fail(where, f"not JSON at {place}column {error.colno} ({error.msg}): {text.strip()[:60]!r}.")

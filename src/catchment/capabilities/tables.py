@@ -1,4 +1,4 @@
-"""Tasks from rows: a `datasets` data set, a list of dicts, a CSV, TSV or JSONL file, with templates over its columns."""
+"""Tasks from rows: a `datasets` data set, a list of dicts, a CSV, TSV or JSONL file; with templates over columns."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def unpacked(path: Path) -> Path:
     that unpack at once, leave no half model.
 
     Raises:
-        ModelError: Not a GGUF file, cut short, changed meanwhile, or of an architecture that transformers cannot unpack.
+        ModelError: Not a GGUF file, cut short, changed meanwhile, or an architecture that transformers cannot unpack.
         StoreError: The cache folder cannot be written.
     """
     _check_magic(path)

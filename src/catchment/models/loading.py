@@ -138,7 +138,9 @@ def load(
         opened = _open(source, chosen)
         processor = _processor(source, chosen, opened.head)
     card = _card(str(spec), source, opened.model, processor)
-    loaded = LoadedModel(opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source), stamps)
+    loaded = LoadedModel(
+        opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source), stamps
+    )
     after = _seen(source, chosen)
     steady = after is not None and (before is None or after.equals(before))  # None: of the hub, there only now
     if after is not None and steady and not loaded.newly_initialised:

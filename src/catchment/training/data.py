@@ -232,7 +232,7 @@ def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: t
         if isinstance(label, bool) or not isinstance(label, str if words else Integral):
             fail(name, where, f"label {label!r}; expected {'text' if words else 'a whole number'} in every row, the "
                   "classes as 0, 1, ... or as text")  # fmt: skip
-        if words and not label.strip():
+        if isinstance(label, str) and not label.strip():
             fail(name, where, "label is empty; expected the name of a class. Rows without a label cannot be learned: "
                   "remove them")  # fmt: skip
         row["label"] = label if words else int(label)

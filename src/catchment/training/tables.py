@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from catchment.capabilities import local_options, parse_table
+from catchment.capabilities import DoubleKeyError, distinct_keys, local_options, parse_table
 from catchment.errors import InputError, MissingExtraError, did_you_mean
 
 Given = list[tuple[str, Mapping[str, Any]]]
@@ -109,7 +109,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, name: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_keys)
+    except DoubleKeyError as error:
+        fail(name, where, f"column {error.args[0]!r} stands twice in one object; expected each once")
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         fail(name, where, f"not JSON at {place} ({error.msg}): {text.strip()[:60]!r}; expected one object. The "

@@ -84,8 +84,8 @@ class Side:
             if self._card is not None and getattr(self._card, part) != getattr(loaded, part):
                 what = part.removesuffix("_hash")
                 raise ModelError(
-                    f"the files of {loaded.name!r} changed after the run began: the hash of the {what} as loaded is not the one "
-                    "read first. Run it again while nothing writes to them."
+                    f"the files of {loaded.name!r} changed after the run began: the hash of the {what} as loaded is "
+                    "not the one read first. Run it again while nothing writes to them."
                 )
 
     def engine(self, batch_tokens: int | None) -> Engine:

@@ -18,12 +18,12 @@ from catchment.capabilities.tables import task_from_dataset
 from catchment.errors import TaskError
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     pass
 
 
 def refuse(where: str, message: str) -> NoReturn:
-    raise Refused(f"{where}: {message}")
+    raise RefusedError(f"{where}: {message}")
 
 
 def parse(text: str, suffix: str = ".csv") -> list[list[str]]:
@@ -80,10 +80,10 @@ PAIRS = "expected quotes in pairs"
     [
         ('q,a\n"cold,1\nx,2\n', f"line 2: the quote before 'cold,1' is never closed; {PAIRS}"),
         ('q,a\nx,1\ny,"\n', f"line 3: the quote before '' is never closed; {PAIRS}"),
-        ('q,a\n"cold" it is,1\n', "line 2: the quote before 'cold\" it is,1' is closed in the middle of a field, before ' it is,1'"),
-        ('q,a\n"cold,1\nx,2\nsay "no",3\n', "line 2: the quote before 'cold,1' is closed on line 4 in the middle of a field, before 'no"),
+        ('q,a\n"cold" it is,1\n', "line 2: the quote before 'cold\" it is,1' is closed in the middle of a field"),
+        ('q,a\n"cold,1\nx,2\nsay "no",3\n', "line 2: the quote before 'cold,1' is closed on line 4 in the middle of"),
         (r'q,a' + '\n' + r'"say \"no\"",3' + '\n', "line 2: .* in the middle of a field"),
-        ('q,a\n"cold,1\nx,2\nwarm",3\n', f"lines 2 to 4: one row, .*closed on line 4.*rows of their own; {PAIRS}.*QUOTE_ALL.*jsonl"),
+        ('q,a\n"cold,1\nx,2\nwarm",3\n', f"lines 2 to 4: one row, .*rows of their own; {PAIRS}.*QUOTE_ALL.*jsonl"),
         ('q,a\nz,0\n"cold,1\nwarm",3\n', "lines 3 to 4: one row"),
         ('q,a\nz,0\n"cold,1\nx,2\nwarm"\n', "lines 3 to 5: 1 of 2 columns: 'a' missing.*A quote joins these lines"),
         ('q,a,b\n"cold,1,\nx,2,\ny,2,\nwarm",3,\n', "lines 2 to 5: one row"),
@@ -91,7 +91,7 @@ PAIRS = "expected quotes in pairs"
         ('q\nx\n"cold\ny\nwarm"\n', "lines 3 to 5: one row"),
         ("q,a,b\nx,1\n", "line 2: 2 of 3 columns: 'b' missing; expected q, a, b, as line 1 says"),
         ("q,a,b,c\nx\n", "line 2: 1 of 4 columns: 'a', 'b', 'c' missing"),
-        ("q,a\nx,1\ny, or not,2\n", r"line 3: 3 fields for 2 columns, '2' too many; expected q, a\. Put a text that holds ','"),
+        ("q,a\nx,1\ny, or not,2\n", r"line 3: 3 fields for 2 columns, '2' too many; expected q, a\. Put a text"),
         ("q,a\n\n\nx,1,\n", "line 4: 3 fields for 2 columns, '' too many"),
         ("q,a\n \nx,1\n", "line 2: 1 of 2 columns"),
         ("q,q\nx,1\n", "line 1: columns 1 and 2 are both called 'q'; expected distinct names"),
@@ -102,7 +102,7 @@ PAIRS = "expected quotes in pairs"
     ],
 )  # fmt: skip
 def test_refused_tables(text: str, message: str) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(RefusedError, match=message):
         parse(text)
 
 
@@ -111,9 +111,9 @@ def test_a_stray_quote_and_another_forty_rows_later(close: str) -> None:
     """Read with the csv module, the first is one row of the right width, and 60 of 100 are left."""
     lines = [*STRAY_START[:60], close, *STRAY_START[61:]]
     text = "\n".join(["q,a", *lines])
-    if close.startswith("it is 60 degrees\""):
+    if close.startswith('it is 60 degrees"'):
         assert len(list(csv.DictReader(io.StringIO(text), strict=True))) == 60
-    with pytest.raises(Refused, match=r"^lines? 22"):
+    with pytest.raises(RefusedError, match=r"^lines? 22"):
         parse(text)
 
 
@@ -128,11 +128,11 @@ def test_rows_over_several_lines_are_said() -> None:
 
 def test_how_to_say_that_line_breaks_are_meant() -> None:
     rows = [["q", "a"], ["Turn into a sum:\nx,y\n1,2\n3,4\nNow.", "4,6"], ["x", "1"]]
-    with pytest.raises(Refused, match="lines 2 to 6: one row"):
+    with pytest.raises(RefusedError, match="lines 2 to 6: one row"):
         parse(written(rows))
     assert parse(written(rows, quoting=csv.QUOTE_ALL)) == rows[1:]
     one = [["text"], ["Two\nlines"], ["one"]]
-    with pytest.raises(Refused, match="lines 2 to 3: one row"):
+    with pytest.raises(RefusedError, match="lines 2 to 3: one row"):
         parse(written(one))
     assert parse(written(one, quoting=csv.QUOTE_ALL)) == one[1:]
 
@@ -146,10 +146,14 @@ def test_what_a_writer_wrote_is_read(rows: list[list[str]]) -> None:
     """With every field in quotes always; with the needed quotes only, unless the lines look like rows."""
     header = [f"c{n}" for n in range(len(rows[0]) if rows else 2)]
     assert parse(written([header, *rows], quoting=csv.QUOTE_ALL)) == rows
+    text = written([header, *rows])
     try:
-        assert parse(written([header, *rows])) == rows
-    except Refused as refused:
-        assert re.search("one row, because .*QUOTE_ALL", str(refused)), refused
+        read = parse(text)
+    except RefusedError:
+        with pytest.raises(RefusedError, match=r"one row, because .*QUOTE_ALL"):
+            parse(text)
+        return
+    assert read == rows
 
 
 FIELD = st.text(st.sampled_from("ab.é'"), min_size=1, max_size=4)
@@ -167,7 +171,7 @@ def test_stray_quotes_never_cost_a_row(data: st.DataObject, width: int, n: int) 
     header = ",".join(f"c{k}" for k in range(width))
     try:
         rows = parse(f"{header}\n{text}")
-    except Refused:
+    except RefusedError:
         return
     assert len(rows) == n
 
@@ -176,12 +180,14 @@ def test_the_notes_of_a_task_are_warnings(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('q,a\n"Two\nlines?",yes\nOne?,no\n', encoding="utf-8")
     task = task_from_dataset(path, prompt="q", answer="a")
-    assert gates.check_task(task) == [f"{path}: 1 of 2 rows stand over several lines, joined by quotes (first: lines 2 to 3)"]
+    assert gates.check_task(task) == [
+        f"{path}: 1 of 2 rows stand over several lines, joined by quotes (first: lines 2 to 3)"
+    ]
 
 
 GLUE = (
     "Quality\t#1 String\t#2 String\n"
-    '1\t" The business does not fit .\tHe said the pie doesn \'t fit .\n'
+    "1\t\" The business does not fit .\tHe said the pie doesn 't fit .\n"
     '0\tShe said " no " .\t" Yes , " she said .\n'
     '1\tNo quotes .\t" Enclosed . "\n'
     '0\tends with one "\t" begins with one\n'
@@ -194,7 +200,7 @@ def test_tsv_is_read_by_the_line() -> None:
     assert parse(GLUE, ".tsv") == parse(GLUE.replace("\n", "\r\n"), ".tsv") == expected
     swallowing = 'q\ta\n"cold\t1\nx\t2\nwarm"\t3\n'
     assert parse(swallowing, ".tsv") == [['"cold', "1"], ["x", "2"], ['warm"', "3"]]
-    with pytest.raises(Refused, match="line 3: 1 of 2 columns: 'a' missing"):
+    with pytest.raises(RefusedError, match="line 3: 1 of 2 columns: 'a' missing"):
         parse("q\ta\nx\t1\ny\n", ".tsv")
 
 
@@ -241,8 +247,8 @@ def test_tables_in_a_folder_are_checked(tmp_path: Path, name: str, text: str, me
     (tmp_path / name).write_text(text)
 
     def refuse_file(path: Path, where: str, what: str) -> NoReturn:
-        raise Refused(f"{path.name}: {where}: {what}")
+        raise RefusedError(f"{path.name}: {where}: {what}")
 
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(RefusedError, match=message):
         local_options(str(tmp_path), refuse_file)
     assert local_options("owner/on-the-hub", refuse_file) == {}

@@ -43,11 +43,17 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose content is read, in order."""
     names: list[str] = []
     digest, whole = known.hashlib.file_digest, known.file_hash
-    monkeypatch.setattr(
-        known, "hashlib",
-        SimpleNamespace(sha256=known.hashlib.sha256, file_digest=lambda f, kind: (names.append(f.name), digest(f, kind))[1]),
-    )  # fmt: skip
-    monkeypatch.setattr(known, "file_hash", lambda path: (names.append(str(path)), whole(path))[1])
+
+    def file_digest(file: Any, kind: str) -> Any:
+        names.append(file.name)
+        return digest(file, kind)
+
+    def file_hash(path: Path) -> str:
+        names.append(str(path))
+        return whole(path)
+
+    monkeypatch.setattr(known, "hashlib", SimpleNamespace(sha256=known.hashlib.sha256, file_digest=file_digest))
+    monkeypatch.setattr(known, "file_hash", file_hash)
     return names
 
 
