@@ -192,14 +192,23 @@ def _steady(value: Any) -> Any:
 def config_hash(model_or_config: Any) -> str:
     """Hash of what the config says about the function: without versions, paths, dtype and run-time switches.
 
-    A PEFT model's adapter settings (rank, alpha, targets) belong to it.
+    A PEFT model's adapter settings (rank, alpha, targets) belong to it; and the tokens that end an answer, where the
+    generation config names others than the config.
     """
     config = getattr(model_or_config, "config", model_or_config)
     content = [_steady(config if isinstance(config, dict) else config.to_dict())]
+    ends = _ends(getattr(model_or_config, "generation_config", None))
+    if ends and ends != _ends(config):
+        content.append({"ends": ends})
     if isinstance(model_or_config, nn.Module) and adapters.is_peft(model_or_config):
         peft_configs: Any = model_or_config.peft_config
         content.append({name: _steady(c.to_dict()) for name, c in peft_configs.items()})
     return _sha(content)
+
+
+def _ends(config: Any) -> list[int]:
+    ids = getattr(config, "eos_token_id", None)
+    return sorted({int(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None})
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

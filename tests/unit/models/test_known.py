@@ -225,11 +225,12 @@ def _edit(name: str, old: str, new: str) -> Callable[[Path], None]:
     [
         ("weights_hash", _swap_weights),
         ("config_hash", _edit("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05')),
+        ("config_hash", _edit("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 7')),
         ("tokenizer_hash", _edit("tokenizer.json", '"w3": 3', '"v3": 3')),
         ("template_hash", _edit("chat_template.jinja", "one", "two")),
         ("template_hash", _edit("additional_chat_templates/rag.jinja", "one", "two")),
     ],
-    ids=["weights", "config", "tokenizer", "template", "second template"],
+    ids=["weights", "config", "end of answers", "tokenizer", "template", "second template"],
 )
 def test_a_model_whose_files_were_replaced(
     part: str, edit: Callable[[Path], None], saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
