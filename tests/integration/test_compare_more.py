@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import catchment
 from catchment.capabilities import Item, Task
 from catchment.cli.verbs import parse_compare, run
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
+from catchment.models import known
 from catchment.settings import CompareSettings, read_config
-from catchment.workflows import Progress, plan_only, rounds
+from catchment.workflows import Progress, measure, plan_only, rounds
 from catchment.workflows.recover import halves
 from tests import tiny
 from tests.integration.test_compare import compare, folder, home, make_task, numbers, write_task
@@ -249,3 +252,82 @@ def test_classify_task_on_language_models_is_said_before_measuring(folder: Path,
     task = Task("label", tuple(Item(f"a {k}", gold=k % 2) for k in range(8)), "classify")
     with pytest.raises(TaskError, match="classification head"):
         compare(folder, tasks=[task])
+
+
+def plain_accuracy(where: Path, task: Task) -> float:
+    """Share of items whose right choice has the greatest log-probability, with nothing but transformers."""
+    model = tf.AutoModelForCausalLM.from_pretrained(where).eval()
+    tokenizer = tf.AutoTokenizer.from_pretrained(where)
+
+    def score(prompt: str, choice: str) -> float:
+        start = len(tokenizer(prompt).input_ids)
+        ids = torch.tensor([tokenizer(f"{prompt} {choice}").input_ids])
+        with torch.no_grad():
+            logs = model(ids).logits[0, :-1].log_softmax(-1)
+        return float(logs.gather(1, ids[0, 1:, None])[start - 1 :].sum())
+
+    right = 0
+    for item in task.items:
+        scores = [score(item.prompt, choice) for choice in item.choices]
+        right += max(range(len(scores)), key=scores.__getitem__) == item.gold
+    return right / len(task.items)
+
+
+def replace_keeping_times(target: Path, source: Path) -> None:
+    """Other weights of equal size, with the modification time of the old ones put back, as ``cp -p`` would."""
+    stat = target.stat()
+    target.write_bytes(source.read_bytes())
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (target.stat().st_size, target.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+@pytest.mark.parametrize("small", [1 << 24, 0], ids=["by content", "by attributes"])
+def test_weights_replaced_with_size_and_time_kept(
+    small: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comparison is of what lies there now: the base's weights, which answer every item of this task."""
+    monkeypatch.setattr(known, "SMALL", small)
+    task = solved(folder, 30)
+    shutil.copytree(folder / "tuned", tmp_path / "tuned")
+    for other in ("tuned", "base"):
+        replace_keeping_times(tmp_path / "tuned/model.safetensors", folder / other / "model.safetensors")
+        result = catchment.compare(str(folder / "base"), str(tmp_path / "tuned"), tasks=[task], text="none", formats=1)[
+            "echo"
+        ]
+        assert result.tuned == pytest.approx(plain_accuracy(folder / other, task))
+    assert plain_accuracy(folder / "tuned", task) < 0.9 < result.tuned == 1
+
+
+def test_weights_replaced_between_the_card_and_the_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is stored under the hash of weights that were not the measured ones."""
+    tuned, real = tmp_path / "tuned", catchment.models.load
+    shutil.copytree(folder / "tuned", tuned)
+    catchment.compare(str(folder / "base"), str(tuned), tasks=[make_task()], text="none")
+
+    def load(spec: Any, **options: Any) -> Any:
+        replace_keeping_times(tuned / "model.safetensors", folder / "base/model.safetensors")
+        return real(spec, **options)
+
+    monkeypatch.setattr("catchment.models.load", load)
+    with pytest.raises(ModelError, match=r"changed after the run began.*the weights as loaded"):
+        catchment.compare(str(folder / "base"), str(tuned), tasks=[make_task("other")], text="none")
+
+
+def test_weights_that_are_written_to_while_they_are_measured(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, real = tmp_path / "tuned", measure.run
+    shutil.copytree(folder / "tuned", tuned)
+
+    def run_then_write(engine: Any, prepared: Any, **options: Any) -> Any:
+        replace_keeping_times(tuned / "model.safetensors", folder / "base/model.safetensors")
+        engine.model.load_state_dict(tf.AutoModelForCausalLM.from_pretrained(folder / "base").state_dict())
+        return real(engine, prepared, **options)
+
+    monkeypatch.setattr(measure, "run", run_then_write)
+    with pytest.raises(ModelError, match="changed after they were loaded"):
+        catchment.compare(str(tuned), str(folder / "base"), tasks=[make_task()], text="none", store=tmp_path / "store")
+    rows = [line for file in (tmp_path / "store").rglob("*") if file.is_file() for line in file.read_text().split("\n")]
+    assert not any('"item"' in line for line in rows)

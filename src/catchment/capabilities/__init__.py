@@ -9,6 +9,7 @@ from typing import Any
 
 from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
+from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.engine import Engine, context_length, without_trace
 from catchment.capabilities.evaluate import (
     OnRows,
@@ -23,6 +24,7 @@ from catchment.capabilities.evaluate import (
     sample,
     settle_path,
 )
+from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
 from catchment.capabilities.prompts import Encoded, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
@@ -43,6 +45,7 @@ __all__ = [
     "CONTINUE",
     "GENERATED_SCORERS",
     "SCORERS",
+    "DoubleKeyError",
     "Encoded",
     "Engine",
     "Format",
@@ -56,13 +59,16 @@ __all__ = [
     "agreement_rows",
     "context_length",
     "cost_tokens",
+    "distinct_keys",
     "evaluate",
     "expected_answer",
     "format_of",
     "gates",
+    "local_options",
     "make_engine",
     "measure_speed",
     "packs",
+    "parse_table",
     "prepare",
     "resolve_tasks",
     "run",

@@ -135,10 +135,14 @@ def check_duplicates(task: Task) -> list[str]:
 
 
 def check_task(task: Task) -> list[str]:
-    """All gates that need no model. Returns warnings; raises :class:`~catchment.errors.GateError`."""
+    """All gates that need no model. Returns warnings, the task's own notes first.
+
+    Raises:
+        GateError: The task would give numbers that look like a result.
+    """
     check_labels(task)
     check_shots(task)
-    return check_duplicates(task)
+    return [*task.notes, *check_duplicates(task)]
 
 
 def check_model(name: str, newly_initialised: Sequence[str], non_finite: Sequence[str]) -> None:

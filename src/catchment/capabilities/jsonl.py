@@ -36,6 +36,10 @@ SCORERS_OF = {
 PLAIN = (Format("plain"),)
 
 
+class DoubleKeyError(Exception):
+    """A key that stands twice in a JSON object, where ``json`` would drop the first value without a word."""
+
+
 def fail(where: str, message: str) -> NoReturn:
     raise TaskError(f"{where}: {message}")
 
@@ -269,7 +273,8 @@ def read_text(path: str | Path) -> str:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fail(str(path), f"byte {error.start} is not UTF-8; expected text in UTF-8. Is it compressed?")
+        line = error.object[: error.start].count(b"\n") + 1
+        fail(f"{path}, line {line}", f"byte {error.start} is not UTF-8; expected text in UTF-8. Is it compressed?")
     except (OSError, EOFError) as error:
         raise InputError(f"task file {str(path)!r} cannot be read: {error}.") from error
 
@@ -286,9 +291,24 @@ def read_entries(path: str | Path) -> list[tuple[str, Any]]:
     ]
 
 
+def distinct_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no value is lost: for ``json.loads(..., object_pairs_hook=distinct_keys)``.
+
+    Raises:
+        DoubleKeyError: a key stands twice.
+    """
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DoubleKeyError(next(key for key in keys if keys.count(key) > 1))
+    return entry
+
+
 def _loads(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_keys)
+    except DoubleKeyError as error:
+        fail(where, f"field {error.args[0]!r} stands twice in one object; expected each once.")
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if "\n" in text.strip() else ""
         fail(where, f"not JSON at {place}column {error.colno} ({error.msg}): {text.strip()[:60]!r}.")

@@ -1,9 +1,7 @@
-"""Tasks from rows: a `datasets` data set, a list of dicts, a CSV or JSONL file, with templates over its columns."""
+"""Tasks from rows: a `datasets` data set, a list of dicts, a CSV, TSV or JSONL file; with templates over columns."""
 
 from __future__ import annotations
 
-import csv
-import io
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from catchment.capabilities.delimited import DELIMITED, local_options, parse_table
 from catchment.capabilities.jsonl import SCORERS_OF, build_task, check_keys, fail, read_entries, read_text
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError, did_you_mean
@@ -19,8 +18,10 @@ Row = Mapping[str, Any]
 Template = str | Callable[[Row], Any]
 """A column name, a template such as ``"{context} {question}"``, or a function of the row."""
 
+Placed = Sequence[tuple[str, Row]]
+"""Rows with where each stands, for errors."""
 UNLABELLED = -1
-TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv")
+TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", *DELIMITED)
 
 
 def fill(template: Template, row: Row, where: str) -> Any:
@@ -169,8 +170,9 @@ def _load(name: str, subset: str | None, split: str) -> Sequence[Row]:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "datasets", f"the data set {name!r}") from error
+    options = local_options(name, lambda path, where, message: fail(f"{path}, {where}", f"{message}."))
     try:
-        return datasets.load_dataset(name, subset, split=split)
+        return datasets.load_dataset(name, subset, split=split, **options)
     except Exception as error:  # the hub, builders and file systems each raise their own
         raise TaskError(
             f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "
@@ -178,27 +180,41 @@ def _load(name: str, subset: str | None, split: str) -> Sequence[Row]:
         ) from error
 
 
-def _file_rows(path: str) -> list[Row]:
-    """Rows of a CSV or JSON(L) file."""
-    if path.endswith(".csv"):
-        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    rows = read_entries(path)
-    for where, row in rows:
+def _file_rows(path: str, notes: list[str]) -> Placed:
+    """Rows of a CSV, TSV or JSON(L) file, each with where it stands."""
+    suffix = Path(path).suffix
+    if suffix in DELIMITED:
+        rows, said = parse_table(
+            read_text(path), suffix, lambda where, message: fail(f"{path}, {where}", f"{message}.")
+        )
+        notes += [f"{path}: {note}" for note in said]
+        return [(f"{path}, {where}", row) for where, row in rows]
+    entries = read_entries(path)
+    for where, row in entries:
         if not isinstance(row, Mapping):
             fail(where, f"{row!r}; expected an object with one value a column.")
-    return [row for _, row in rows]
+    return entries
 
 
-def _rows(dataset: Any, subset: str | None, split: str) -> Sequence[Row]:
+def _rows(dataset: Any, subset: str | None, split: str, where: str, notes: list[str]) -> Placed:
     if isinstance(dataset, str | Path):
         if str(dataset).endswith(TABLE_FILES):
-            return _file_rows(str(dataset))
-        return _load(str(dataset), subset, split)
+            return _file_rows(str(dataset), notes)
+        dataset = _load(str(dataset), subset, split)
     if isinstance(dataset, Mapping):  # a DatasetDict
         if split not in dataset:
             raise InputError(f"no split {split!r}; it has {', '.join(dataset)}.{did_you_mean(split, dataset)}")
-        return dataset[split]
-    return dataset
+        dataset = dataset[split]
+    return [(f"{where}, {split} row {number}", row) for number, row in enumerate(dataset)]
+
+
+def _check_choice_columns(choices: Any, rows: Placed) -> None:
+    """A text in a list of choices is a column or stands for itself: in all rows the same."""
+    for template in choices if isinstance(choices, Sequence) and not isinstance(choices, str) else ():
+        lacking = next((where for where, row in rows if template not in row), None)
+        if lacking is not None and any(template in row for _, row in rows):
+            fail(lacking, f"no column {template!r}, which other rows have; expected it in every row, or in none for "
+                 "a choice that is this text itself.")  # fmt: skip
 
 
 def _name(dataset: Any) -> str:
@@ -226,8 +242,8 @@ def task_from_dataset(
     """A task from rows with a template over their columns.
 
     Args:
-        dataset: a ``datasets.Dataset`` or ``DatasetDict``, a list of dicts, the path of a ``.csv``, ``.jsonl`` or
-            ``.json`` file, or the name of a data set (extra ``[datasets]``).
+        dataset: a ``datasets.Dataset`` or ``DatasetDict``, a list of dicts, the path of a ``.csv``, ``.tsv``,
+            ``.jsonl`` or ``.json`` file, or the name of a data set (extra ``[datasets]``).
         prompt: a column, a template such as ``"{context}\\n{question}"``, or a function of the row.
         choices: a column with a list of texts or with ``{"text": [...], "label": [...]}``; or a list of columns,
             templates and literal texts.
@@ -263,16 +279,17 @@ def task_from_dataset(
     check_keys(task_options, ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version",
                               "description"), where)  # fmt: skip
 
-    def items_of(rows: Sequence[Row], part: str) -> list[Item]:
-        return [
-            _item(kind, row, prompt, choices, gold, answer, f"{where}, {part} row {number}")
-            for number, row in enumerate(rows)
-        ]
+    notes: list[str] = []
 
-    items = items_of(_rows(dataset, subset, split), split)
+    def items_of(part: str) -> list[Item]:
+        rows = _rows(dataset, subset, part, where, notes)
+        _check_choice_columns(choices, rows)
+        return [_item(kind, row, prompt, choices, gold, answer, place) for place, row in rows]
+
+    items = items_of(split)
     examples: list[Item] = []
     if shots:
-        pool = items if shot_split is None else items_of(_rows(dataset, subset, shot_split), shot_split)
+        pool = items if shot_split is None else items_of(shot_split)
         examples = _draw(pool, shots, seed, where)
         taken = {shot.id for shot in examples}
         items = [item for item in items if item.id not in taken]
@@ -281,7 +298,8 @@ def task_from_dataset(
     options = {**task_options, "shots": examples}
     if scorer is not None:
         options["scorer"] = scorer
-    return build_task(kind, distinct(items), options, where, name or _name(dataset))
+    task = build_task(kind, distinct(items), options, where, name or _name(dataset))
+    return replace(task, notes=tuple(dict.fromkeys(notes)))
 
 
 def _draw(pool: Sequence[Item], shots: int, seed: int, where: str) -> list[Item]:

@@ -109,6 +109,7 @@ class Task:
         max_new_tokens, stop: Limits of a greedy generation.
         function: For scorer ``"callable"``: ``function(item, answer) -> float`` in [0, 1].
         version: Raised when the items or their meaning change.
+        notes: What a user is to know of how the items were read; a comparison gives them as warnings.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Task:
     system: str | None = None
     description: str = ""
     version: int = 1
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.scorer not in SCORERS:

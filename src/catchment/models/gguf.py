@@ -29,11 +29,12 @@ def unpacked(path: Path) -> Path:
     that unpack at once, leave no half model.
 
     Raises:
-        ModelError: Not a GGUF file, cut short, or of an architecture that transformers cannot unpack.
+        ModelError: Not a GGUF file, cut short, changed meanwhile, or an architecture that transformers cannot unpack.
         StoreError: The cache folder cannot be written.
     """
     _check_magic(path)
-    target = cache_dir() / "gguf" / f"{file_hash(path)}-{CONVERSION}"
+    content = file_hash(path)
+    target = cache_dir() / "gguf" / f"{content}-{CONVERSION}"
     if target.is_dir():
         return target
     temporary = None
@@ -41,6 +42,8 @@ def unpacked(path: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpacking-"))
         _unpack(path, temporary)
+        if file_hash(path) != content:  # else the folder would hold another model than its name says
+            raise ModelError(f"{path} was changed while it was unpacked; load it again when nothing writes to it.")
         if not target.is_dir():
             os.replace(temporary, target)
         return target

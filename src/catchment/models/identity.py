@@ -1,4 +1,4 @@
-"""Which model is this? Hashes of weights, config, tokenizer and chat template, and a cache of them by file.
+"""Which model is this? Hashes of weights, config, tokenizer and chat template.
 
 The weights hash is ``SHA-256`` over lines ``name, dtype, shape, SHA-256(bytes)``, sorted by name, of the unique
 tensors: parameters (ties once) and saved buffers. It does not depend on how a model is cut into files, nor on
@@ -7,7 +7,6 @@ the order of its tensors, and is the same for a model in memory and for the safe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -20,16 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import ModelError, StoreError
+from catchment.errors import ModelError
 from catchment.models import adapters
 from catchment.models.families import FAMILIES, current_name
-from catchment.models.files import DTYPES, Entry, mapped_tensors, read_header, write_beside
+from catchment.models.files import DTYPES, Entry, mapped_tensors, read_header
 from catchment.models.weights import named_weights, persistent_buffers
-from catchment.records import ModelCard, from_json, to_json
-from catchment.settings import cache_dir
+from catchment.records import ModelCard
 
 _PIECE = 1 << 24
-CACHE_VERSION = 1
 # Fields of a config that say how it was saved or is run, not which function the model computes.
 _VOLATILE = {
     "_name_or_path",
@@ -195,14 +192,23 @@ def _steady(value: Any) -> Any:
 def config_hash(model_or_config: Any) -> str:
     """Hash of what the config says about the function: without versions, paths, dtype and run-time switches.
 
-    A PEFT model's adapter settings (rank, alpha, targets) belong to it.
+    A PEFT model's adapter settings (rank, alpha, targets) belong to it; and the tokens that end an answer, where the
+    generation config names others than the config.
     """
     config = getattr(model_or_config, "config", model_or_config)
     content = [_steady(config if isinstance(config, dict) else config.to_dict())]
+    ends = _ends(getattr(model_or_config, "generation_config", None))
+    if ends and ends != _ends(config):
+        content.append({"ends": ends})
     if isinstance(model_or_config, nn.Module) and adapters.is_peft(model_or_config):
         peft_configs: Any = model_or_config.peft_config
         content.append({name: _steady(c.to_dict()) for name, c in peft_configs.items()})
     return _sha(content)
+
+
+def _ends(config: Any) -> list[int]:
+    ids = getattr(config, "eos_token_id", None)
+    return sorted({int(i) for i in (ids if isinstance(ids, list) else [ids]) if i is not None})
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -241,35 +247,3 @@ def aliases(cards: Iterable[ModelCard]) -> list[list[str]]:
         if card.name not in names:
             names.append(card.name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def fingerprint(files: Iterable[Path], **conditions: Any) -> str:
-    """Key of the identity cache: real path, size and time of each file, and the conditions of loading."""
-    stats = []
-    for path in sorted({Path(os.path.realpath(f)) for f in files}):
-        stat = path.stat()
-        stats.append([str(path), stat.st_size, stat.st_mtime_ns])
-    return _sha([CACHE_VERSION, stats, conditions])
-
-
-def _cache_file(key: str) -> Path:
-    return cache_dir() / "identity" / f"{key}.json"
-
-
-def remember(key: str, card: ModelCard) -> None:
-    """Put a card into the cache. A cache that cannot be written is no error: the next run hashes again."""
-    path = _cache_file(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(path, to_json(card).encode())
-    except (OSError, StoreError):
-        return
-
-
-def recall(key: str, name: str) -> ModelCard | None:
-    """The cached card under the name it is asked for now, or ``None``; a damaged entry counts as absent."""
-    try:
-        card = from_json(ModelCard, _cache_file(key).read_text())
-    except (OSError, ValueError):
-        return None
-    return dataclasses.replace(card, name=name)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from catchment.errors import CatchmentError, InputError, MissingExtraError, ModelError
-from catchment.models import adapters, identity
+from catchment.models import adapters, identity, known
 from catchment.models.files import read_header
 from catchment.models.gguf import unpacked
 from catchment.models.increments import Increment
@@ -47,6 +47,7 @@ class LoadedModel:
     spec: str
     newly_initialised: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    _stamps: dict[str, known.Attributes | None] = field(default_factory=dict, repr=False)
 
     def movable(self) -> None:
         """Return when the weights can be moved (displaced, interpolated, trained in full).
@@ -59,6 +60,23 @@ class LoadedModel:
                 f"{self.spec!r} is quantised ({self.card.quantization}): its weights are packed codes that cannot "
                 "be moved by small steps; use the unquantised checkpoint. It can be evaluated and compared."
             )
+
+    def unchanged(self) -> None:
+        """Return when the weights are still those of the card: on a CPU they are mapped from the files, so that
+        writing into these changes the model.
+
+        Cost: one look-up a file; hashing the weights, where a file was touched.
+
+        Raises:
+            ModelError: They are other weights than those that were loaded.
+        """
+        stamps = known.attributes(self._stamps)
+        if stamps != self._stamps and identity.weights_hash(self.model) != self.card.weights_hash:
+            raise ModelError(
+                f"the weights of {self.spec!r} changed after they were loaded: something writes into its files. Rows "
+                "measured before are right; run it again when the files are at rest."
+            )
+        self._stamps = stamps
 
     def release(self) -> None:
         """Drop the model and give its memory back, on the GPU too. The card stays."""
@@ -114,16 +132,19 @@ def load(
     if not isinstance(spec, str | Path):
         return _in_memory(spec, chosen)
     source = resolve(str(spec), revision)
-    key = _key(source, chosen)
+    before, stamps = _seen(source, chosen), known.attributes(str(file) for file in source.files())
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         opened = _open(source, chosen)
         processor = _processor(source, chosen, opened.head)
     card = _card(str(spec), source, opened.model, processor)
-    loaded = LoadedModel(opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source))
-    key = key or _key(source, chosen)  # a hub model's files are there only now
-    if key and not loaded.newly_initialised:
-        identity.remember(key, card)
+    loaded = LoadedModel(
+        opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source), stamps
+    )
+    after = _seen(source, chosen)
+    steady = after is not None and (before is None or after.equals(before))  # None: of the hub, there only now
+    if after is not None and steady and not loaded.newly_initialised:
+        after.remember(card)
     return loaded
 
 
@@ -141,8 +162,9 @@ def card_of(
 ) -> ModelCard | None:
     """The card that :func:`load` would give, without loading, when the same files were loaded before.
 
-    Known by real path, size and time of every file; ``None`` when unknown, or for a model in memory.
-    Cost: a few file look-ups (and one request for a hub id, unless offline).
+    Known by path and content of every small file, and by path, inode, size and times of every large one (by its
+    content where these would not show a change); ``None`` when unknown, or for a model in memory.
+    Cost: hashing the small files (and one request for a hub id, unless offline).
 
     Raises:
         InputError, ModelError: As :func:`load`, for a spec that means nothing.
@@ -150,16 +172,16 @@ def card_of(
     chosen = options(tokenizer, revision, dtype, device, device_map, attn_implementation, trust_remote_code, head)
     if not isinstance(spec, str | Path):
         return None
-    key = _key(resolve(str(spec), revision), chosen)
-    return identity.recall(key, str(spec)) if key else None
+    seen = _seen(resolve(str(spec), revision), chosen)
+    return seen.recall(str(spec)) if seen else None
 
 
-def _key(source: Source, options: Options) -> str | None:
-    """Key in the identity cache; ``None`` when the files do not decide the card, or are not there yet."""
+def _seen(source: Source, options: Options) -> known.Seen | None:
+    """The files as they are now; ``None`` when they do not decide the card, or are not there yet."""
     files = source.files()
     if options.tokenizer is not None or not any(f.suffix in (".safetensors", ".bin", ".gguf") for f in files):
         return None
-    return identity.fingerprint(files, **options.conditions())
+    return known.look(files, options.conditions())
 
 
 @contextmanager

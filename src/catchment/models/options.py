@@ -41,7 +41,7 @@ class Options:
             "attention": self.attention,
             "trust": self.trust_remote_code,
             "head": self.head,
-            "versions": {name: _version(name) for name in ("torch", "transformers", "peft")},
+            "versions": {name: _version(name) for name in ("catchment", "torch", "transformers", "tokenizers", "peft")},
         }
 
 

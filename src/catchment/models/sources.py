@@ -20,7 +20,7 @@ from catchment.models.increments import FILE_NAME as INCREMENT
 
 Kind = Literal["hub", "folder", "gguf", "package", "adapter", "increment"]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?$")
-_MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
+_INNER_FILES = ("*/*.jinja", "*/*.py")
 _FORMS = "a Hugging Face id, a folder, a .gguf file, an installed package, BASE+ADAPTER or BASE+INCREMENT"
 
 
@@ -47,9 +47,20 @@ class Source:
         return self.path.suffix.lower() == ".gguf"
 
     def files(self) -> list[Path]:
-        """Every file that decides what is loaded, the base's included."""
-        own = [self.path] if self.path.is_file() else [f for glob in _MODEL_FILES for f in self.path.glob(glob)]
+        """Every file that may decide what is loaded, the base's included: a tokenizer's own files have any suffix."""
+        own = [self.path] if self.path.is_file() else _files_in(self.path)
         return own + (self.base.files() if self.base else [])
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Visible files of a folder, templates and code one level down, and shards that an index finds elsewhere."""
+    files = {file for pattern in ("*", *_INNER_FILES) for file in folder.glob(pattern)}
+    for index in folder.glob("*.index.json"):
+        try:
+            files |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            continue  # loading says what is wrong with it
+    return [file for file in files if file.is_file() and not file.name.startswith(".")]
 
 
 def resolve(spec: str, revision: str | None = None) -> Source:

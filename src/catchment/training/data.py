@@ -78,7 +78,7 @@ def read_rows(data: Any, *, split: str = "train") -> Rows:
         data: a ``.jsonl``, ``.jsonl.gz`` or ``.json`` file (a list); a ``.tsv``, ``.csv`` or ``.parquet`` file; a data
             set as ``name``, ``name:subset``, ``owner/name/split`` or ``name/train`` (``train``, ``validation``,
             ``test`` or ``dev`` after a name is a split); a list of mappings; a ``datasets`` ``Dataset`` or
-            ``DatasetDict``. Tables and named data sets need the extra ``[datasets]``.
+            ``DatasetDict``. Parquet and named data sets need the extra ``[datasets]``.
         split: of a data set; a split in the name wins.
 
     Returns:
@@ -103,9 +103,10 @@ def read_rows(data: Any, *, split: str = "train") -> Rows:
     found = list(given[0][1])
     for where, row in given:
         if set(row) != set(found):
-            other = ", ".join(map(str, row)) or "none"
-            fail(name, where, f"columns {other}; expected {', '.join(found)}, the columns of the first row. One kind "
-                  "of row in a file: split the file or fill the columns")  # fmt: skip
+            missing, extra = [c for c in found if c not in row], [c for c in row if c not in found]
+            wrong = [f"{', '.join(map(str, c))} {w}" for c, w in ((missing, "missing"), (extra, "too many")) if c]
+            fail(name, where, f"columns {' and '.join(wrong)}; expected {', '.join(found)}, the columns of the first "
+                  "row. One kind of row in a file: split the file or fill the columns")  # fmt: skip
     unused = [str(column) for column in found if column not in columns.values()]
     if unused:
         warnings.warn(f"data {name!r}: columns not used for {kind!r} rows: {', '.join(unused)}", stacklevel=2)
@@ -231,6 +232,9 @@ def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: t
         if isinstance(label, bool) or not isinstance(label, str if words else Integral):
             fail(name, where, f"label {label!r}; expected {'text' if words else 'a whole number'} in every row, the "
                   "classes as 0, 1, ... or as text")  # fmt: skip
+        if isinstance(label, str) and not label.strip():
+            fail(name, where, "label is empty; expected the name of a class. Rows without a label cannot be learned: "
+                  "remove them")  # fmt: skip
         row["label"] = label if words else int(label)
         if not words and row["label"] < 0:
             fail(name, where, f"label {label}; expected classes from 0. Rows without a label (-1) cannot be learned: "

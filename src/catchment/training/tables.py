@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from catchment.capabilities import DoubleKeyError, distinct_keys, local_options, parse_table
 from catchment.errors import InputError, MissingExtraError, did_you_mean
 
 Given = list[tuple[str, Mapping[str, Any]]]
 """Rows with where each stands ("line 3", "row 3"), for errors."""
 
 FILES = (".jsonl", ".jsonl.gz", ".json", ".tsv", ".csv", ".parquet")
-TABLES = {".tsv": "csv", ".csv": "csv", ".parquet": "parquet"}
+_NUMBERS = ((int, re.compile(r"-?[0-9]+")), (float, re.compile(r"-?[0-9]+\.[0-9]*")))
 SPLITS = ("train", "validation", "test", "dev")
 
 
@@ -35,8 +38,10 @@ def given_rows(data: Any, split: str) -> tuple[Given, str, tuple[str, ...]]:
         if suffix is None and not Path(data).is_file():
             return _numbered(_load_named(str(data), split), _file_name(data))
         _check_file(Path(data), suffix, split)
-        if suffix in TABLES:
-            return _numbered(_load_table(Path(data), str(suffix)), _file_name(data))
+        if suffix == ".parquet":
+            return _numbered(_load_parquet(Path(data)), _file_name(data))
+        if suffix in (".csv", ".tsv"):
+            return _text_rows(Path(data), suffix), _file_name(data), ()
         return list(_json_rows(Path(data))), _file_name(data), ()
     if isinstance(data, Mapping):  # a DatasetDict
         if split not in data:
@@ -73,14 +78,21 @@ def _check_file(path: Path, suffix: str | None, split: str) -> None:
         raise InputError(f"data {path.name!r} holds no rows; expected at least one. Is the file empty?")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _read(path: Path) -> str:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"data {path.name!r}: byte {error.start} is not UTF-8; expected text in UTF-8.") from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"data {path.name!r}, line {line}: byte {error.start} is not UTF-8; expected text in UTF-8."
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"data {path.name!r} cannot be read ({error}); expected a readable, whole file.") from error
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    text = _read(path)
     if path.suffix == ".json":
         rows = _parsed(text, path.name, "the file")
         if not isinstance(rows, list):
@@ -97,7 +109,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parsed(text: str, name: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=distinct_keys)
+    except DoubleKeyError as error:
+        fail(name, where, f"column {error.args[0]!r} stands twice in one object; expected each once")
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.strip() else f"column {error.colno}"
         fail(name, where, f"not JSON at {place} ({error.msg}): {text.strip()[:60]!r}; expected one object. The "
@@ -118,17 +132,25 @@ def _datasets(purpose: str) -> Any:
     return datasets
 
 
-def _load_table(path: Path, suffix: str) -> Any:
+def _load_parquet(path: Path) -> Any:
     datasets = _datasets(f"the table {path.name!r}")
-    # pandas would read the texts "NA", "null" and "None" as missing values.
-    options = {"keep_default_na": False} if TABLES[suffix] == "csv" else {}
-    if suffix == ".tsv":
-        options["sep"] = "\t"  # type: ignore[assignment]
     try:
-        return datasets.load_dataset(TABLES[suffix], data_files=str(path), split="train", **options)
+        from pyarrow import parquet
+
+        return datasets.Dataset(parquet.read_table(path))  # not through its cache, which knows files by their times
     except Exception as error:  # readers of tables raise what they like
         reason = str(error.__cause__ or error).strip()[:200]
-        raise InputError(f"data {path.name!r} cannot be read as a table ({reason}); expected {suffix}.") from error
+        raise InputError(f"data {path.name!r} cannot be read as a table ({reason}); expected .parquet.") from error
+
+
+def _text_rows(path: Path, suffix: str) -> Given:
+    """Rows of a CSV or TSV file, all values as text, but labels as numbers where all of them are."""
+    rows, notes = parse_table(_read(path), suffix, lambda where, message: fail(path.name, where, message))
+    for note in notes:
+        warnings.warn(f"data {path.name!r}: {note}", stacklevel=2)
+    labels = [row["label"].strip() for _, row in rows if "label" in row]
+    number = next((kind for kind, form in _NUMBERS if labels and all(map(form.fullmatch, labels))), None)
+    return [(where, row | {"label": number(row["label"])} if number else row) for where, row in rows]
 
 
 def parse_name(data: str, split: str) -> tuple[str, str | None, str]:
@@ -150,8 +172,9 @@ def parse_name(data: str, split: str) -> tuple[str, str | None, str]:
 def _load_named(data: str, split: str) -> Any:
     name, subset, split = parse_name(data, split)
     datasets = _datasets(f"the data set {name!r}")
+    options = local_options(name, lambda path, where, message: fail(str(path), where, message))
     try:
-        return datasets.load_dataset(name, subset, split=split)
+        return datasets.load_dataset(name, subset, split=split, **options)
     except Exception as error:  # the hub, builders and file systems each raise their own
         raise InputError(
             f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "

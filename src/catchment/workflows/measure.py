@@ -26,7 +26,7 @@ from catchment.capabilities import (
     prepare,
     run,
 )
-from catchment.errors import InputError
+from catchment.errors import InputError, ModelError
 from catchment.landscape import Ground
 from catchment.records import ModelCard, Row
 from catchment.runs import Cell, Store, cell_key
@@ -68,10 +68,25 @@ class Side:
         if self._loaded is None:
             ready = isinstance(self.spec, models.LoadedModel)
             self._loaded = self.spec if ready else models.load(self.spec, tokenizer=self.tokenizer, **self.options)
+            self._refuse_another(self._loaded.card)
             gates.check_model(
                 self._loaded.card.name, self._loaded.newly_initialised, models.non_finite(self._loaded.model)
             )
         return self._loaded
+
+    def _refuse_another(self, loaded: ModelCard) -> None:
+        """Rows are stored under the card; what was loaded must be the model that the card is of.
+
+        Raises:
+            ModelError: The files were replaced after the card was read.
+        """
+        for part in ("weights_hash", "config_hash", "tokenizer_hash", "template_hash"):
+            if self._card is not None and getattr(self._card, part) != getattr(loaded, part):
+                what = part.removesuffix("_hash")
+                raise ModelError(
+                    f"the files of {loaded.name!r} changed after the run began: the hash of the {what} as loaded is "
+                    "not the one read first. Run it again while nothing writes to them."
+                )
 
     def engine(self, batch_tokens: int | None) -> Engine:
         if self._engine is None:
@@ -157,6 +172,7 @@ def fill(
     if missing:
 
         def keep(rows: list[Row], tokens: int) -> None:
+            side.loaded.unchanged()
             cell.append(rows)
             progress.advance(tokens)
 

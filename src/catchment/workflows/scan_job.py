@@ -183,6 +183,7 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     alone = distributed.processes() == 1
     store = Store((settings.store or cache_dir() / "store") if alone else distributed.own_store())
     job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
+    job.warnings += [note for task in tasks for note in task.notes]
     if alone:
         _take_up(job)
     job.kept.batch_tokens = settings.batch_tokens or job.kept.batch_tokens or batch_tokens(side, None)

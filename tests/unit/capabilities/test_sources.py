@@ -338,6 +338,14 @@ def test_wrong_functions(prompts, function, options, message):
         task_from_callable("mine", prompts, function, **options)
 
 
+def test_a_field_that_stands_twice(tmp_path):
+    path = write(
+        tmp_path / "t.jsonl", '{"prompt": "a", "answer": "b"}', '{"prompt": "a", "answer": "b", "answer": "c"}'
+    )
+    with pytest.raises(TaskError, match=r"t\.jsonl, line 2: field 'answer' stands twice in one object"):
+        task_from_jsonl(path)
+
+
 def test_yaml_over_a_task_file(tmp_path):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "items.jsonl", CHOICE)

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from catchment.errors import ModelError
 from catchment.models import (
     aliases,
     config_hash,
-    identity,
     make_increment,
     peft_hashes,
     template_hash,
@@ -197,35 +194,6 @@ def test_damaged_file(damage: str, saved: Callable[..., Path]) -> None:
 def test_folder_without_safetensors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no safetensors"):
         weights_hash(tmp_path)
-
-
-def test_the_cache_forgets_what_changed(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"one")
-    key = identity.fingerprint([file], dtype="auto")
-    identity.remember(key, CARD)
-    assert identity.recall(key, "other name") == dataclasses.replace(CARD, name="other name")
-    assert identity.fingerprint([file], dtype="float32") != key
-    link = tmp_path / "link"
-    link.symlink_to(file)
-    assert identity.fingerprint([link], dtype="auto") == key
-    stat = file.stat()
-    file.write_bytes(b"two")
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert identity.fingerprint([file], dtype="auto") != key
-    assert identity.recall("0" * 64, "a") is None
-
-
-def test_a_damaged_or_unwritable_cache_is_no_error(tmp_path: Path, monkeypatch: Any) -> None:
-    identity.remember("k", CARD)
-    entry = next(Path(os.environ["CATCHMENT_HOME"]).rglob("k.json"))
-    entry.write_text('{"name": "a"')
-    assert identity.recall("k", "a") is None
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    monkeypatch.setenv("CATCHMENT_HOME", str(blocked))
-    identity.remember("k", CARD)
-    assert identity.recall("k", "a") is None
 
 
 def test_saved_file_has_no_tie(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_fingerprint_is_of_the_content() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
-def test_tables_through_datasets(tmp_path: Path, cache: Any, suffix: str) -> None:
+def test_tables(tmp_path: Path, cache: Any, suffix: str) -> None:
     rows = [{"sentence": "NA", "label": "no"}, {"sentence": 'a, "b"', "label": "yes"}]
     path = tmp_path / f"d{suffix}"
     if suffix == ".parquet":
@@ -86,6 +87,79 @@ def test_tables_through_datasets(tmp_path: Path, cache: Any, suffix: str) -> Non
     read = read_rows(path)
     assert read.rows == [{"text": "NA", "label": 0}, {"text": 'a, "b"', "label": 1}]  # pandas: "NA" is nothing
     assert read.classes == ("no", "yes")
+
+
+def test_a_stray_quote_in_a_table(tmp_path: Path) -> None:
+    """pandas reads 60 of these 100 rows, the others are one text."""
+    lines = [f"what is {n} + 1?,{n + 1}" for n in range(100)]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(["prompt,completion", *lines]))
+    assert [list(row.values()) for row in read_rows(path).rows] == [line.split(",") for line in lines]
+    lines[20], lines[60] = f'"{lines[20]}', lines[60].replace(",", '",')
+    path.write_text("\n".join(["prompt,completion", *lines]))
+    with pytest.raises(
+        InputError, match=r"data 'd\.csv', lines 22 to 62: one row, because .*QUOTE_ALL\), or save it as"
+    ):
+        read_rows(path)
+    path.with_suffix(".tsv").write_text(path.read_text().replace(",", "\t"))
+    assert [list(row.values()) for row in read_rows(path.with_suffix(".tsv")).rows] == [s.split(",") for s in lines]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt,completion\na,b\nc\n", "line 3: 1 of 2 columns: 'completion' missing; expected prompt, completion"),
+        ("prompt,completion\na,b,c\n", "line 2: 3 fields for 2 columns, 'c' too many"),
+        ("prompt,completion\n", "holds no rows"),
+        ("sentence,label\na,x\nb,y\nc,\n", "line 4: label is empty; expected the name of a class"),
+        ("sentence,label\na,1.0\nb,0.0\n", r"line 2: label 1\.0; expected a whole number"),
+        ("sentence,label\na,1\nb,-1\n", "line 3: label -1; expected classes from 0"),
+    ],
+)
+def test_wrong_tables(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_rows(tmp_path / "d.csv")
+
+
+def test_values_of_a_table(tmp_path: Path) -> None:
+    """Texts stay texts, labels that are all numbers become numbers, in their order; long rows are said."""
+    path = tmp_path / "d.csv"
+    path.write_text("id,sentence,label\n" + "".join(f"7,0{n},{n}\n" for n in range(11)))
+    with pytest.warns(UserWarning, match="columns not used for 'classification' rows: id"):
+        rows = read_rows(path)
+    assert rows.rows == [{"text": f"0{n}", "label": n} for n in range(11)]
+    path.write_text('prompt,completion\na,b\n"Two\nlines?",4\n')
+    with pytest.warns(UserWarning, match=r"'d\.csv': 1 of 2 rows stand over several lines.*lines 3 to 4"):
+        assert read_rows(path).rows[1] == {"prompt": "Two\nlines?", "completion": "4"}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", "folder"])
+def test_rows_replaced_with_size_and_time_kept(tmp_path: Path, cache: Any, suffix: str) -> None:
+    """The cache of `datasets` gives the rows of the first file again."""
+    (tmp_path / "rows").mkdir()
+    path = tmp_path / "rows" / ("train.csv" if suffix == "folder" else f"train{suffix}")
+    name = str(path.parent if suffix == "folder" else path)
+    for completion in ("one", "two"):
+        stat = path.stat() if path.exists() else None
+        data = cache.Dataset.from_list([{"prompt": "a", "completion": completion}])
+        (data.to_parquet if suffix == ".parquet" else data.to_csv)(str(path))
+        if stat is not None:
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        assert read_rows(name).rows == [{"prompt": "a", "completion": completion}]
+
+
+def test_a_folder_with_a_stray_quote(tmp_path: Path, cache: Any) -> None:
+    (tmp_path / "train.csv").write_text('prompt,completion\n"a,b\nc,d\ne",f\n')
+    with pytest.raises(InputError, match=r"train\.csv', lines 2 to 4: one row, because"):
+        read_rows(str(tmp_path))
+
+
+def test_a_column_that_stands_twice(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"text": "a", "text": "b"}')
+    with pytest.raises(InputError, match=r"line 1: column 'text' stands twice"):
+        read_rows(tmp_path / "d.jsonl")
 
 
 def test_damaged_table(tmp_path: Path, cache: Any) -> None:
@@ -145,7 +219,9 @@ def test_named_data_sets(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "d.csv").write_text("text\na\n")
-    for data, what in ((tmp_path / "d.csv", "the table 'd.csv'"), ("imdb", "the data set 'imdb'")):
+    assert read_rows(tmp_path / "d.csv").rows == [{"text": "a"}]
+    (tmp_path / "d.parquet").write_text("text")
+    for data, what in ((tmp_path / "d.parquet", "the table 'd.parquet'"), ("imdb", "the data set 'imdb'")):
         with pytest.raises(MissingExtraError, match=rf"{what} needs 'datasets'.*catchment\[datasets\]"):
             read_rows(data)
     assert read_rows(write(tmp_path / "d.jsonl", SUMS)).kind == "prompt"
@@ -164,7 +240,7 @@ REFUSED: list[tuple[list[Any], str]] = [
     ([["a"]], r"row 1: \['a'\]; expected an object such as"),
     ([{"promt": "a", "completion": "b"}], "has the columns promt, completion; expected .* Did you mean 'prompt'"),
     ([{}], "has the columns none; expected"),
-    ([*SUMS[:2], {"text": "a"}], "row 3: columns text; expected prompt, completion, the columns of the first row"),
+    ([*SUMS[:2], {"text": "a"}], "row 3: columns prompt, completion missing and text too many; expected prompt, comp"),
     ([{"text": "a"}, {"text": 3}], "row 2: 'text' is 3; expected text"),
     ([{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}], "row 1: one of 'prompt'"),
     ([{"messages": "a"}], r"row 1: 'messages' is 'a'; expected a list of \{'role'"),
