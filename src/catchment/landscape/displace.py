@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import InputError, ModelError
+from catchment.errors import InputError, ModelError, finish
 from catchment.landscape import memory as clean_memory
 from catchment.landscape import noise, sharding
 from catchment.landscape.directions import Direction, Gaussian, Towards, dot
 from catchment.landscape.subspace import Subspace
-from catchment.models import mapped_weights
+from catchment.models import Damage, ModelLayout, listed, mapped_weights
 
 Memory = Literal["auto", "mapped", "copy", "low"]
 MODES = ("auto", "mapped", "copy", "low")
@@ -41,6 +41,7 @@ class _Part:
     clean: Tensor
     index: Tensor | None
     start: int
+    from_file: bool = False
     delta: Tensor | None = None
 
     @property
@@ -90,13 +91,16 @@ class Mover:
         self.displaced = False
         self._held: Direction | None = None
         self._spill: Path | None = None
-        weights = subspace.weights(model)
+        self._layout: ModelLayout | None = None
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._weights = weights = subspace.weights(model)
         self._devices = {name: str(sharding.local(tensor).device) for name, tensor in weights.items()}
         if subspace.kind == "sparse":
             self.mode: str = "support"
             self._parts = [self._sparse_part(name, tensor) for name, tensor in weights.items()]
             return
         mapped = clean_memory.matching(weights, files) if memory != "copy" else {}
+        self._stamps = {path: clean_memory.stamp(path) for path in files} if mapped else {}
         self.mode = clean_memory.choose(memory, weights, mapped)
         missing = {n: w for n, w in weights.items() if n not in mapped}
         if self.mode == "low" and missing:
@@ -114,13 +118,15 @@ class Mover:
     def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> _Part:
         flat = _flat(name, tensor)
         clean = flat.clone() if mapped is None else mapped.reshape(-1)
-        return _Part(name, flat, clean, None, sharding.flat_start(name, tensor))
+        return _Part(name, flat, clean, None, sharding.flat_start(name, tensor), mapped is not None)
 
     def place(self, *moves: tuple[Direction, float]) -> None:
-        """Put the model at ``theta + sum_i scale_i * delta_i``.
+        """Put the model at ``theta + sum_i scale_i * delta_i``. What was replaced since the last point is put back
+        first (see :meth:`restore`).
 
         Raises:
-            ModelError: A direction of another subspace.
+            ModelError: A direction of another subspace; weights that were replaced since the mover was made; what
+                :meth:`restore` would raise.
         """
         for direction, scale in moves:
             if direction.subspace.hash != self.subspace.hash:
@@ -128,19 +134,44 @@ class Mover:
             if not abs(scale) < float("inf"):
                 raise InputError(f"scale {scale}; expected a finite number.")
         sharding.reshard(self.model)
-        self.displaced = True
-        moves = tuple(move for move in moves if move[1] != 0)
+        self._begin()
         with torch.no_grad():
-            if not moves:
-                self._write_clean()
-            elif (
-                len(moves) > 1 or isinstance(moves[0][0], Towards) or (self.mode == "low" and not moves[0][0].cuttable)
-            ):
-                self._place_sum(moves)
-            elif self.mode == "low":
-                self._place_blocks(*moves[0])
-            else:
-                self._place_held(*moves[0])
+            self._write(tuple(move for move in moves if move[1] != 0))
+
+    def _begin(self) -> None:
+        """Remember how the model is made up before it leaves its own weights; later, put that back."""
+        altered = self._altered_files()
+        if altered:
+            raise ModelError(f"{altered}, from which clean weights are read, was written to; make a new mover.")
+        if self._layout is not None:
+            self._layout.put_back().raise_if_any()
+            return
+        layout = ModelLayout(self.model)
+        self._refuse_replaced(layout)
+        layout.seal(part.weight for part in self._parts if part.index is None)
+        self._layout, self.displaced = layout, True
+
+    def _refuse_replaced(self, layout: ModelLayout) -> None:
+        """A mover writes to the memory that it knows: where the model has other weights by now, nothing would move."""
+        for part in self._parts:
+            parameter = self._weights[part.name]
+            here = sharding.local(parameter)
+            moved = part.weight.numel() > 0 and here.data_ptr() != part.weight.data_ptr()
+            if moved or here.dtype != part.weight.dtype or not layout.holds(parameter):
+                raise ModelError(
+                    f"weight {part.name!r} was replaced since the mover was made (by a cast, a new Parameter, or "
+                    "load_state_dict with assign=True), and would not move; make a new mover."
+                )
+
+    def _write(self, moves: Sequence[tuple[Direction, float]]) -> None:
+        if not moves:
+            self._write_clean()
+        elif len(moves) > 1 or isinstance(moves[0][0], Towards) or (self.mode == "low" and not moves[0][0].cuttable):
+            self._place_sum(moves)
+        elif self.mode == "low":
+            self._place_blocks(*moves[0])
+        else:
+            self._place_held(*moves[0])
 
     def _place_held(self, direction: Direction, scale: float) -> None:
         """The usual path: the direction is kept, so that its other scales cost one pass each."""
@@ -225,13 +256,42 @@ class Mover:
             part.write(part.clean)
 
     def restore(self) -> None:
-        """Back to the clean weights, bit for bit; Ctrl-C waits until it is done."""
+        """Back to the clean weights, bit for bit; Ctrl-C waits until it is done.
+
+        First the model is made up again as it was before its first point: the same Parameters under the same names, in
+        the same memory, dtype and device, whatever replaced them (a cast, a new Parameter, ``load_state_dict`` with
+        ``assign=True``, an adapter). Buffers that were cast, and saved ones, are put back as well. Weights outside the
+        subspace have no copy: they are compared with a checksum.
+
+        Raises:
+            ModelError: Weights that could not be restored, or that were put into the model meanwhile, by name. All
+                others are restored.
+        """
         if not self.displaced:
             return
+        damage = Damage()
         with _uninterrupted(), torch.no_grad():
             sharding.reshard(self.model)
-            self._write_clean()
-            self.displaced = False
+            try:
+                if self._layout is not None:
+                    damage = self._layout.put_back()
+            finally:
+                self._write_clean()
+            if self._layout is not None:
+                damage.changed += self._layout.changed()
+            self._layout, self.displaced = None, False
+        altered = self._altered_files()
+        if altered:
+            raise ModelError(
+                f"{altered}, from which clean weights are read, was written to while the model was displaced; these "
+                f"weights may not be what they were: {listed(p.name for p in self._parts if p.from_file)}. Load the "
+                "model again."
+            )
+        damage.raise_if_any()
+
+    def _altered_files(self) -> str:
+        """Names of the files of clean weights that were written to in place; one that was replaced is still mapped."""
+        return listed(str(path) for path, stamp in self._stamps.items() if clean_memory.altered(path, stamp))
 
     def realised(self, direction: Direction, scale: float) -> tuple[float, float]:
         """``(size, off_axis)`` of the displacement as it stands after rounding, against the one intended:
@@ -253,27 +313,42 @@ class Mover:
         return (dd / tt) ** 0.5, max(1 - dt * dt / (dd * tt), 0.0) ** 0.5
 
     def close(self) -> None:
-        """Restore, and drop what was held."""
-        self.restore()
-        self._parts, self._held = [], None
-        if self._spill is not None:
-            clean_memory.remove(self._spill)
-            self._spill = None
+        """Restore, and drop what was held.
+
+        Raises:
+            ModelError: As :meth:`restore`.
+        """
+        try:
+            self.restore()
+        finally:
+            self._parts, self._held = [], None
+            if self._spill is not None:
+                clean_memory.remove(self._spill)
+                self._spill = None
 
     @contextmanager
     def at(self, *moves: tuple[Direction, float]) -> Iterator[nn.Module]:
-        """Inside, the model stands there; outside it is what it was."""
+        """Inside, the model stands there; outside it is what it was.
+
+        Raises:
+            ModelError: As :meth:`place`, and on exit as :meth:`restore`; of a block that raised, the latter is a note
+                of its own exception.
+        """
+        raised: BaseException | None = None
         try:
             self.place(*moves)
             yield self.model
+        except BaseException as error:
+            raised = error
+            raise
         finally:
-            self.restore()
+            finish(self.restore, raised)
 
     def __enter__(self) -> Mover:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        finish(self.close, raised)
 
     def __del__(self) -> None:
         if getattr(self, "_spill", None) is not None or getattr(self, "displaced", False):
@@ -286,13 +361,18 @@ def displaced(
     model: nn.Module, direction: Direction, scale: float, *, memory: Memory = "auto", files: Sequence[Path] = ()
 ) -> Iterator[nn.Module]:
     """Inside, the model stands at ``theta + scale * delta``; outside its weights are bit for bit what they were,
-    whatever happened inside. For many points use one :class:`Mover`, which reads the clean weights once.
+    whatever happened inside: also where the block replaced them (``model.double()``, a new Parameter, an adapter put
+    in). For many points use one :class:`Mover`, which reads the clean weights once.
 
     Example::
 
         everything = Subspace.all(model)
         with displaced(model, gaussian(everything, seed=0), 0.002):
             evaluate(model, task)
+
+    Raises:
+        ModelError: As :class:`Mover`; on exit, by name, weights outside the direction's subspace that the block wrote
+            to, and weights that it added to the model. Everything else is restored then.
     """
     with Mover(model, direction.subspace, memory=memory, files=files) as mover, mover.at((direction, scale)):
         yield model
