@@ -9,6 +9,7 @@ is told by a checksum (:meth:`ModelLayout.seal`).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
@@ -165,7 +166,9 @@ class _Place:
         self.shapes = {key: tuple(p.shape) for key, p in module._parameters.items() if p is not None}
         self.children = dict(module._modules)
         self.hooks = dict(module._forward_pre_hooks)
-        self.buffers = {key: (b, b.dtype, b.device, b.data) for key, b in module._buffers.items() if b is not None}
+        self.buffers = dict(module._buffers)
+        self.memory = {key: b.data for key, b in module._buffers.items() if b is not None}
+        self.numbers = _numbers(module)
 
     def reshaped(self) -> list[str]:
         """Names of weights under which a Parameter of another shape stands."""
@@ -216,22 +219,27 @@ class _Place:
 
     def _undo_computed_weights(self) -> None:
         """Undo what makes a weight a function of others: a class with a property of its name (``parametrize``), a hook
-        that computes it before every pass (pruning, the older ``weight_norm``)."""
+        that computes it before every pass (pruning, the older ``weight_norm``), from a buffer of its own."""
         if type(self.module) is not self.kind:
             with suppress(TypeError):
                 self.module.__class__ = self.kind
         _refill(self.module._forward_pre_hooks, self.hooks)
+        for key in self.module._buffers.keys() - self.buffers.keys():
+            del self.module._buffers[key]
 
     def _put_back_buffers(self) -> None:
-        """Buffers that are gone, or of another dtype or device; another tensor of the same kind is the module's own
-        business (rotary frequencies are renewed for longer texts)."""
-        for key, (buffer, dtype, device, memory) in self.buffers.items():
-            now = self.module._buffers.get(key)
-            if now is None or now.dtype != dtype or now.device != device:
-                if buffer.dtype != dtype or buffer.device != device:
-                    buffer.data = memory
-                vars(self.module).pop(key, None)
-                self.module._buffers[key] = buffer
+        """The tensors that the module had, together with its plain numbers, some of which tell what a buffer holds
+        (rotary frequencies, and the length of text that they were made for). Buffers that came later stay."""
+        for key, memory in self.memory.items():
+            buffer = self.buffers[key]
+            if buffer is not None and not _alike(buffer, memory):
+                buffer.data = memory
+        if all(self.module._buffers.get(key) is buffer for key, buffer in self.buffers.items()):
+            return
+        for key in self.buffers:
+            vars(self.module).pop(key, None)
+        self.module._buffers.update(self.buffers)
+        vars(self.module).update(self.numbers)
 
 
 class _Weight:
@@ -289,20 +297,14 @@ class _Weight:
 class _Buffer:
     """A buffer that is saved with the model; a small one with a copy of its values."""
 
-    def __init__(self, name: str, module: nn.Module, key: str, tensor: Tensor) -> None:
+    def __init__(self, name: str, tensor: Tensor) -> None:
         self.name = name
-        self.module = module
-        self.key = key
         self.tensor = tensor
         self.memory = (tensor.data,)
         small = tensor.numel() <= _SMALL and tensor.device.type != "meta" and type(tensor) is Tensor
         self.copy = tensor.detach().clone() if small else None
 
     def put_back(self) -> None:
-        if not _same_memory((self.tensor,), self.memory):
-            self.tensor.data = self.memory[0]
-        if self.module._buffers.get(self.key) is not self.tensor:
-            self.module._buffers[self.key] = self.tensor
         if self.copy is not None and not torch.equal(self.tensor, self.copy):
             with torch.no_grad():
                 self.tensor.copy_(self.copy)
@@ -311,7 +313,11 @@ class _Buffer:
 def _saved_buffers(name: str, module: nn.Module) -> Iterator[_Buffer]:
     for key, tensor in module._buffers.items():
         if tensor is not None and key not in module._non_persistent_buffers_set:
-            yield _Buffer(_joined(name, key), module, key, tensor)
+            yield _Buffer(_joined(name, key), tensor)
+
+
+def _numbers(module: nn.Module) -> dict[str, object]:
+    return {key: v for key, v in vars(module).items() if isinstance(v, int | float) and key != "training"}
 
 
 def _joined(name: str, key: str) -> str:
@@ -366,7 +372,8 @@ def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _checksum(tensor: Tensor) -> int:
     flat = tensor.detach().reshape(-1).contiguous()
     if flat.device.type == "cpu":
-        return zlib.crc32(flat.view(torch.uint8).numpy().data)
+        # not by numpy(), after which torch refuses to resize the weight's storage for good
+        return zlib.crc32((ctypes.c_ubyte * flat.nbytes).from_address(flat.data_ptr()))
     generator = torch.Generator(flat.device).manual_seed(0)
     words = flat.view({1: torch.uint8, 2: torch.int16}.get(flat.element_size(), torch.int32))
     size = min(_PIECE, words.numel())
