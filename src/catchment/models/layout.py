@@ -132,11 +132,13 @@ class ModelLayout:
         their weights. Cost, where nothing was replaced: one walk over the modules.
         """
         damage = Damage()
-        known = self._weights.keys()
-        for place in self._places:
+        places = [place for place in self._places if place.is_touched()]
+        for place in places:
             damage.reshaped += place.reshaped()
+        for place in places:
+            damage.added += place.put_back(self._weights.keys())
         for place in self._places:
-            damage.added += place.put_back(known)
+            place.put_back_buffers()
         for weight in self._weights.values():
             if weight.has_other_shape():
                 damage.reshaped.append(weight.name)
@@ -170,6 +172,11 @@ class _Place:
         self.memory = {key: b.data for key, b in module._buffers.items() if b is not None}
         self.numbers = _numbers(module)
 
+    def is_touched(self) -> bool:
+        """Whether anything else stands under its names of parameters and modules."""
+        module = self.module
+        return not (_same_items(module._parameters, self.parameters) and _same_items(module._modules, self.children))
+
     def reshaped(self) -> list[str]:
         """Names of weights under which a Parameter of another shape stands."""
         now = self.module._parameters
@@ -198,7 +205,6 @@ class _Place:
             for key in self.children:
                 vars(self.module).pop(key, None)
             _refill(self.module._modules, {**self.children, **plain})
-        self._put_back_buffers()
         return added
 
     def _new_parameters(self, known: Collection[int]) -> list[str]:
@@ -227,7 +233,7 @@ class _Place:
         for key in self.module._buffers.keys() - self.buffers.keys():
             del self.module._buffers[key]
 
-    def _put_back_buffers(self) -> None:
+    def put_back_buffers(self) -> None:
         """The tensors that the module had, together with its plain numbers, some of which tell what a buffer holds
         (rotary frequencies, and the length of text that they were made for). Buffers that came later stay."""
         for key, memory in self.memory.items():
@@ -248,41 +254,47 @@ class _Weight:
     def __init__(self, name: str, parameter: nn.Parameter) -> None:
         self.name = name
         self.parameter = parameter
+        self.wrapped = _is_wrapper(parameter)
         self.memory = _memory(parameter)
-        self.bytes = [_storage_bytes(tensor) for tensor in self.memory]
+        storages = [tensor.untyped_storage() for tensor in self.memory if tensor.device.type != "meta"]
+        self.storages = [(storage, storage.nbytes()) for storage in storages]
         self.flag = parameter.requires_grad
         self.gradient = None if parameter.grad is None else parameter.grad.detach()
 
     def has_other_shape(self) -> bool:
-        return self.parameter.dim() != 0 and not _is_wrapper(self.parameter) and (
-            self.parameter.shape != self.memory[0].shape
-        )  # fmt: skip
+        return not self.wrapped and self.parameter.shape != self.memory[0].shape
 
     def put_back(self, flag: bool) -> bool:
         """Whether the parameter lies in its own memory now."""
-        for tensor, size in zip(self.memory, self.bytes, strict=True):
-            if _storage_bytes(tensor) < size:  # given up: the values are lost, and are written anew or missed
-                tensor.untyped_storage().resize_(size)
-        if not _same_memory(_memory(self.parameter), self.memory) and not self._replace():
+        for storage, size in self.storages:
+            if storage.nbytes() < size:  # given up: the values are lost, and are written anew or missed
+                storage.resize_(size)
+        if not self.is_home() and not self._replace():
             return False
         if flag:
             self.parameter.requires_grad_(self.flag)
         self._fit_gradient()
         return True
 
+    def is_home(self) -> bool:
+        if not self.wrapped and not _is_wrapper(self.parameter):
+            return _alike(self.parameter, self.memory[0])
+        now = _memory(self.parameter)
+        return len(now) == len(self.memory) and all(_alike(a, b) for a, b in zip(now, self.memory, strict=True))
+
     def _replace(self) -> bool:
-        if len(self.memory) != 1 or type(self.memory[0]) is not Tensor or _is_wrapper(self.parameter):
+        if self.wrapped or _is_wrapper(self.parameter):
             return False  # cut over processes: the memory is known to more than the parameter
         try:
             self.parameter.data = self.memory[0]
         except RuntimeError:  # of another kind of device, by torch.__future__.set_swap_module_params_on_conversion
             with suppress(RuntimeError):
                 torch.utils.swap_tensors(self.parameter, nn.Parameter(self.memory[0], self.flag))
-        return _same_memory(_memory(self.parameter), self.memory)
+        return self.is_home()
 
     def _fit_gradient(self) -> None:
         """Casts take gradients along. One that was only cast gets its own bits back; another keeps its values."""
-        gradient, weight = self.parameter.grad, self.parameter
+        weight, gradient = self.parameter, self.parameter.grad
         if gradient is None or (gradient.dtype, gradient.device) == (weight.dtype, weight.device):
             return
         held = self.gradient
@@ -325,7 +337,9 @@ def _joined(name: str, key: str) -> str:
 
 
 def _same_items(now: Mapping[str, _T], before: Mapping[str, _T]) -> bool:
-    return list(now) == list(before) and all(now[key] is value for key, value in before.items())
+    return len(now) == len(before) and all(
+        a == b and x is y for (a, x), (b, y) in zip(now.items(), before.items(), strict=True)
+    )
 
 
 def _refill(now: MutableMapping[_K, _T], before: Mapping[_K, _T]) -> None:
@@ -346,18 +360,14 @@ def _memory(tensor: Tensor) -> tuple[Tensor, ...]:
     return tuple(plain for part in parts if isinstance(part, Tensor) for plain in _memory(part))
 
 
-def _same_memory(now: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> bool:
-    return len(now) == len(before) and all(_alike(a, b) for a, b in zip(now, before, strict=True))
-
-
 def _alike(a: Tensor, b: Tensor) -> bool:
-    return (a.data_ptr(), a.dtype, a.shape, a.stride(), a.device) == (
-        b.data_ptr(), b.dtype, b.shape, b.stride(), b.device,
-    )  # fmt: skip
-
-
-def _storage_bytes(tensor: Tensor) -> int:
-    return 0 if tensor.device.type == "meta" else tensor.untyped_storage().nbytes()
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.device == b.device
+    )
 
 
 def checksums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
