@@ -23,7 +23,7 @@ from catchment.landscape import memory as clean_memory
 from catchment.landscape import noise, sharding
 from catchment.landscape.directions import Direction, Gaussian, Towards, dot
 from catchment.landscape.subspace import Subspace
-from catchment.models import Damage, ModelLayout, listed, mapped_weights
+from catchment.models import Damage, ModelLayout, listed, mapped_weights, reshard
 
 Memory = Literal["auto", "mapped", "copy", "low"]
 MODES = ("auto", "mapped", "copy", "low")
@@ -85,7 +85,7 @@ class Mover:
     ) -> None:
         if memory not in MODES:
             raise InputError(f"memory {memory!r}; expected one of {', '.join(MODES)}.")
-        sharding.reshard(model)
+        reshard(model)
         self.model = model
         self.subspace = subspace
         self.displaced = False
@@ -133,7 +133,6 @@ class Mover:
                 raise ModelError("a direction of another subspace; expected one made with the mover's own.")
             if not abs(scale) < float("inf"):
                 raise InputError(f"scale {scale}; expected a finite number.")
-        sharding.reshard(self.model)
         self._begin()
         with torch.no_grad():
             self._write(tuple(move for move in moves if move[1] != 0))
@@ -271,7 +270,6 @@ class Mover:
             return
         damage = Damage()
         with _uninterrupted(), torch.no_grad():
-            sharding.reshard(self.model)
             try:
                 if self._layout is not None:
                     damage = self._layout.put_back()

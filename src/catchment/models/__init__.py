@@ -14,7 +14,7 @@ from catchment.models.identity import (
 )
 from catchment.models.increment_sums import Overlap, PairOverlap, add_increments, overlap
 from catchment.models.increments import Increment, make_increment, swap, write_increment
-from catchment.models.layout import Damage, ModelLayout, listed
+from catchment.models.layout import Damage, ModelLayout, listed, reshard
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
@@ -70,6 +70,7 @@ __all__ = [
     "peft_hashes",
     "persistent_buffers",
     "read_header",
+    "reshard",
     "resolve",
     "select",
     "swap",

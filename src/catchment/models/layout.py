@@ -85,6 +85,8 @@ class ModelLayout:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        reshard(model)
+        self._model = model
         modules = list(model.named_modules())
         self._places = [_Place(name, module) for name, module in modules]
         self._weights: dict[int, _Weight] = {}
@@ -131,6 +133,7 @@ class ModelLayout:
         Values are not looked at, except of small saved buffers, which are written back. Gradients follow the dtype of
         their weights. Cost, where nothing was replaced: one walk over the modules.
         """
+        reshard(self._model)
         damage = Damage()
         places = [place for place in self._places if place.is_touched()]
         for place in places:
@@ -148,6 +151,14 @@ class ModelLayout:
             buffer.put_back()
         damage.reshaped = list(dict.fromkeys(damage.reshaped))
         return damage
+
+
+def reshard(model: nn.Module) -> None:
+    """Drop gathered weights that FSDP2 keeps after a forward pass: what is written meanwhile would not be seen."""
+    for module in model.modules():
+        drop = getattr(module, "reshard", None)
+        if drop is not None and hasattr(module, "unshard"):
+            drop()
 
 
 def _parameters(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Parameter]]:
