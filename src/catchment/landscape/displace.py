@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError, finish
 from catchment.landscape import memory as clean_memory
-from catchment.landscape import noise, sharding
+from catchment.landscape import noise, order, parts, sharding
 from catchment.landscape.directions import Direction, Gaussian, Towards, dot
+from catchment.landscape.parts import Part
 from catchment.landscape.subspace import Subspace
 from catchment.models import Damage, ModelLayout, listed, mapped_weights, reshard
 
@@ -29,30 +29,6 @@ Memory = Literal["auto", "mapped", "copy", "low"]
 MODES = ("auto", "mapped", "copy", "low")
 _PIECE = 1 << 20
 _MEASURED = 1 << 22
-
-
-@dataclass
-class _Part:
-    """One tensor, as far as it is here: ``weight`` is the live flat storage, ``clean`` what it must go back to.
-    ``index``: where the coordinates lie in it (a sparse subspace); ``start``: of the first coordinate in the whole."""
-
-    name: str
-    weight: Tensor
-    clean: Tensor
-    index: Tensor | None
-    start: int
-    from_file: bool = False
-    delta: Tensor | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.clean.numel()
-
-    def write(self, values: Tensor) -> None:
-        if self.index is None:
-            self.weight.copy_(values)
-        else:
-            self.weight[self.index] = values.to(self.weight.dtype)
 
 
 class Mover:
@@ -71,6 +47,7 @@ class Mover:
 
     Attributes:
         mode: What was chosen: ``mapped``, ``copy``, ``low`` or ``support``.
+        points: How often it has moved the model so far, the way back included.
 
     Cost of a point: one read of the clean weights, one of the direction, one write (about 1 axpy); a new direction
     costs its generation once, for all scales.
@@ -92,6 +69,8 @@ class Mover:
         self._held: Direction | None = None
         self._spill: Path | None = None
         self._layout: ModelLayout | None = None
+        self.points = 0
+        self._below = order.seen(model)
         self._stamps: dict[Path, tuple[int, ...]] = {}
         self._weights = weights = subspace.weights(model)
         self._devices = {name: str(sharding.local(tensor).device) for name, tensor in weights.items()}
@@ -108,25 +87,25 @@ class Mover:
             mapped |= mapped_weights([self._spill])
         self._parts = [self._part(name, tensor, mapped.get(name)) for name, tensor in weights.items()]
 
-    def _sparse_part(self, name: str, tensor: Tensor) -> _Part:
-        flat, offset = _flat(name, tensor), sharding.flat_start(name, tensor)
+    def _sparse_part(self, name: str, tensor: Tensor) -> Part:
+        flat, offset = parts.flat(name, tensor), sharding.flat_start(name, tensor)
         support = self.subspace.support[name]
         first, last = torch.searchsorted(support, torch.tensor([offset, offset + flat.numel()])).tolist()
         index = (support[first:last] - offset).to(flat.device)
-        return _Part(name, flat, flat[index].clone(), index, first)
+        return Part(name, flat, flat[index].clone(), index, first)
 
-    def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> _Part:
-        flat = _flat(name, tensor)
+    def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> Part:
+        flat = parts.flat(name, tensor)
         clean = flat.clone() if mapped is None else mapped.reshape(-1)
-        return _Part(name, flat, clean, None, sharding.flat_start(name, tensor), mapped is not None)
+        return Part(name, flat, clean, None, sharding.flat_start(name, tensor), mapped is not None)
 
     def place(self, *moves: tuple[Direction, float]) -> None:
         """Put the model at ``theta + sum_i scale_i * delta_i``. What was replaced since the last point is put back
         first (see :meth:`restore`).
 
         Raises:
-            ModelError: A direction of another subspace; weights that were replaced since the mover was made; what
-                :meth:`restore` would raise.
+            ModelError: A direction of another subspace; weights that were replaced since the mover was made; another
+                mover that moved the model meanwhile; what :meth:`restore` would raise.
         """
         for direction, scale in moves:
             if direction.subspace.hash != self.subspace.hash:
@@ -142,16 +121,25 @@ class Mover:
         altered = self._altered_files()
         if altered:
             raise ModelError(f"{altered}, from which clean weights are read, was written to; make a new mover.")
-        if self._layout is not None:
+        if self._layout is None:
+            layout = ModelLayout(self.model)
+            self._refuse_replaced(layout)
+            layout.seal(part.weight for part in self._parts if part.index is None)
+            order.enter(self)
+            self._layout, self.displaced = layout, True
+        elif order.after(self):
+            raise ModelError("another mover has displaced the model since; restore that one first.")
+        else:
             self._layout.put_back().raise_if_any()
-            return
-        layout = ModelLayout(self.model)
-        self._refuse_replaced(layout)
-        layout.seal(part.weight for part in self._parts if part.index is None)
-        self._layout, self.displaced = layout, True
+        self.points += 1
 
     def _refuse_replaced(self, layout: ModelLayout) -> None:
-        """A mover writes to the memory that it knows: where the model has other weights by now, nothing would move."""
+        """A mover writes to the memory, and from the clean weights, that it knows."""
+        if not order.still(self.model, self._below):
+            raise ModelError(
+                "the model was displaced by another mover, or came back, since this mover was made, whose clean "
+                "weights are those of then; make a new mover."
+            )
         for part in self._parts:
             parameter = self._weights[part.name]
             here = sharding.local(parameter)
@@ -179,13 +167,13 @@ class Mover:
         for part in self._parts:
             assert part.delta is not None
             if part.index is not None:
-                part.write(_added(part.clean, part.delta, scale))
+                part.write(parts.added(part.clean, part.delta, scale))
             elif part.clean.dtype in (torch.float32, torch.float64):
                 torch.add(part.clean, part.delta, alpha=scale, out=part.weight)
             else:
                 pieces = zip(*(t.split(_PIECE) for t in (part.weight, part.clean, part.delta)), strict=True)
                 for weight, clean, delta in pieces:
-                    weight.copy_(_added(clean, delta, scale))
+                    weight.copy_(parts.added(clean, delta, scale))
 
     def device(self, name: str) -> str:
         """Where the directions of a tensor are drawn: with its weights. A CPU and a GPU draw different numbers."""
@@ -202,7 +190,7 @@ class Mover:
         ours = isinstance(self._held, Gaussian)  # else the tensors may be the caller's: a stored direction's own
         self._held = None
         for part in self._parts:
-            if isinstance(direction, Gaussian) and direction.cuttable and _plain(part):
+            if isinstance(direction, Gaussian) and direction.cuttable and parts.plain(part):
                 part.delta = part.delta if ours and part.delta is not None else torch.empty_like(part.clean)
                 noise.fill(part.delta, direction.stream, part.name, self.subspace.coordinates(part.name), part.start)
             else:
@@ -215,10 +203,10 @@ class Mover:
         pieces = [
             (part, at, min(at + noise.BLOCK, part.clean.numel()))
             for part in self._parts
-            for at in _edges(part.start, part.clean.numel())
+            for at in parts.edges(part.start, part.clean.numel())
         ]
 
-        def one(piece: tuple[_Part, int, int]) -> None:
+        def one(piece: tuple[Part, int, int]) -> None:
             part, low, high = piece
             high = min(high, low + noise.BLOCK - (part.start + low) % noise.BLOCK)
             drawn = direction.delta(part.name, part.start + low, part.start + high, str(part.weight.device))
@@ -227,7 +215,7 @@ class Mover:
                 if clean.dtype == weight.dtype == torch.float32 and clean.device == weight.device:
                     torch.add(clean, drawn, alpha=scale, out=weight)
                 else:
-                    weight.copy_(_added(clean.to(weight.device), drawn.to(clean.dtype), scale))
+                    weight.copy_(parts.added(clean.to(weight.device), drawn.to(clean.dtype), scale))
 
         noise.spread(one, pieces, self._parts[0].weight.device)
 
@@ -243,7 +231,7 @@ class Mover:
                 clean = part.clean[low:high].to(part.weight.device, wide)
                 values = clean if len(moves) == 1 else clean.clone()
                 for direction, scale in moves:
-                    moved = _moved(direction, part, clean, scale, low, high)
+                    moved = parts.moved(direction, part, clean, scale, low, high)
                     values = moved if len(moves) == 1 else values.add_(moved.sub_(clean))
                 if part.index is None:
                     part.weight[low:high].copy_(values)
@@ -259,7 +247,7 @@ class Mover:
 
         First the model is made up again as it was before its first point: the same Parameters under the same names, in
         the same memory, dtype and device, whatever replaced them (a cast, a new Parameter, ``load_state_dict`` with
-        ``assign=True``, an adapter). Buffers that were cast, and saved ones, are put back as well. Weights outside the
+        ``assign=True``, an adapter). Movers that displaced the model later go back before. Buffers that were cast, and saved ones, are put back as well. Weights outside the
         subspace have no copy: they are compared with a checksum.
 
         Raises:
@@ -268,6 +256,8 @@ class Mover:
         """
         if not self.displaced:
             return
+        for other in reversed(order.after(self)):
+            other.restore()
         damage = Damage()
         with _uninterrupted(), torch.no_grad():
             try:
@@ -277,7 +267,9 @@ class Mover:
                 self._write_clean()
             if self._layout is not None:
                 damage.changed += self._layout.changed()
+            order.leave(self)
             self._layout, self.displaced = None, False
+            self.points += 1
         altered = self._altered_files()
         if altered:
             raise ModelError(
@@ -304,7 +296,7 @@ class Mover:
                 there = part.weight[here] if part.index is None else part.weight[part.index[here]]
                 clean = part.clean[here].to(device).double()
                 done = there.double().sub_(clean)
-                intended = _intended(direction, part, here, clean, drawn).mul_(scale)
+                intended = parts.intended(direction, part, here, clean, drawn).mul_(scale)
                 dd, dt, tt = dd + dot(done, done), dt + dot(done, intended), tt + dot(intended, intended)
         if tt == 0 or dd == 0:
             return (1.0 if tt == dd else 0.0), 0.0
@@ -374,51 +366,6 @@ def displaced(
     """
     with Mover(model, direction.subspace, memory=memory, files=files) as mover, mover.at((direction, scale)):
         yield model
-
-
-def _flat(name: str, tensor: Tensor) -> Tensor:
-    here = sharding.local(tensor)
-    if not here.is_contiguous():
-        raise ModelError(
-            f"weight {name!r} is not contiguous in memory and cannot be moved in place; call .contiguous()."
-        )
-    return here.view(-1)
-
-
-def _plain(part: _Part) -> bool:
-    return part.clean.dtype == torch.float32 and part.clean.device == part.weight.device
-
-
-def _added(clean: Tensor, delta: Tensor, scale: float) -> Tensor:
-    """``clean + scale * delta`` in fp32 or wider, to be rounded once. (In half types torch rounds the scale itself.)"""
-    wide = torch.promote_types(clean.dtype, torch.float32)
-    return torch.add(clean.to(wide), delta.to(wide), alpha=scale)
-
-
-def _moved(direction: Direction, part: _Part, clean: Tensor, scale: float, low: int, high: int) -> Tensor:
-    """``clean + scale * delta``, a new tensor in the dtype of ``clean``."""
-    first, last = part.start + low, part.start + high
-    if isinstance(direction, Towards):
-        return direction.at(part.name, clean, scale, first, last)
-    drawn = direction.delta(part.name, first, last, str(clean.device))
-    return torch.add(clean, drawn.to(part.clean.dtype).to(clean.dtype), alpha=scale)
-
-
-def _intended(direction: Direction, part: _Part, here: slice, clean: Tensor, drawn: Tensor | None) -> Tensor:
-    """A piece of the direction in float64, on the device of ``clean``; ``drawn`` where it cannot be cut."""
-    first, last = part.start + here.start, part.start + here.stop
-    if isinstance(direction, Towards):  # its own start is the live model, which is displaced
-        end = direction.end[part.name][first:last].to(clean.device).double()
-        return end.sub_(clean).div_(direction.alpha)
-    found = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
-    return found.double()
-
-
-def _edges(start: int, count: int) -> list[int]:
-    """Where the blocks of a part begin, so that no block of noise is drawn twice."""
-    first = -start % noise.BLOCK
-    inner = range(first, count, noise.BLOCK)
-    return sorted({0, *inner}) if count else []
 
 
 @contextmanager

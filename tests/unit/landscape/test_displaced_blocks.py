@@ -480,3 +480,36 @@ def test_files_that_are_written_to_meanwhile(tmp_path: Path) -> None:
         with file.open("r+b") as stream:
             stream.seek(len(content) - 4)
             stream.write(b"\x00\x00\x80\x3f")
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_movers_end_at_home_in_whatever_order(order: tuple[int, int]) -> None:
+    """The clean weights of the second are the displaced ones of the first."""
+    model = build()
+    before, space = Before(model), Subspace.all(model)
+    movers = [Mover(model, space)]
+    movers[0].place((gaussian(space, 0), 0.1))
+    movers.append(Mover(model, space))
+    movers[1].place((gaussian(space, 1), 0.1))
+    with pytest.raises(ModelError, match="another mover has displaced the model since"):
+        movers[0].place((gaussian(space, 2), 0.1))
+    for index in order:
+        movers[index].restore()
+    before.check()
+    with pytest.raises(ModelError, match="make a new mover"):
+        movers[1].place((gaussian(space, 1), 0.1))
+    movers[0].place((gaussian(space, 1), 0.1))
+    for mover in movers:
+        mover.close()
+    before.check()
+
+
+def test_a_mover_made_at_a_displaced_point_is_of_use_there_only() -> None:
+    model = build()
+    space = Subspace.all(model)
+    with Mover(model, space) as first:
+        first.place((gaussian(space, 0), 0.1))
+        second = Mover(model, space)
+        first.place((gaussian(space, 0), 0.2))
+        with pytest.raises(ModelError, match="make a new mover"):
+            second.place((gaussian(space, 1), 0.1))
