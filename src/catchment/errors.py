@@ -52,7 +52,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def finish(work: Callable[[], None], raised: BaseException | None) -> None:
-    """Do what belongs to the end of a block; where the block itself raised, an error here becomes a note of that one."""
+    """Do what belongs to the end of a block. Where the block itself raised, an error here becomes a note of it."""
     try:
         work()
     except Exception as error:

@@ -247,8 +247,9 @@ class Mover:
 
         First the model is made up again as it was before its first point: the same Parameters under the same names, in
         the same memory, dtype and device, whatever replaced them (a cast, a new Parameter, ``load_state_dict`` with
-        ``assign=True``, an adapter). Movers that displaced the model later go back before. Buffers that were cast, and saved ones, are put back as well. Weights outside the
-        subspace have no copy: they are compared with a checksum.
+        ``assign=True``, an adapter). Buffers that were cast, and saved ones, are put back as well. Movers that
+        displaced the model later go back before. Weights outside the subspace have no copy: they are compared with a
+        checksum.
 
         Raises:
             ModelError: Weights that could not be restored, or that were put into the model meanwhile, by name. All

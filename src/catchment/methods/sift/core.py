@@ -254,8 +254,8 @@ class Sift:
 
     @contextmanager
     def unmerged(self) -> Iterator[nn.Module]:
-        """Inside, the model is the base, bit for bit; afterwards it has the move again, in the same parameters, whatever
-        replaced them inside (``model.half()``).
+        """Inside, the model is the base, bit for bit; afterwards it has the move again, in the same parameters,
+        whatever replaced them inside (``model.half()``).
 
         Raises:
             ModelError: On exit, by name, weights that the block put into the model or gave another shape. They are
