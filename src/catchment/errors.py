@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class CatchmentError(Exception):
@@ -49,3 +49,13 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def finish(work: Callable[[], None], raised: BaseException | None) -> None:
+    """Do what belongs to the end of a block. Where the block itself raised, an error here becomes a note of it."""
+    try:
+        work()
+    except Exception as error:
+        if raised is None:
+            raise
+        raised.add_note(f"{type(error).__name__}: {error}")

@@ -11,47 +11,24 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import InputError, ModelError
+from catchment.errors import InputError, ModelError, finish
 from catchment.landscape import memory as clean_memory
-from catchment.landscape import noise, sharding
+from catchment.landscape import noise, order, parts, sharding
 from catchment.landscape.directions import Direction, Gaussian, Towards, dot
+from catchment.landscape.parts import Part
 from catchment.landscape.subspace import Subspace
-from catchment.models import mapped_weights
+from catchment.models import Damage, ModelLayout, listed, mapped_weights, reshard
 
 Memory = Literal["auto", "mapped", "copy", "low"]
 MODES = ("auto", "mapped", "copy", "low")
 _PIECE = 1 << 20
 _MEASURED = 1 << 22
-
-
-@dataclass
-class _Part:
-    """One tensor, as far as it is here: ``weight`` is the live flat storage, ``clean`` what it must go back to.
-    ``index``: where the coordinates lie in it (a sparse subspace); ``start``: of the first coordinate in the whole."""
-
-    name: str
-    weight: Tensor
-    clean: Tensor
-    index: Tensor | None
-    start: int
-    delta: Tensor | None = None
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.clean.numel()
-
-    def write(self, values: Tensor) -> None:
-        if self.index is None:
-            self.weight.copy_(values)
-        else:
-            self.weight[self.index] = values.to(self.weight.dtype)
 
 
 class Mover:
@@ -70,6 +47,7 @@ class Mover:
 
     Attributes:
         mode: What was chosen: ``mapped``, ``copy``, ``low`` or ``support``.
+        points: How often it has moved the model so far, the way back included.
 
     Cost of a point: one read of the clean weights, one of the direction, one write (about 1 axpy); a new direction
     costs its generation once, for all scales.
@@ -84,19 +62,24 @@ class Mover:
     ) -> None:
         if memory not in MODES:
             raise InputError(f"memory {memory!r}; expected one of {', '.join(MODES)}.")
-        sharding.reshard(model)
+        reshard(model)
         self.model = model
         self.subspace = subspace
         self.displaced = False
         self._held: Direction | None = None
         self._spill: Path | None = None
-        weights = subspace.weights(model)
+        self._layout: ModelLayout | None = None
+        self.points = 0
+        self._below = order.seen(model)
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._weights = weights = subspace.weights(model)
         self._devices = {name: str(sharding.local(tensor).device) for name, tensor in weights.items()}
         if subspace.kind == "sparse":
             self.mode: str = "support"
             self._parts = [self._sparse_part(name, tensor) for name, tensor in weights.items()]
             return
         mapped = clean_memory.matching(weights, files) if memory != "copy" else {}
+        self._stamps = {path: clean_memory.stamp(path) for path in files} if mapped else {}
         self.mode = clean_memory.choose(memory, weights, mapped)
         missing = {n: w for n, w in weights.items() if n not in mapped}
         if self.mode == "low" and missing:
@@ -104,43 +87,78 @@ class Mover:
             mapped |= mapped_weights([self._spill])
         self._parts = [self._part(name, tensor, mapped.get(name)) for name, tensor in weights.items()]
 
-    def _sparse_part(self, name: str, tensor: Tensor) -> _Part:
-        flat, offset = _flat(name, tensor), sharding.flat_start(name, tensor)
+    def _sparse_part(self, name: str, tensor: Tensor) -> Part:
+        flat, offset = parts.flat(name, tensor), sharding.flat_start(name, tensor)
         support = self.subspace.support[name]
         first, last = torch.searchsorted(support, torch.tensor([offset, offset + flat.numel()])).tolist()
         index = (support[first:last] - offset).to(flat.device)
-        return _Part(name, flat, flat[index].clone(), index, first)
+        return Part(name, flat, flat[index].clone(), index, first)
 
-    def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> _Part:
-        flat = _flat(name, tensor)
+    def _part(self, name: str, tensor: Tensor, mapped: Tensor | None) -> Part:
+        flat = parts.flat(name, tensor)
         clean = flat.clone() if mapped is None else mapped.reshape(-1)
-        return _Part(name, flat, clean, None, sharding.flat_start(name, tensor))
+        return Part(name, flat, clean, None, sharding.flat_start(name, tensor), mapped is not None)
 
     def place(self, *moves: tuple[Direction, float]) -> None:
-        """Put the model at ``theta + sum_i scale_i * delta_i``.
+        """Put the model at ``theta + sum_i scale_i * delta_i``. What was replaced since the last point is put back
+        first (see :meth:`restore`).
 
         Raises:
-            ModelError: A direction of another subspace.
+            ModelError: A direction of another subspace; weights that were replaced since the mover was made; another
+                mover that moved the model meanwhile; what :meth:`restore` would raise.
         """
         for direction, scale in moves:
             if direction.subspace.hash != self.subspace.hash:
                 raise ModelError("a direction of another subspace; expected one made with the mover's own.")
             if not abs(scale) < float("inf"):
                 raise InputError(f"scale {scale}; expected a finite number.")
-        sharding.reshard(self.model)
-        self.displaced = True
-        moves = tuple(move for move in moves if move[1] != 0)
+        self._begin()
         with torch.no_grad():
-            if not moves:
-                self._write_clean()
-            elif (
-                len(moves) > 1 or isinstance(moves[0][0], Towards) or (self.mode == "low" and not moves[0][0].cuttable)
-            ):
-                self._place_sum(moves)
-            elif self.mode == "low":
-                self._place_blocks(*moves[0])
-            else:
-                self._place_held(*moves[0])
+            self._write(tuple(move for move in moves if move[1] != 0))
+
+    def _begin(self) -> None:
+        """Remember how the model is made up before it leaves its own weights; later, put that back."""
+        altered = self._altered_files()
+        if altered:
+            raise ModelError(f"{altered}, from which clean weights are read, was written to; make a new mover.")
+        if self._layout is None:
+            layout = ModelLayout(self.model)
+            self._refuse_replaced(layout)
+            layout.seal(part.weight for part in self._parts if part.index is None)
+            order.enter(self)
+            self._layout, self.displaced = layout, True
+        elif order.after(self):
+            raise ModelError("another mover has displaced the model since; restore that one first.")
+        else:
+            self._layout.put_back().raise_if_any()
+        self.points += 1
+
+    def _refuse_replaced(self, layout: ModelLayout) -> None:
+        """A mover writes to the memory, and from the clean weights, that it knows."""
+        if not order.still(self.model, self._below):
+            raise ModelError(
+                "the model was displaced by another mover, or came back, since this mover was made, whose clean "
+                "weights are those of then; make a new mover."
+            )
+        for part in self._parts:
+            parameter = self._weights[part.name]
+            here = sharding.local(parameter)
+            moved = part.weight.numel() > 0 and here.data_ptr() != part.weight.data_ptr()
+            if moved or here.dtype != part.weight.dtype or not layout.holds(parameter):
+                raise ModelError(
+                    f"weight {part.name!r} was replaced since the mover was made (by a cast, a new Parameter, or "
+                    "load_state_dict with assign=True), and would not move; make a new mover."
+                )
+
+    def _write(self, moves: Sequence[tuple[Direction, float]]) -> None:
+        if not moves:
+            self._write_clean()
+        elif len(moves) > 1 or isinstance(moves[0][0], Towards) or (self.mode == "low" and not moves[0][0].cuttable):
+            self._place_sum(moves)
+        elif self.mode == "low":
+            self._place_blocks(*moves[0])
+        else:
+            self._place_held(*moves[0])
 
     def _place_held(self, direction: Direction, scale: float) -> None:
         """The usual path: the direction is kept, so that its other scales cost one pass each."""
@@ -149,13 +167,13 @@ class Mover:
         for part in self._parts:
             assert part.delta is not None
             if part.index is not None:
-                part.write(_added(part.clean, part.delta, scale))
+                part.write(parts.added(part.clean, part.delta, scale))
             elif part.clean.dtype in (torch.float32, torch.float64):
                 torch.add(part.clean, part.delta, alpha=scale, out=part.weight)
             else:
                 pieces = zip(*(t.split(_PIECE) for t in (part.weight, part.clean, part.delta)), strict=True)
                 for weight, clean, delta in pieces:
-                    weight.copy_(_added(clean, delta, scale))
+                    weight.copy_(parts.added(clean, delta, scale))
 
     def device(self, name: str) -> str:
         """Where the directions of a tensor are drawn: with its weights. A CPU and a GPU draw different numbers."""
@@ -172,7 +190,7 @@ class Mover:
         ours = isinstance(self._held, Gaussian)  # else the tensors may be the caller's: a stored direction's own
         self._held = None
         for part in self._parts:
-            if isinstance(direction, Gaussian) and direction.cuttable and _plain(part):
+            if isinstance(direction, Gaussian) and direction.cuttable and parts.plain(part):
                 part.delta = part.delta if ours and part.delta is not None else torch.empty_like(part.clean)
                 noise.fill(part.delta, direction.stream, part.name, self.subspace.coordinates(part.name), part.start)
             else:
@@ -185,10 +203,10 @@ class Mover:
         pieces = [
             (part, at, min(at + noise.BLOCK, part.clean.numel()))
             for part in self._parts
-            for at in _edges(part.start, part.clean.numel())
+            for at in parts.edges(part.start, part.clean.numel())
         ]
 
-        def one(piece: tuple[_Part, int, int]) -> None:
+        def one(piece: tuple[Part, int, int]) -> None:
             part, low, high = piece
             high = min(high, low + noise.BLOCK - (part.start + low) % noise.BLOCK)
             drawn = direction.delta(part.name, part.start + low, part.start + high, str(part.weight.device))
@@ -197,7 +215,7 @@ class Mover:
                 if clean.dtype == weight.dtype == torch.float32 and clean.device == weight.device:
                     torch.add(clean, drawn, alpha=scale, out=weight)
                 else:
-                    weight.copy_(_added(clean.to(weight.device), drawn.to(clean.dtype), scale))
+                    weight.copy_(parts.added(clean.to(weight.device), drawn.to(clean.dtype), scale))
 
         noise.spread(one, pieces, self._parts[0].weight.device)
 
@@ -213,7 +231,7 @@ class Mover:
                 clean = part.clean[low:high].to(part.weight.device, wide)
                 values = clean if len(moves) == 1 else clean.clone()
                 for direction, scale in moves:
-                    moved = _moved(direction, part, clean, scale, low, high)
+                    moved = parts.moved(direction, part, clean, scale, low, high)
                     values = moved if len(moves) == 1 else values.add_(moved.sub_(clean))
                 if part.index is None:
                     part.weight[low:high].copy_(values)
@@ -225,13 +243,46 @@ class Mover:
             part.write(part.clean)
 
     def restore(self) -> None:
-        """Back to the clean weights, bit for bit; Ctrl-C waits until it is done."""
+        """Back to the clean weights, bit for bit; Ctrl-C waits until it is done.
+
+        First the model is made up again as it was before its first point: the same Parameters under the same names, in
+        the same memory, dtype and device, whatever replaced them (a cast, a new Parameter, ``load_state_dict`` with
+        ``assign=True``, an adapter). Buffers that were cast, and saved ones, are put back as well. Movers that
+        displaced the model later go back before. Weights outside the subspace have no copy: they are compared with a
+        checksum.
+
+        Raises:
+            ModelError: Weights that could not be restored, or that were put into the model meanwhile, by name. All
+                others are restored.
+        """
         if not self.displaced:
             return
+        for other in reversed(order.after(self)):
+            other.restore()
+        damage = Damage()
         with _uninterrupted(), torch.no_grad():
-            sharding.reshard(self.model)
-            self._write_clean()
-            self.displaced = False
+            try:
+                if self._layout is not None:
+                    damage = self._layout.put_back()
+            finally:
+                self._write_clean()
+            if self._layout is not None:
+                damage.changed += self._layout.changed()
+            order.leave(self)
+            self._layout, self.displaced = None, False
+            self.points += 1
+        altered = self._altered_files()
+        if altered:
+            raise ModelError(
+                f"{altered}, from which clean weights are read, was written to while the model was displaced; these "
+                f"weights may not be what they were: {listed(p.name for p in self._parts if p.from_file)}. Load the "
+                "model again."
+            )
+        damage.raise_if_any()
+
+    def _altered_files(self) -> str:
+        """Names of the files of clean weights that were written to in place; one that was replaced is still mapped."""
+        return listed(str(path) for path, stamp in self._stamps.items() if clean_memory.altered(path, stamp))
 
     def realised(self, direction: Direction, scale: float) -> tuple[float, float]:
         """``(size, off_axis)`` of the displacement as it stands after rounding, against the one intended:
@@ -246,34 +297,49 @@ class Mover:
                 there = part.weight[here] if part.index is None else part.weight[part.index[here]]
                 clean = part.clean[here].to(device).double()
                 done = there.double().sub_(clean)
-                intended = _intended(direction, part, here, clean, drawn).mul_(scale)
+                intended = parts.intended(direction, part, here, clean, drawn).mul_(scale)
                 dd, dt, tt = dd + dot(done, done), dt + dot(done, intended), tt + dot(intended, intended)
         if tt == 0 or dd == 0:
             return (1.0 if tt == dd else 0.0), 0.0
         return (dd / tt) ** 0.5, max(1 - dt * dt / (dd * tt), 0.0) ** 0.5
 
     def close(self) -> None:
-        """Restore, and drop what was held."""
-        self.restore()
-        self._parts, self._held = [], None
-        if self._spill is not None:
-            clean_memory.remove(self._spill)
-            self._spill = None
+        """Restore, and drop what was held.
+
+        Raises:
+            ModelError: As :meth:`restore`.
+        """
+        try:
+            self.restore()
+        finally:
+            self._parts, self._held = [], None
+            if self._spill is not None:
+                clean_memory.remove(self._spill)
+                self._spill = None
 
     @contextmanager
     def at(self, *moves: tuple[Direction, float]) -> Iterator[nn.Module]:
-        """Inside, the model stands there; outside it is what it was."""
+        """Inside, the model stands there; outside it is what it was.
+
+        Raises:
+            ModelError: As :meth:`place`, and on exit as :meth:`restore`; of a block that raised, the latter is a note
+                of its own exception.
+        """
+        raised: BaseException | None = None
         try:
             self.place(*moves)
             yield self.model
+        except BaseException as error:
+            raised = error
+            raise
         finally:
-            self.restore()
+            finish(self.restore, raised)
 
     def __enter__(self) -> Mover:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        finish(self.close, raised)
 
     def __del__(self) -> None:
         if getattr(self, "_spill", None) is not None or getattr(self, "displaced", False):
@@ -286,61 +352,21 @@ def displaced(
     model: nn.Module, direction: Direction, scale: float, *, memory: Memory = "auto", files: Sequence[Path] = ()
 ) -> Iterator[nn.Module]:
     """Inside, the model stands at ``theta + scale * delta``; outside its weights are bit for bit what they were,
-    whatever happened inside. For many points use one :class:`Mover`, which reads the clean weights once.
+    whatever happened inside: also where the block replaced them (``model.double()``, a new Parameter, an adapter put
+    in). For many points use one :class:`Mover`, which reads the clean weights once.
 
     Example::
 
         everything = Subspace.all(model)
         with displaced(model, gaussian(everything, seed=0), 0.002):
             evaluate(model, task)
+
+    Raises:
+        ModelError: As :class:`Mover`; on exit, by name, weights outside the direction's subspace that the block wrote
+            to, and weights that it added to the model. Everything else is restored then.
     """
     with Mover(model, direction.subspace, memory=memory, files=files) as mover, mover.at((direction, scale)):
         yield model
-
-
-def _flat(name: str, tensor: Tensor) -> Tensor:
-    here = sharding.local(tensor)
-    if not here.is_contiguous():
-        raise ModelError(
-            f"weight {name!r} is not contiguous in memory and cannot be moved in place; call .contiguous()."
-        )
-    return here.view(-1)
-
-
-def _plain(part: _Part) -> bool:
-    return part.clean.dtype == torch.float32 and part.clean.device == part.weight.device
-
-
-def _added(clean: Tensor, delta: Tensor, scale: float) -> Tensor:
-    """``clean + scale * delta`` in fp32 or wider, to be rounded once. (In half types torch rounds the scale itself.)"""
-    wide = torch.promote_types(clean.dtype, torch.float32)
-    return torch.add(clean.to(wide), delta.to(wide), alpha=scale)
-
-
-def _moved(direction: Direction, part: _Part, clean: Tensor, scale: float, low: int, high: int) -> Tensor:
-    """``clean + scale * delta``, a new tensor in the dtype of ``clean``."""
-    first, last = part.start + low, part.start + high
-    if isinstance(direction, Towards):
-        return direction.at(part.name, clean, scale, first, last)
-    drawn = direction.delta(part.name, first, last, str(clean.device))
-    return torch.add(clean, drawn.to(part.clean.dtype).to(clean.dtype), alpha=scale)
-
-
-def _intended(direction: Direction, part: _Part, here: slice, clean: Tensor, drawn: Tensor | None) -> Tensor:
-    """A piece of the direction in float64, on the device of ``clean``; ``drawn`` where it cannot be cut."""
-    first, last = part.start + here.start, part.start + here.stop
-    if isinstance(direction, Towards):  # its own start is the live model, which is displaced
-        end = direction.end[part.name][first:last].to(clean.device).double()
-        return end.sub_(clean).div_(direction.alpha)
-    found = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
-    return found.double()
-
-
-def _edges(start: int, count: int) -> list[int]:
-    """Where the blocks of a part begin, so that no block of noise is drawn twice."""
-    first = -start % noise.BLOCK
-    inner = range(first, count, noise.BLOCK)
-    return sorted({0, *inner}) if count else []
 
 
 @contextmanager

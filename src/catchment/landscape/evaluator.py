@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run, settle_path
-from catchment.errors import CatchmentError, NonFiniteError
+from catchment.errors import CatchmentError, NonFiniteError, finish
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
 from catchment.landscape.losses import Batch, answer_batches
@@ -239,16 +239,24 @@ class Evaluator:
         self._flushed = time.monotonic()
 
     def home(self) -> None:
-        """The model's own weights, bit for bit, and everything on the disk."""
-        self.mover.restore()
-        self.flush()
+        """The model's own weights, bit for bit, and everything on the disk.
+
+        Raises:
+            ModelError: As :meth:`Mover.restore`.
+        """
+        try:
+            self.mover.restore()
+        finally:
+            self.flush()
 
     def __enter__(self) -> Evaluator:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.mover.close()
-        self.flush()
+    def __exit__(self, kind: object, raised: BaseException | None, trace: object) -> None:
+        try:
+            finish(self.mover.close, raised)
+        finally:
+            self.flush()
 
 
 def paired_node(

@@ -117,6 +117,22 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
+def stamp(path: Path) -> tuple[int, ...]:
+    """What tells whether a file was written to in place."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def altered(path: Path, before: tuple[int, ...]) -> bool:
+    """Whether a file was written to in place since its stamp. One that was removed or replaced under its name was not:
+    what is mapped of it stays."""
+    try:
+        now = stamp(path)
+    except OSError:
+        return False
+    return now != before and now[:2] == before[:2]
+
+
 def _machine() -> str:
     return platform.node().replace(".", "-").replace("/", "-")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from catchment.errors import ModelError
 
@@ -43,11 +43,3 @@ def flat_start(name: str, tensor: Any) -> int:
         start_row = min(tensor.device_mesh.get_local_rank(dim) * each, rows)
         rows = min(each, rows - start_row)
     return start_row * math.prod(tensor.shape[1:])
-
-
-def reshard(model: nn.Module) -> None:
-    """Drop gathered weights that FSDP2 keeps after a forward pass: what was moved meanwhile would not be seen."""
-    for module in model.modules():
-        drop: Any = getattr(module, "reshard", None)
-        if drop is not None and hasattr(module, "unshard"):
-            drop()

@@ -14,6 +14,7 @@ from catchment.models.identity import (
 )
 from catchment.models.increment_sums import Overlap, PairOverlap, add_increments, overlap
 from catchment.models.increments import Increment, make_increment, swap, write_increment
+from catchment.models.layout import Damage, ModelLayout, listed, reshard
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
@@ -35,10 +36,12 @@ __all__ = [
     "FAMILIES",
     "HEADS",
     "KINDS",
+    "Damage",
     "Export",
     "Family",
     "Increment",
     "LoadedModel",
+    "ModelLayout",
     "Overlap",
     "PairOverlap",
     "Source",
@@ -54,6 +57,7 @@ __all__ = [
     "find_device",
     "from_vector",
     "is_block",
+    "listed",
     "load",
     "locate",
     "make_increment",
@@ -66,6 +70,7 @@ __all__ = [
     "peft_hashes",
     "persistent_buffers",
     "read_header",
+    "reshard",
     "resolve",
     "select",
     "swap",

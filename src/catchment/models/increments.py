@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import ModelError, did_you_mean
+from catchment.errors import ModelError, did_you_mean, finish
 from catchment.models.adapters import is_peft
 from catchment.models.files import write_beside
 from catchment.models.identity import weights_hash
 from catchment.models.increment_cards import base_name, make_folder, readme
 from catchment.models.increment_codec import Content, Entry, Piece, collect, decode, encode
+from catchment.models.layout import ModelLayout
 from catchment.models.weights import effective_weights, named_weights, persistent_buffers, refuse_different
 from catchment.records import ModelCard
 
@@ -201,12 +202,27 @@ class Increment:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Inside, the model has the move; outside it is what it was, bit for bit, whatever happened inside."""
+        """Inside, the model has the move; outside it is what it was, bit for bit, whatever happened inside.
+
+        What the block replaced (``model.double()``, a new Parameter, another increment) is put back. Of weights that
+        do not move there is no copy: they are compared by a checksum. Cost: as :meth:`apply` and :meth:`revert`, and
+        two passes over the weights.
+
+        Raises:
+            ModelError: As :meth:`apply`; on exit, by name, weights that the block wrote to or added. Everything else
+                is restored then. Of a block that raised, this becomes a note of its own exception.
+        """
+        layout = ModelLayout(model)
+        layout.seal()
         self.apply(model)
+        raised: BaseException | None = None
         try:
             yield model
+        except BaseException as error:
+            raised = error
+            raise
         finally:
-            self.revert(model)
+            finish(lambda: _take_out(model, layout), raised)
 
     def flats(self, model: nn.Module) -> list[tuple[Piece, Tensor]]:
         """Each piece with the model's tensor, flat and sharing its memory; all are checked first.
@@ -240,6 +256,16 @@ def _standing(model: nn.Module) -> Increment | None:
     """The increment that was applied to this model and can be reverted."""
     held = _STANDING.get(model)
     return held() if held is not None else None
+
+
+def _take_out(model: nn.Module, layout: ModelLayout) -> None:
+    """Put back what was replaced, and take out whatever increment stands in the model by now."""
+    damage = layout.put_back()
+    standing = _standing(model)
+    if standing is not None:
+        standing.revert(model)
+    damage.changed += layout.changed()
+    damage.raise_if_any()
 
 
 def _instead(folder: Path) -> str:

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from catchment.landscape import Mover, Subspace, gaussian
+from catchment.errors import ModelError
+from catchment.landscape import Mover, Subspace, displaced, gaussian
 from catchment.models import weights_hash
 from tests.tiny import tiny_llama
 
@@ -44,6 +45,30 @@ def measure(model: Any) -> dict[str, Any]:
     return found
 
 
+def blocks(model: Any, clean: str) -> None:
+    """A pass, an optimizer's step and a saved state are undone; a cast, which cannot be, is told by name."""
+    ids = torch.tensor([[1, 5, 9, 30]])
+    subspace = Subspace.all(model)
+    with displaced(model, gaussian(subspace, 0), SCALE):
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+        model.load_state_dict(model.state_dict(), assign=True)
+    assert weights_hash(model) == clean
+    model(input_ids=ids)
+    glob = Subspace.glob(model, "model.layers.0.mlp.up_proj.weight")
+    with (
+        pytest.raises(ModelError, match=r"before the block.*input_layernorm\.weight|embed_tokens|q_proj"),
+        displaced(model, gaussian(glob, 0), SCALE),
+    ):
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+    with (
+        pytest.raises(ModelError, match="not what they were before the block"),
+        displaced(model, gaussian(subspace, 0), SCALE),
+    ):
+        model.double()
+
+
 def worker(rank: int, port: int, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -56,6 +81,7 @@ def worker(rank: int, port: int, out: str) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     found = measure(model)
+    blocks(model, found["clean"])
     if rank == 0:
         torch.save(found, out)
     torch.distributed.barrier()

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from catchment.errors import InputError, ModelError
 from catchment.methods import SIFT, Sift
 from catchment.methods.sift.selection import draw_shares
+from tests.blocks import REPLACED, UP, Before
 from tests.tiny import CAUSAL, VOCABULARY, tiny_llama
 
 Model = Any
@@ -462,3 +463,16 @@ def test_optimizers_that_cannot_work_are_refused() -> None:
     together = Sift(tiny_llama(), scope="global")
     with pytest.raises(InputError, match="Adagrad"):
         together.optimizer(torch.optim.Adagrad)
+
+
+@pytest.mark.parametrize("block", ["double", "assign", "new Parameter", "to meta and back", "removed", "parametrized"])
+def test_unmerged_gives_the_move_back_whatever_replaced_the_weights(block: str) -> None:
+    model = CAUSAL["llama"]()
+    sift = Sift(model, sparsity=0.03)
+    tune(model, sift, batches(3))
+    before = Before(model)
+    with sift.unmerged():
+        REPLACED[block](model)
+    before.check()
+    tune(model, sift, batches(1))
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before.values[UP])

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from catchment.errors import InputError, ModelError, did_you_mean
+from catchment.errors import InputError, ModelError, did_you_mean, finish
 from catchment.methods.sift import files, sharing
 from catchment.methods.sift.choice import Choice
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
 from catchment.methods.targets import ALL_LINEAR, as_names, claim, refuse_fsdp1, release, target_weights
-from catchment.models import named_weights
+from catchment.models import ModelLayout, named_weights
 
 DECAYS = ("zero", "base")
 _SILENT = 3
@@ -254,12 +254,28 @@ class Sift:
 
     @contextmanager
     def unmerged(self) -> Iterator[nn.Module]:
-        """Inside, the model is the base, bit for bit; afterwards it has the move again."""
+        """Inside, the model is the base, bit for bit; afterwards it has the move again, in the same parameters,
+        whatever replaced them inside (``model.half()``).
+
+        Raises:
+            ModelError: On exit, by name, weights that the block put into the model or gave another shape. They are
+                undone; of a block that raised, this becomes a note of its own exception.
+        """
+        layout = ModelLayout(self.model)
         self._flat.write(self.base)
+        raised: BaseException | None = None
         try:
             yield self.model
+        except BaseException as error:
+            raised = error
+            raise
         finally:
-            self._flat.write(self.values)
+            finish(lambda: self._move_again(layout), raised)
+
+    def _move_again(self, layout: ModelLayout) -> None:
+        damage = layout.put_back()
+        self._flat.write(self.values)
+        damage.raise_if_any()
 
     def merge(self) -> nn.Module:
         """The model with the move in its weights, without hooks; the tuning is over."""
