@@ -29,7 +29,7 @@ from catchment.records import ModelCard, from_json, to_json
 from catchment.settings import cache_dir
 
 _PIECE = 1 << 24
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Fields of a config that say how it was saved or is run, not which function the model computes.
 _VOLATILE = {
     "_name_or_path",
@@ -168,7 +168,7 @@ def _weight_files(where: str | Path | Sequence[Path]) -> list[Path]:
     if not where.is_dir():
         return [where]
     index = where / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (where / "model.safetensors").is_file():  # transformers looks for the whole file first
         try:
             return sorted({where / name for name in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, AttributeError) as error:
