@@ -172,6 +172,10 @@ _HARMLESS: tuple[tuple[Callable[[_Place], bool], str], ...] = (
         lambda place: place.leaf in _RUNTIME_SCALES and _quantised(place.model),
         "scales for quantised activations, which are not quantised here",
     ),
+    (
+        lambda place: not {"vera_A", "vera_B"}.isdisjoint(place.parts),
+        "random projections of a VeRA adapter that was merged",
+    ),
     (_listed_by_transformers, "transformers lists them as not needed by this architecture"),
 )
 
