@@ -22,7 +22,7 @@ from catchment.models.gguf import gguf_notes, unpacked
 from catchment.models.increments import Increment
 from catchment.models.options import DTYPES, HEADS, Options, options
 from catchment.models.sources import Source, offline, resolve
-from catchment.models.unused import check_unused, untied
+from catchment.models.unused import check_unused, refuse_shapes, untied
 from catchment.models.weights import named_weights
 from catchment.records import ModelCard
 
@@ -214,9 +214,12 @@ def _open_plain(source: Source, options: Options, dtype: str) -> _Opened:
 
         auto = getattr(transformers, HEADS[head])
         chosen = dtype if dtype == "auto" else getattr(torch, dtype)
-        model, info = auto.from_pretrained(dtype=chosen, output_loading_info=True, **where)
+        model, info = auto.from_pretrained(
+            dtype=chosen, output_loading_info=True, ignore_mismatched_sizes=True, **where
+        )
     model.eval()
-    missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    refuse_shapes(source.spec, info["mismatched_keys"])
+    missing = set(info["missing_keys"])
     left = check_unused(source.spec, model, weight_files(folder, config), info["unexpected_keys"], missing)
     notes = (*left.notes, *untied(model), *unread(folder, config), *gguf_notes(folder))
     return _Opened(model, head, missing, left.names, notes)

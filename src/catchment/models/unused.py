@@ -33,7 +33,8 @@ _ROTARY = ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached")
 _COUNTERS = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked", "version")
 _RUNTIME_SCALES = ("k_scale", "v_scale", "q_scale", "prob_scale", "input_scale", "output_scale")
 _PACKING = ("weight_scale", "weight_scale_inv", "SCB", "qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map")
-_MULTI_TOKEN = re.compile(r"nextn|mtp")
+# Parts that only those layers have which predict several tokens at once; some stand behind the ordinary layers.
+_MULTI_TOKEN = re.compile(r"^(.*\.\d+\.)(?:eh_proj|enorm|hnorm|shared_head)\.")
 # What transformers drops of every model, beside the patterns that an architecture lists.
 _ALWAYS_IGNORED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
@@ -54,6 +55,14 @@ class _Place:
     shape: tuple[int, ...] | None
     model: Any
     ignored: bool
+    multi_token: tuple[str, ...]
+
+    @property
+    def beyond(self) -> bool:
+        """Whether it is of a layer that the config does not count."""
+        block = locate(self.name, family_of(self.model))[0]
+        layers = getattr(_text_config(self.model), "num_hidden_layers", None)
+        return block is not None and layers is not None and block >= layers
 
     @property
     def parts(self) -> list[str]:
@@ -89,13 +98,29 @@ def check_unused(
     _refuse_two_for_one(spec, model, files, sizes)
     ignored = _ignored(model, sizes)
     names = sorted({*unexpected, *ignored}, key=natural)
-    places = [_Place(name, sizes.get(name), model, name in ignored) for name in names]
+    several = tuple({match[1] for match in map(_MULTI_TOKEN.match, sizes) if match})
+    places = [_Place(name, sizes.get(name), model, name in ignored, several) for name in names]
     reasons = {place.name: _reason(place) for place in places}
     foreign = [name for name in names if reasons[name] is None]
     if foreign:
         raise ModelError(_refusal(spec, model, foreign, set(missing)))
     _refuse_other_rotations(spec, model, files, [place for place in places if place.leaf == "inv_freq"])
     return Unused(tuple(names), _notes({name: reason for name, reason in reasons.items() if reason}))
+
+
+def refuse_shapes(spec: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse tensors that transformers would replace by random ones, because the config gives them another shape.
+
+    Raises:
+        ModelError: There are such tensors; the first is named.
+    """
+    others = sorted(mismatched, key=lambda one: natural(one[0]))
+    if others:
+        name, held, expected = others[0]
+        raise ModelError(
+            f"cannot load {spec!r}: {len(others)} tensors have another shape in its files than config.json gives "
+            f"(first: {name!r}, {tuple(held)} and {tuple(expected)}); take the config that belongs to the files."
+        )
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -148,16 +173,13 @@ def _is_mask(place: _Place) -> bool:
 def _is_multi_token(place: _Place) -> bool:
     if any(part.startswith("mtp") for part in place.parts[:2]):
         return True
-    config = _text_config(place.model)
-    extra = [n for key, n in config.to_dict().items() if _MULTI_TOKEN.search(key) and type(n) is int]
-    block = locate(place.name, family_of(place.model))[0]
-    layers = getattr(config, "num_hidden_layers", None)
-    return block is not None and layers is not None and layers <= block < layers + max(extra, default=0)
+    return place.beyond and place.name.startswith(place.multi_token)
 
 
 def _listed_by_transformers(place: _Place) -> bool:
     """Patterns like ``attn.bias`` are meant for masks and match trained biases (``attn.c_attn.bias``) too."""
-    return place.ignored and not (place.leaf == "bias" and place.shape is not None and len(place.shape) == 1)
+    one_row = place.leaf == "bias" and place.shape is not None and len(place.shape) == 1
+    return place.ignored and not one_row and not place.beyond
 
 
 _HARMLESS: tuple[tuple[Callable[[_Place], bool], str], ...] = (

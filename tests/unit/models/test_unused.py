@@ -14,6 +14,7 @@ from torch import Tensor
 
 from catchment.errors import ModelError
 from catchment.models import card_of, load, weights_hash
+from catchment.models.unused import check_unused
 from tests.unit.models.conftest import build, word_tokenizer
 
 Weights = dict[str, Tensor]
@@ -158,13 +159,32 @@ def test_a_language_model_as_a_classifier_leaves_its_head(saved: Callable[..., P
         assert loaded.newly_initialised
 
 
-def test_layers_for_several_tokens_are_known_by_the_config(saved: Callable[..., Path]) -> None:
-    folder = saved()
-    config = folder / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "num_nextn_predict_layers": 1}))
-    loaded = load(rewritten(folder, with_layer), device="cpu")
-    assert len(loaded.unused) == 9
+def test_layers_for_several_tokens_behind_the_others(saved: Callable[..., Path]) -> None:
+    def change(weights: Weights) -> Weights:
+        return {**with_layer(weights), "model.layers.2.eh_proj.weight": torch.ones(16, 32)}
+
+    loaded = load(rewritten(saved(), change), device="cpu")
+    assert len(loaded.unused) == 10
     assert "several tokens at once" in loaded.card.notes[0]
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_layer_that_transformers_expects_to_be_of_another_kind(several: bool, saved: Callable[..., Path]) -> None:
+    class Listed(tf.LlamaForCausalLM):  # as transformers has it for DeepSeek-V3, with layer 61
+        _keys_to_ignore_on_load_unexpected = (r"model\.layers\.2.*",)
+
+    folder = saved()
+    held = with_layer(load_file(folder / "model.safetensors"))
+    if several:
+        held["model.layers.2.eh_proj.weight"] = torch.ones(16, 32)
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    model, info = Listed.from_pretrained(folder, output_loading_info=True)
+    assert info["unexpected_keys"] == set()
+    if several:
+        assert len(check_unused("it", model, [folder / "model.safetensors"], (), ()).names) == 10
+        return
+    with pytest.raises(ModelError, match=r"hold 9 tensors .*hold layer 2"):
+        check_unused("it", model, [folder / "model.safetensors"], (), ())
 
 
 def test_rotary_frequencies_of_another_config(saved: Callable[..., Path]) -> None:
@@ -223,6 +243,14 @@ def test_two_names_for_one_weight(equal: bool, saved: Callable[..., Path]) -> No
         assert load(spec, device="cpu").newly_initialised == ()
         return
     with pytest.raises(ModelError, match=r"one weight under two names, .*'h\.0\.ln_1\.weight'"):
+        load(spec, device="cpu")
+
+
+def test_shapes_are_named(saved: Callable[..., Path]) -> None:
+    spec = rewritten(saved(), also(lm_head__weight=torch.ones(42, 16)))
+    with pytest.raises(
+        ModelError, match=r"cannot load .*1 tensors have another shape .*'lm_head\.weight', \(42, 16\) and"
+    ):
         load(spec, device="cpu")
 
 
