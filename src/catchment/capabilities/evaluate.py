@@ -303,8 +303,13 @@ def check_causal(model: Any) -> None:
 
 
 def unwrap(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """The model and tokenizer of a :class:`~catchment.models.LoadedModel`, or what was given."""
+    """The model and tokenizer of a :class:`~catchment.models.LoadedModel`, or what was given.
+
+    Raises:
+        GateError: Weights of a loaded model are not in its files and were initialised at random.
+    """
     if hasattr(model, "card"):
+        gates.check_model(model.card.name, model.newly_initialised, ())
         return model.model, tokenizer if tokenizer is not None else model.tokenizer
     return model, tokenizer
 

@@ -7,19 +7,27 @@ read the folder, so that they see the same bytes.
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from catchment.errors import CatchmentError, ModelError, StoreError
 from catchment.models.files import file_hash
+from catchment.models.unused import natural
 from catchment.settings import cache_dir
 
-CONVERSION = 1
+CONVERSION = 2
 _MAGIC = b"GGUF"
+_NOTES = "unused-tensors.json"
+_ROTARY = "rope_freqs.weight"
+# Tensors that transformers cuts or joins by code of their own, so that its table of names does not list them.
+_OWN_WAY = re.compile(r"_(?:exps|projs)\.(?:weight|bias)$|^output\.weight$")
 
 
 def unpacked(path: Path) -> Path:
@@ -72,17 +80,78 @@ def _unpack(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    auto: Any = AutoModelForCausalLM
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where, **_dense())
+            model, info = auto.from_pretrained(
+                str(path.parent), dtype=torch.float32, output_loading_info=True, **where, **_dense()
+            )
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
+            notes = _check_names(path, model, info)
+    except CatchmentError:
+        raise
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(f"cannot unpack {path}: {reason} (cut short, damaged, or an unknown architecture).") from error
     _forget_packing(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / _NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+
+def gguf_notes(folder: Path) -> tuple[str, ...]:
+    """What was said when the GGUF file was unpacked into this folder; empty for other folders."""
+    path = folder / _NOTES
+    return tuple(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+
+
+def _check_names(path: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
+    """Refuse a file that lacks weights of its model (they would be random) or holds others; tell of harmless ones."""
+    from gguf import GGUFReader
+
+    if info["missing_keys"]:
+        raise ModelError(
+            f"{path} lacks {len(info['missing_keys'])} weights of {type(model).__name__} (first: "
+            f"{min(info['missing_keys'], key=natural)!r}), which would be random; download it again."
+        )
+    reader = GGUFReader(path)
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    field = reader.fields["general.architecture"]
+    architecture = bytes(field.parts[field.data[0]]).decode()
+    left = sorted({*info["unexpected_keys"], *_without_place(model, architecture, tensors)}, key=natural)
+    ones = [name for name in left if name == _ROTARY and bool((tensors[name] == 1).all())]
+    blocks = tuple(name.partition("nextn.")[0] for name in left if ".nextn." in name)
+    several = [name for name in left if name.startswith(blocks)]
+    foreign = [name for name in left if name not in (*ones, *several)]
+    if foreign:
+        raise ModelError(
+            f"{path} holds {len(foreign)} tensors that have no place in {type(model).__name__} (first: {foreign[0]!r}) "
+            f"and would be dropped. {_cause(foreign[0])} Give the model's safetensors instead."
+        )
+    reasons = ((ones, "rotary factors of 1"), (several, "layers that predict several tokens at once, not run"))
+    return [f"{len(names)} of its tensors not used (first: {names[0]!r}): {why}" for names, why in reasons if names]
+
+
+def _cause(first: str) -> str:
+    if first.startswith("rope_"):
+        return "They scale the rotary frequencies, which transformers does not read from GGUF files."
+    return "transformers has no place for them, or the file's metadata describes another model."
+
+
+def _without_place(model: Any, architecture: str, names: Iterable[str]) -> set[str]:
+    """Tensors that transformers passes over; it reports none of them. Newer versions do, and lack these functions."""
+    try:
+        from transformers.modeling_gguf_pytorch_utils import (
+            TENSOR_PROCESSORS,
+            TensorProcessor,
+            get_gguf_hf_weights_map,
+        )
+    except ImportError:
+        return set()
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    known = get_gguf_hf_weights_map(model, processor)
+    return {name for name in names if name not in known and not _OWN_WAY.search(name)}
 
 
 def _dense() -> dict[str, Any]:

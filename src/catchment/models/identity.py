@@ -165,7 +165,7 @@ def _weight_files(where: str | Path | Sequence[Path]) -> list[Path]:
     if not where.is_dir():
         return [where]
     index = where / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (where / "model.safetensors").is_file():  # transformers looks for the whole file first
         try:
             return sorted({where / name for name in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, AttributeError) as error:

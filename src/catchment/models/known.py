@@ -21,7 +21,7 @@ from catchment.models.files import file_hash, write_beside
 from catchment.records import ModelCard, from_json, to_json
 from catchment.settings import cache_dir
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 SMALL = 1 << 24
 """Bytes up to which a file is hashed at every look: configs, tokenizers, templates, tiny models."""
 FRESH = 2_000_000_000

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import gc
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from catchment.errors import CatchmentError, InputError, MissingExtraError, ModelError
-from catchment.models import adapters, identity, known
-from catchment.models.files import read_header
-from catchment.models.gguf import unpacked
+from catchment.models import adapter_files, adapters, identity, known
+from catchment.models.checkpoints import check_weights, unread, weight_files
+from catchment.models.gguf import gguf_notes, unpacked
 from catchment.models.increments import Increment
 from catchment.models.options import DTYPES, HEADS, Options, options
 from catchment.models.sources import Source, offline, resolve
+from catchment.models.unused import check_unused, refuse_shapes, untied
 from catchment.models.weights import named_weights
 from catchment.records import ModelCard
 
@@ -39,6 +39,7 @@ class LoadedModel:
         newly_initialised: Weights that the checkpoint does not hold and that are therefore random (always the
             same ones: loading seeds them with 0). What such a model can do means nothing.
         files: The safetensors files that hold its weights (of the base, under an increment or adapter).
+        unused: Tensors of its files that it does without, for a known and harmless reason (``card.notes`` says which).
     """
 
     model: Any
@@ -47,6 +48,7 @@ class LoadedModel:
     spec: str
     newly_initialised: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    unused: tuple[str, ...] = ()
     _stamps: dict[str, known.Attributes | None] = field(default_factory=dict, repr=False)
 
     def movable(self) -> None:
@@ -119,7 +121,7 @@ def load(
 
     Raises:
         InputError: A word that is not one of the above, or a missing tokenizer.
-        ModelError: The model cannot be found or read.
+        ModelError: The model cannot be found or read, or its files hold weights that it has no place for.
         MissingExtraError: Its format needs a package that is not installed.
         StoreError: A GGUF file cannot be unpacked into the cache folder.
 
@@ -137,10 +139,9 @@ def load(
         torch.manual_seed(0)
         opened = _open(source, chosen)
         processor = _processor(source, chosen, opened.head)
-    card = _card(str(spec), source, opened.model, processor)
-    loaded = LoadedModel(
-        opened.model, processor, card, str(spec), tuple(sorted(opened.missing)), _files(source), stamps
-    )
+    card = replace(_card(str(spec), source, opened.model, processor), notes=opened.notes)
+    missing = tuple(sorted(opened.missing))
+    loaded = LoadedModel(opened.model, processor, card, str(spec), missing, _files(source), opened.unused, stamps)
     after = _seen(source, chosen)
     steady = after is not None and (before is None or after.equals(before))  # None: of the hub, there only now
     if after is not None and steady and not loaded.newly_initialised:
@@ -205,6 +206,8 @@ class _Opened:
     model: Any
     head: str
     missing: set[str] = field(default_factory=set)
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _open(source: Source, options: Options, dtype: str | None = None) -> _Opened:
@@ -231,28 +234,24 @@ def _open_plain(source: Source, options: Options, dtype: str) -> _Opened:
 
         auto = getattr(transformers, HEADS[head])
         chosen = dtype if dtype == "auto" else getattr(torch, dtype)
-        model, info = auto.from_pretrained(dtype=chosen, output_loading_info=True, **where)
+        model, info = auto.from_pretrained(
+            dtype=chosen, output_loading_info=True, ignore_mismatched_sizes=True, **where
+        )
     model.eval()
-    mismatched = {key[0] for key in info["mismatched_keys"]}
-    return _Opened(model, head, set(info["missing_keys"]) | mismatched)
+    refuse_shapes(source.spec, info["mismatched_keys"])
+    missing = set(info["missing_keys"])
+    left = check_unused(source.spec, model, weight_files(folder, config), info["unexpected_keys"], missing)
+    notes = (*left.notes, *untied(model), *unread(folder, config), *gguf_notes(folder))
+    return _Opened(model, head, missing, left.names, notes)
 
 
 def _open_adapter(source: Source, options: Options, dtype: str | None) -> _Opened:
     assert source.base is not None
-    weights = source.path / "adapter_model.safetensors"
-    names = {entry.name for entry in read_header(weights)[0]} if weights.is_file() else None
-    if names is None and not (source.path / "adapter_model.bin").is_file():
-        raise ModelError(f"{str(source.path)!r} has no adapter_model.safetensors; save the adapter again.")
+    adapter_files.weights_of(source.path)
     opened = _open(source.base, options, dtype)
     with _translated(source.spec, None):
-        from peft import PeftModel, get_peft_model_state_dict
-
-        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            model = PeftModel.from_pretrained(opened.model, str(source.path))
-        if names is not None:
-            opened.missing |= set(get_peft_model_state_dict(model, save_embedding_layers=False)) - names
-    opened.model = model.eval()
+        opened.model = adapter_files.attach(source.spec, opened.model, source.path)
+    opened.missing -= adapter_files.trained_whole(opened.model, opened.missing)
     return opened
 
 
@@ -274,7 +273,8 @@ def _files(source: Source) -> tuple[Path, ...]:
     while source.base is not None:
         source = source.base
     folder = _folder(source)
-    return tuple(sorted(folder.glob("*.safetensors"))) if folder.is_dir() else ()
+    files = weight_files(folder, _read_config(folder)) if folder.is_dir() else []
+    return tuple(path for path in files if path.suffix == ".safetensors")
 
 
 def _folder(source: Source) -> Path:
@@ -301,27 +301,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path} is not a JSON object; download or save the model again.")
     return config
-
-
-def check_weights(folder: Path) -> None:
-    """Check that a folder's weight files are all there and whole; cost: their headers.
-
-    Raises:
-        ModelError: No weights, a missing shard, or a damaged file.
-    """
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is damaged; download or save the model again.") from error
-        for shard in shards:
-            if not (folder / shard).is_file():
-                raise ModelError(f"{folder} lacks {shard}, which {index.name} names; download it again.")
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        read_header(path)
-    if not files and not any(folder.glob("*.bin")):
-        raise ModelError(f"{folder} has a config.json but no weights (model.safetensors or pytorch_model.bin).")
 
 
 def _head(head: str, config: Mapping[str, Any]) -> str:
@@ -357,8 +336,10 @@ def _translated(spec: str, config: Mapping[str, Any] | None) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """First line of an error that says something."""
+    """First line of an error that says something; one that ends in a colon announces what is said in the next."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines = lines[1:]
     return (lines[0] if lines else type(error).__name__)[:300]
 
 

@@ -50,7 +50,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Which model was measured, and how it stood in memory. Hashes are hex SHA-256."""
+    """Which model was measured, and how it stood in memory. Hashes are hex SHA-256.
+
+    ``notes`` say what of its files was not used, or used otherwise than its config says; every record warns of them.
+    """
 
     name: str
     source: Literal["hub", "folder", "gguf", "package", "adapter", "increment", "memory"]
@@ -66,6 +69,7 @@ class ModelCard:
     revision: str | None = None
     quantization: str | None = None
     base: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def to_json(record: Any) -> str:

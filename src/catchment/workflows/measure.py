@@ -57,6 +57,7 @@ class Side:
     def card(self) -> ModelCard:
         if self._card is None:
             self._card = models.card_of(self.spec, tokenizer=self.tokenizer, **self.options) or self.loaded.card
+            self.notes += [f"{self._card.name}: {note}" for note in self._card.notes]
         return self._card
 
     @property

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from catchment import landscape, models
+from catchment.capabilities import gates
 from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
@@ -305,6 +306,8 @@ class Stages:
             raise InputError(f"--through {str(spec)!r}: the model stands under an adapter; merge it and save it first.")
         options = {k: v for k, v in self.job.settings.model_options().items() if k != "revision"}
         other = models.load(spec, **{**options, "dtype": self.job.side.card.dtype})
+        gates.check_model(other.card.name, other.newly_initialised, models.non_finite(other.model))
+        self.job.warnings += [f"{other.card.name}: {note}" for note in other.card.notes]
         try:
             found = landscape.towards(
                 self.evaluator.engine.model, other.model, self.job.subspace, other.card.weights_hash

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import GENERATED_SCORERS, Task, context_length, evaluate, prepare, resolve_tasks, sample
+from catchment.capabilities import (
+    GENERATED_SCORERS,
+    Task,
+    context_length,
+    evaluate,
+    gates,
+    prepare,
+    resolve_tasks,
+    sample,
+)
 from catchment.errors import InputError, did_you_mean
 from catchment.methods import METHODS, Method
 from catchment.runs import claim_folder
@@ -116,6 +125,7 @@ def open_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         job = _open(settings, progress, tokenizer)
+    job.warnings += [f"{job.loaded.card.name}: {note}" for note in job.loaded.card.notes]
     job.warnings += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
     return job
 
@@ -143,6 +153,7 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     if settings.head not in ("auto", head):
         raise InputError(f"head {settings.head!r} does not fit rows of {rows.kind}; expected {head!r}, or 'auto'.")
     loaded = load_base(settings, rows, tokenizer)
+    gates.check_model(loaded.card.name, _lost(loaded, classifies), ())
     method = _with_new_head(method, loaded)
     if classifies and loaded.model.config.num_labels != len(rows.classes):
         raise InputError(
@@ -276,6 +287,14 @@ def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> d
         if isinstance(default, str) and not isinstance(values[name], (str, tuple, list)):
             raise InputError(f"--{option} {pair!r}: expected {name} to be text, e.g. {default}.")
     return values
+
+
+def _lost(loaded: models.LoadedModel, classifies: bool) -> list[str]:
+    """Weights that the base's files lack and that training must not start at random: all but a classifier's head."""
+    family = models.family_of(loaded.model)
+    places = {name: models.locate(name, family) for name in loaded.newly_initialised}
+    new_head = {name for name, (block, kind) in places.items() if classifies and block is None and kind != "embedding"}
+    return [name for name in loaded.newly_initialised if name not in new_head]
 
 
 def _with_new_head(method: Method, loaded: models.LoadedModel) -> Method:

@@ -39,7 +39,11 @@ def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 @pytest.fixture
 def tiny_gguf(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.gguf"
+    return written(tmp_path / "tiny.gguf")
+
+
+def written(path: Path, more: dict[str, torch.Tensor] | None = None, without: str = "") -> Path:
+    """The tiny Llama as llama.cpp writes it, with tensors more or without one."""
     model = build("Llama")
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -63,7 +67,10 @@ def tiny_gguf(tmp_path: Path) -> Path:
     for name, tensor in named_weights(model).items():
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         data = permuted(tensor.detach(), heads) if heads else tensor.detach()
-        writer.add_tensor(gguf_name(name), data.contiguous().numpy())
+        if name != without:
+            writer.add_tensor(gguf_name(name), data.contiguous().numpy())
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,3 +96,39 @@ def test_truncated(tiny_gguf: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot unpack .*tiny\.gguf"):
         load(str(tiny_gguf), device="cpu")
     assert list((Path(os.environ["CATCHMENT_HOME"]) / "gguf").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"blk.0.attn_q.bias": torch.ones(16)}, r"1 tensors .*LlamaForCausalLM \(first: 'blk\.0\.attn_q\.bias'\)"),
+        ({"blk.2.attn_q.weight": torch.ones(16, 16), "blk.10.attn_q.weight": torch.ones(16, 16)},
+         r"holds 2 tensors .*\(first: 'blk\.2\.attn_q\.weight'\)"),
+        ({"rope_freqs.weight": torch.tensor([1.0, 1.0, 4.0, 8.0])}, "'rope_freqs.*scale the rotary frequencies"),
+        ({"rope_factors_long.weight": torch.ones(4)}, "'rope_factors_long.*scale the rotary frequencies"),
+    ],
+)  # fmt: skip
+def test_tensors_without_a_place(more: dict[str, torch.Tensor], match: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=match):
+        load(str(written(tmp_path / "more.gguf", more)), device="cpu")
+    assert list((Path(os.environ["CATCHMENT_HOME"]) / "gguf").iterdir()) == []
+
+
+def test_weights_that_the_file_lacks_are_not_made_up(tmp_path: Path) -> None:
+    path = written(tmp_path / "less.gguf", without="model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*model\.layers\.1\.mlp\.up_proj\.weight.*would be random"):
+        load(str(path), device="cpu")
+
+
+def test_harmless_tensors_are_told(tmp_path: Path) -> None:
+    more = {"rope_freqs.weight": torch.ones(4), "blk.2.nextn.eh_proj.weight": torch.ones(16, 32)}
+    path = written(tmp_path / "more.gguf", {**more, "blk.2.attn_q.weight": torch.ones(16, 16)})
+    for _ in range(2):  # unpacked, and from the cache
+        loaded = load(str(path), device="cpu")
+        assert loaded.card.notes == (
+            "1 of its tensors not used (first: 'rope_freqs.weight'): rotary factors of 1",
+            "2 of its tensors not used (first: 'blk.2.attn_q.weight'): layers that predict several tokens at once, "
+            "not run",
+        )
+    expected = named_weights(build("Llama"))
+    assert all(torch.equal(t, expected[name]) for name, t in named_weights(loaded.model).items())

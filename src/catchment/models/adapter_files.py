@@ -1,0 +1,109 @@
+"""Putting a PEFT adapter on its base. PEFT drops without a word what finds no place in the base, and leaves untrained
+what the adapter's file lacks; both are refused here."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from catchment.errors import ModelError
+from catchment.models.adapters import adapted_layers, plain, prefix
+from catchment.models.checkpoints import shapes
+from catchment.models.families import family_of, locate
+from catchment.models.unused import natural
+
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def attach(spec: str, base: nn.Module, folder: Path) -> Any:
+    """The base under the adapter of a folder, in evaluation mode, every tensor of the adapter's file in its place.
+
+    Args:
+        spec: The name of base and adapter, for messages.
+        base: The transformers model; PEFT changes its layers.
+        folder: With ``adapter_config.json`` and ``adapter_model.safetensors`` or ``adapter_model.bin``.
+
+    Raises:
+        ModelError: No weights, tensors that the base has no place for, or too few of them.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    names = set(shapes([weights_of(folder)]))
+    reports: list[Any] = []
+    # PEFT keeps to itself what torch says of the names; a hook on the base sees the same lists.
+    hook = base.register_load_state_dict_post_hook(lambda _, keys: reports.append(keys))
+    try:
+        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+            model = PeftModel.from_pretrained(base, str(folder))
+    except KeyError as error:
+        if not str(error.args[0]).startswith("base_model."):
+            raise
+        raise ModelError(f"the adapter of {spec!r} lacks {error}, which its config says it trains: {_HALF}.") from error
+    finally:
+        hook.remove()
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    _refuse_unused(spec, model, (set(reports[-1].unexpected_keys) if reports else names) - expected)
+    _refuse_half(spec, expected - names if not reports or reports[-1].missing_keys else set())
+    return model.eval()
+
+
+def weights_of(folder: Path) -> Path:
+    """The file that PEFT reads.
+
+    Raises:
+        ModelError: There is none.
+    """
+    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise ModelError(f"{str(folder)!r} has no adapter_model.safetensors; save the adapter again.")
+    return path
+
+
+def trained_whole(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """Those of the base's weights that belong to modules which the adapter brings along (``modules_to_save``)."""
+    front = prefix(model)
+    layers = adapted_layers(model).items()
+    whole = tuple(f"{plain(name, front)}." for name, layer in layers if getattr(layer, "modules_to_save", None))
+    return {name for name in names if name.startswith(whole)}
+
+
+_HALF = "it was cut, or saved by halves; save it again"
+
+
+def _refuse_half(spec: str, missing: set[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"the adapter of {spec!r} lacks {len(missing)} tensors (first: {min(missing, key=natural)!r}), which "
+            f"would stay untrained: {_HALF}, or give the base that it was trained on."
+        )
+
+
+def _refuse_unused(spec: str, model: Any, names: set[str]) -> None:
+    if names:
+        first = min(names, key=natural)
+        raise ModelError(
+            f"the adapter of {spec!r} holds {len(names)} tensors that find no place in the base (first: {first!r}) "
+            f"and would be dropped. {_cause(model, first)}"
+        )
+
+
+def _cause(model: Any, first: str) -> str:
+    config = next(iter(model.peft_config.values()))
+    if not first.startswith("base_model."):
+        return "PEFT's names begin with 'base_model.model.': save the adapter with PEFT's save_pretrained."
+    base = model.get_base_model()
+    block, layers = locate(first, family_of(base))[0], getattr(base.config, "num_hidden_layers", None)
+    if block is not None and layers is not None and block >= layers:
+        return f"The base has {layers} layers, and this is of layer {block}: give the base that it was trained on."
+    if "magnitude" in first:
+        return f"adapter_config.json says use_dora: {getattr(config, 'use_dora', None)}: correct it."
+    return (
+        f"The base has no such module, or adapter_config.json (which names {config.base_model_name_or_path!r} as its "
+        "base) does not adapt it: give the base that it was trained on, or the config that belongs to the file."
+    )
