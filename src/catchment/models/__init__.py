@@ -17,7 +17,9 @@ from catchment.models.increments import Increment, make_increment, swap, write_i
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
+from catchment.models.ties import merge_adapter, save_model, untie, untied
 from catchment.models.weights import (
+    Weights,
     drift,
     effective_weights,
     from_vector,
@@ -26,6 +28,7 @@ from catchment.models.weights import (
     norm,
     persistent_buffers,
     select,
+    shared_names,
     to_vector,
 )
 
@@ -42,6 +45,7 @@ __all__ = [
     "Overlap",
     "PairOverlap",
     "Source",
+    "Weights",
     "add_increments",
     "aliases",
     "card_of",
@@ -58,6 +62,7 @@ __all__ = [
     "locate",
     "make_increment",
     "mapped_weights",
+    "merge_adapter",
     "named_weights",
     "non_finite",
     "norm",
@@ -67,11 +72,15 @@ __all__ = [
     "persistent_buffers",
     "read_header",
     "resolve",
+    "save_model",
     "select",
+    "shared_names",
     "swap",
     "template_hash",
     "to_vector",
     "tokenizer_hash",
+    "untie",
+    "untied",
     "weights_hash",
     "write_increment",
 ]
