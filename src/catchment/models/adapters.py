@@ -160,6 +160,7 @@ def _merged(layer: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
     try:
         if "modules_to_save" in layer._modules:
             return _replaced(layer, leaf, tensor)
+        _refuse_lost_bias(layer)
         twin = copy.deepcopy(layer)
         for part in list(twin.modules()):  # several parameters of one module: each has its own layer around it
             if isinstance(part, BaseTunerLayer) and not part.merged:
@@ -167,6 +168,13 @@ def _merged(layer: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
         return next(tensor for _, plain, tensor in _walk(twin, "", "", parameters=True) if plain == leaf).detach()
     except Exception as error:
         raise ModelError(f"the adapter on {type(layer).__name__} cannot be merged: {error}.") from error
+
+
+def _refuse_lost_bias(layer: nn.Module) -> None:
+    """Trained tokens of a tied head: PEFT's layer computes it without its bias, and no merged head does."""
+    for part in layer.modules():
+        if hasattr(part, "trainable_tokens_delta") and getattr(part.get_base_layer(), "bias", None) is not None:
+            raise ModelError("PEFT leaves out the bias of a head whose tokens are trained, and a merged head has one")
 
 
 def _replaced(wrapper: nn.Module, leaf: str, tensor: Tensor) -> Tensor:

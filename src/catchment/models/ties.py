@@ -77,9 +77,11 @@ def merge_adapter(model: Any) -> nn.Module:
         cut = cut or weights.names[name] != weights.names[first]
         if adapted.acting(name):
             _set(model, [full], _copy(tensor))
-    if cut:
-        declare_untied(getattr(model, "config", None))
+    told = _fields(getattr(model, "config", None))
+    declare_untied(getattr(model, "config", None))  # as it is now: PEFT warns of a config that says otherwise
     merged = model.merge_and_unload()
+    for config, value in [] if cut else told:
+        setattr(config, _FIELD, value)
     for name, first in weights.names.items():
         if name != first:
             _set(merged, [name], merged.get_parameter(first))
