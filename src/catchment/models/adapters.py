@@ -47,8 +47,7 @@ def _walk(module: nn.Module, full: str, plain: str, *, parameters: bool) -> Iter
     """Full name, plain name and tensor of all that is below a module and not PEFT's own."""
     wrapped = _wrapped(module)
     if wrapped is not None:
-        path, inner = wrapped
-        yield from _walk(inner, f"{full}{path}.", plain, parameters=parameters)
+        yield from _walk(wrapped[1], f"{full}{wrapped[0]}.", plain, parameters=parameters)
         return
     for leaf, tensor in (module._parameters if parameters else module._buffers).items():
         if tensor is not None:
@@ -70,11 +69,15 @@ def _wrapped(module: nn.Module) -> tuple[str, nn.Module] | None:
 
 
 def _below(module: nn.Module, path: str) -> nn.Module | None:
+    inner: nn.Module | None = module
     for part in path.split("."):
-        module = module._modules.get(part)  # type: ignore[assignment]
-        if module is None:
-            return None
-    return module
+        inner = inner._modules.get(part) if inner is not None else None
+    return inner
+
+
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of all adapters of a PEFT model."""
+    return tuple(model.peft_config)  # type: ignore[arg-type]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -160,7 +163,7 @@ def _merged(layer: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
     try:
         if "modules_to_save" in layer._modules:
             return _replaced(layer, leaf, tensor)
-        _refuse_lost_bias(layer)
+        refuse_lost_parts(layer)
         twin = copy.deepcopy(layer)
         for part in list(twin.modules()):  # several parameters of one module: each has its own layer around it
             if isinstance(part, BaseTunerLayer) and not part.merged:
@@ -170,11 +173,13 @@ def _merged(layer: nn.Module, leaf: str, tensor: Tensor) -> Tensor:
         raise ModelError(f"the adapter on {type(layer).__name__} cannot be merged: {error}.") from error
 
 
-def _refuse_lost_bias(layer: nn.Module) -> None:
-    """Trained tokens of a tied head: PEFT's layer computes it without its bias, and no merged head does."""
-    for part in layer.modules():
-        if hasattr(part, "trainable_tokens_delta") and getattr(part.get_base_layer(), "bias", None) is not None:
-            raise ModelError("PEFT leaves out the bias of a head whose tokens are trained, and a merged head has one")
+def refuse_lost_parts(layer: nn.Module) -> None:
+    """Raise a :class:`ModelError` for trained tokens that a merged weight cannot hold as PEFT computes with them."""
+    tokens = [part for part in layer.modules() if hasattr(part, "trainable_tokens_delta")]
+    if tokens and not (layer in tokens or "token_adapter" in layer._modules):
+        raise ModelError("PEFT cannot merge another adapter around a layer whose tokens are trained")
+    if any(getattr(part.base_layer, "bias", None) is not None for part in tokens):
+        raise ModelError("PEFT leaves out the bias of a head whose tokens are trained, and a merged head has one")
 
 
 def _replaced(wrapper: nn.Module, leaf: str, tensor: Tensor) -> Tensor:

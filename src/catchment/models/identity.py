@@ -102,9 +102,9 @@ def _adapter_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 def _at_work(model: nn.Module) -> str:
     """What part of a PEFT model computes; empty for the usual one, whose only adapter is active."""
-    layers = adapters.adapted_layers(model)
-    states = {name: adapters.state(layer) for name, layer in layers.items()}
-    usual = len(model.peft_config) == 1 and all(state == ((*model.peft_config,), False) for state in states.values())
+    names = adapters.adapter_names(model)
+    states = {name: adapters.state(layer) for name, layer in adapters.adapted_layers(model).items()}
+    usual = len(names) == 1 and all(state == (names, False) for state in states.values())
     return "" if usual else f" {_sha(states)}"
 
 

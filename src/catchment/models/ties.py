@@ -24,7 +24,8 @@ _FIELD = "tie_word_embeddings"
 def untie(model: nn.Module, like: nn.Module) -> list[str]:
     """Give the names that another model does not tie tensors of their own, with equal values, in place.
 
-    The model computes what it computed before. Memory: a copy of every weight that is untied.
+    The model computes what it computed before. Its config is left alone: save it with :func:`save_model`. Memory: a
+    copy of every weight that is untied.
 
     Args:
         model: A model without an adapter.
@@ -39,25 +40,19 @@ def untie(model: nn.Module, like: nn.Module) -> list[str]:
     groups = names_to_untie(Weights(model), Weights(like))
     for names in groups:
         _set(model, names, _copy(model.get_parameter(names[0])))
-    if groups:
-        declare_untied(getattr(model, "config", None))
     return [name for names in groups for name in names]
 
 
 @contextmanager
 def untied(model: nn.Module, like: nn.Module) -> Iterator[list[str]]:
-    """Inside, the model is untied as by :func:`untie`; outside its ties and its config are what they were."""
+    """Inside, the model is untied as by :func:`untie`; outside its ties are what they were."""
     held = dict(model.named_parameters(remove_duplicate=False))
-    told = _fields(getattr(model, "config", None))
-    names: list[str] = []
+    names = untie(model, like)
     try:
-        names = untie(model, like)
         yield names
     finally:
         for name in names:
             _set(model, [name], held[name])
-        for config, value in told if names else []:
-            setattr(config, _FIELD, value)
 
 
 def merge_adapter(model: Any) -> nn.Module:
@@ -67,24 +62,28 @@ def merge_adapter(model: Any) -> nn.Module:
     twice. The config of the merged model says whether it is tied.
 
     Raises:
-        ModelError: The adapter moves no weight.
+        ModelError: The adapter moves no weight, cannot be merged, or cuts a tie of an encoder-decoder.
     """
     weights, adapted = Weights(model), adapters.Adapted(model)
-    seen: dict[object, str] = {}
-    cut = False
-    for name, (full, tensor) in adapters.base_parameters(model).items():
-        first = seen.setdefault(place(tensor), name)
-        cut = cut or weights.names[name] != weights.names[first]
+    for layer in adapters.adapted_layers(model).values():
+        adapters.refuse_lost_parts(layer)
+    parameters = adapters.base_parameters(model)
+    first: dict[object, str] = {}
+    ties = [(name, first.setdefault(place(tensor), name)) for name, (_, tensor) in parameters.items()]
+    cut = next((name for name, tied in ties if weights.names[name] != weights.names[tied]), None)
+    if cut is not None:
+        _refuse_encoder_decoder(model, cut)
+    for name, (full, tensor) in parameters.items():
         if adapted.acting(name):
             _set(model, [full], _copy(tensor))
     told = _fields(getattr(model, "config", None))
     declare_untied(getattr(model, "config", None))  # as it is now: PEFT warns of a config that says otherwise
     merged = model.merge_and_unload()
-    for config, value in [] if cut else told:
+    for config, value in told if cut is None else []:
         setattr(config, _FIELD, value)
-    for name, first in weights.names.items():
-        if name != first:
-            _set(merged, [name], merged.get_parameter(first))
+    for name, tied in weights.names.items():
+        if name != tied:
+            _set(merged, [name], merged.get_parameter(tied))
     return merged
 
 
@@ -104,18 +103,25 @@ def save_model(
     """
     own = weights or Weights(model)
     declared = _declared(model)
-    kept = all(own.names[later] == own.names[first] for later, first in declared.items())
-    if kept and weights is None and all(name == first or name in declared for name, first in own.names.items()):
+    cut = next((later for later, first in declared.items() if own.names[later] != own.names[first]), None)
+    as_declared = cut is None and all(name == first or name in declared for name, first in own.names.items())
+    if as_declared and weights is None:
         model.save_pretrained(folder)
         return
-    if not kept and getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(
-            f"the model has {next(iter(declared))!r} as a tensor of its own, which its architecture ties, and a "
-            f"{type(model).__name__} with {_FIELD} false computes something else; it cannot be saved merged."
-        )
-    model.save_pretrained(folder, state_dict={**_apart(own, declared if kept else {}), **(buffers or {})})
-    if not kept:
+    if cut is not None:
+        _refuse_encoder_decoder(model, cut)
+        declared = {}
+    model.save_pretrained(folder, state_dict={**_apart(own, declared), **(buffers or {})})
+    if cut is not None:
         _write_untied(Path(folder) / "config.json")
+
+
+def _refuse_encoder_decoder(model: Any, name: str) -> None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"the tune has another tensor for {name!r} than for what its architecture ties it to, and such an encoder-"
+            f"decoder computes something else with {_FIELD} false: no merged model is the same. Keep the adapter."
+        )
 
 
 def _apart(weights: Weights, declared: Mapping[str, str]) -> dict[str, Tensor]:
