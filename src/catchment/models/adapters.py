@@ -106,11 +106,13 @@ class Adapted:
     """The layers of an adapted model, to ask what the base's tensors in them become. The model is not altered.
 
     Raises:
-        ModelError: The adapter moves no weight (prompt or prefix tuning).
+        ModelError: The adapter moves no weight (prompt or prefix tuning), or stands on another adapter.
     """
 
     def __init__(self, model: nn.Module) -> None:
         front = prefix(model)
+        if is_peft(model.get_submodule(front.removesuffix("."))):
+            raise ModelError("the adapter stands on another one; merge the first into the base, and save that.")
         self._layers = {name.removeprefix(front): layer for name, layer in adapted_layers(model).items()}
         if not self._layers:
             raise ModelError(f"an adapter of type {kinds(model)} moves no weight of its base; there is no distance.")

@@ -185,8 +185,9 @@ def _same_weights(job: Job, drift: Drift | None) -> bool:
     perhaps not at work, so its base is another model."""
     if job.base.card.weights_hash == job.tuned.card.weights_hash:
         return True
-    adapted = any(models.named_weights(side.loaded.model, "adapter") for side in job.sides)
-    return drift is not None and drift.changed == 0 and not adapted
+    if drift is None or drift.changed:
+        return False
+    return not any(models.named_weights(side.loaded.model, "adapter") for side in job.sides)
 
 
 def _conditions(job: Job) -> dict[str, Any]:

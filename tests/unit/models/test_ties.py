@@ -312,6 +312,17 @@ def test_equal_tensors_that_are_not_tied_are_another_point(tmp_path: Path) -> No
     assert Increment.read(tmp_path / "move.safetensors").k == WIDTH
 
 
+@pytest.mark.parametrize("case", ["both to save", "LoRA on both"])
+def test_a_subspace_of_an_adapter_that_cuts_a_tie_lists_both(case: str) -> None:
+    tuned = adapted("llama", **CUTS[case])
+    shapes = Subspace.all(tuned).shapes
+    trained = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert set(shapes) == trained
+    assert any("embed_tokens" in name for name in trained)
+    assert any("lm_head" in name for name in trained)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= Subspace.all(merge_adapter(tuned)).shapes.keys()
+
+
 def test_the_way_to_an_untied_model_needs_an_untied_model() -> None:
     base = tied("llama")
     tuned = adapted("llama", modules_to_save=["HEAD"])
