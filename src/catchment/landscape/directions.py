@@ -19,7 +19,7 @@ from catchment.errors import ModelError
 from catchment.landscape import noise
 from catchment.landscape.sharding import local, whole
 from catchment.landscape.subspace import Subspace
-from catchment.models import effective_weights
+from catchment.models import Weights, effective_weights
 
 PIECE = 1 << 22
 """Numbers that are looked at together."""
@@ -198,12 +198,14 @@ def towards(model: nn.Module, other: nn.Module, subspace: Subspace | None = None
     the two models' whole tensors.
 
     Raises:
-        ModelError: The two have other shapes, or are equal there.
+        ModelError: The two have other shapes, or are equal there, or ``model`` ties what is two tensors in ``other``:
+            go there inside ``models.untied(model, other)``.
     """
+    own, goal = effective_weights(model), effective_weights(other)
+    _refuse_tied(own, goal)
     subspace = subspace or moved_subspace(model, other)
     if subspace.kind == "frame":
         raise ModelError("the way to another model does not lie in a frame; expected all, globs or a sparse support.")
-    own, goal = effective_weights(model), effective_weights(other)
     start: dict[str, Tensor] = {}
     end: dict[str, Tensor] = {}
     squares = 0.0
@@ -221,6 +223,17 @@ def towards(model: nn.Module, other: nn.Module, subspace: Subspace | None = None
     return Towards(subspace, start, end, math.sqrt(squares / subspace.size), identity)
 
 
+def _refuse_tied(own: Weights, goal: Weights) -> None:
+    """A move of one tensor cannot lead to two different ones."""
+    for name, first in own.names.items():
+        cut = first != name and {name, first} <= goal.names.keys() and goal.names[first] != goal.names[name]
+        if cut and next(_differing(goal[first], goal[name]), None) is not None:
+            raise ModelError(
+                f"the other model has another tensor for {name!r} than for {first!r}, which this model ties to one: no "
+                "move of it leads there. Untie it: models.untie(model, other)."
+            )
+
+
 def _distance(a: Tensor, b: Tensor) -> float:
     pieces = zip(a.split(PIECE), b.split(PIECE), strict=True)
     return sum(float((y.to(x.device).double() - x.double()).square().sum()) for x, y in pieces)
@@ -231,10 +244,11 @@ def moved_subspace(model: nn.Module, other: nn.Module, dense: float = 0.2) -> Su
     that hold a difference. Memory: at most ``dense`` of all entries in int32.
 
     Raises:
-        ModelError: Nothing differs.
+        ModelError: Nothing differs, or as :func:`towards`.
     """
     own, goal = effective_weights(model), effective_weights(other)
-    most = dense * sum(own[name].numel() for name in own)
+    _refuse_tied(own, goal)
+    most = dense * sum(tensor.numel() for tensor in own.held.values())
     tensors: list[str] = []
     support: dict[str, Tensor] = {}
     moved = 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError
 from catchment.methods.targets import claim, release, target_weights
-from catchment.models import mapped_weights, named_weights, persistent_buffers
+from catchment.models import mapped_weights, named_weights, persistent_buffers, save_model
 from catchment.runs import make_folder, write_atomic
 from catchment.training import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
 
@@ -205,7 +205,7 @@ class DenseTuning:
             StoreError: A file is in the way, or the place is read-only.
         """
         make_folder(Path(folder))
-        self.model.save_pretrained(folder)  # type: ignore[operator]
+        save_model(self.model, folder)
         return write_recipe(folder, self.method, base_hash, recipe)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from catchment.errors import InputError, ModelError
 from catchment.methods.dense import write_recipe
 from catchment.methods.targets import ALL_LINEAR, as_list, as_names, claim, release
-from catchment.models import family_of, locate, named_weights, read_header
+from catchment.models import family_of, locate, merge_adapter, named_weights, read_header
 from catchment.runs import make_folder
 from catchment.training import check_number, decay_groups
 
@@ -81,7 +81,7 @@ class LoRA:
 
         if hasattr(model, "peft_config"):
             raise InputError("the model has a PEFT adapter already; expected the base, or merge the adapter first.")
-        flags = {name: p.requires_grad for name, p in model.named_parameters()}
+        flags = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
         modes = {id(module): module.training for module in model.modules()}
         config = LoraConfig(
             r=self.r,
@@ -252,8 +252,11 @@ class LoRATuning:
             )
 
     def merge(self) -> nn.Module:
-        """Add ``lora_alpha / r * B A`` to the base's weights, in place and rounded to their dtype."""
-        return self._end(self.model.merge_and_unload())
+        """Add ``lora_alpha / r * B A`` to the base's weights, in place and rounded to their dtype.
+
+        A weight that the base ties and the adapter moves under one name only becomes two; the config then says so.
+        """
+        return self._end(merge_adapter(self.model))
 
     def remove(self) -> nn.Module:
         """The base; its own weights never moved."""

@@ -18,7 +18,9 @@ from catchment.models.layout import Damage, ModelLayout, listed, reshard
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
+from catchment.models.ties import merge_adapter, save_model, untie, untied
 from catchment.models.weights import (
+    Weights,
     drift,
     effective_weights,
     from_vector,
@@ -27,6 +29,7 @@ from catchment.models.weights import (
     norm,
     persistent_buffers,
     select,
+    shared_names,
     to_vector,
 )
 
@@ -45,6 +48,7 @@ __all__ = [
     "Overlap",
     "PairOverlap",
     "Source",
+    "Weights",
     "add_increments",
     "aliases",
     "card_of",
@@ -62,6 +66,7 @@ __all__ = [
     "locate",
     "make_increment",
     "mapped_weights",
+    "merge_adapter",
     "named_weights",
     "non_finite",
     "norm",
@@ -72,11 +77,15 @@ __all__ = [
     "read_header",
     "reshard",
     "resolve",
+    "save_model",
     "select",
+    "shared_names",
     "swap",
     "template_hash",
     "to_vector",
     "tokenizer_hash",
+    "untie",
+    "untied",
     "weights_hash",
     "write_increment",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from catchment.errors import ModelError
-from catchment.models.adapters import adapted_layers, plain, prefix
+from catchment.models.adapters import adapted_layers, prefix
 from catchment.models.checkpoints import shapes
 from catchment.models.families import family_of, locate
 from catchment.models.unused import natural
@@ -69,7 +69,7 @@ def trained_whole(model: nn.Module, names: Iterable[str]) -> set[str]:
     """Those of the base's weights that belong to modules which the adapter brings along (``modules_to_save``)."""
     front = prefix(model)
     layers = adapted_layers(model).items()
-    whole = tuple(f"{plain(name, front)}." for name, layer in layers if getattr(layer, "modules_to_save", None))
+    whole = tuple(f"{name.removeprefix(front)}." for name, layer in layers if getattr(layer, "modules_to_save", None))
     return {name for name in names if name.startswith(whole)}
 
 

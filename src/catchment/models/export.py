@@ -33,7 +33,8 @@ from catchment.models.increment_cards import base_name, make_folder, readme
 from catchment.models.increment_codec import Piece
 from catchment.models.increment_sums import refuse_applied
 from catchment.models.increments import Increment
-from catchment.models.weights import effective_weights, named_weights, persistent_buffers, refuse_different
+from catchment.models.ties import save_model
+from catchment.models.weights import Weights, effective_weights, persistent_buffers, refuse_different
 from catchment.records import ModelCard
 
 
@@ -238,8 +239,9 @@ def export_merged(
 ) -> Path:
     """Write a plain merged model that ``from_pretrained`` and :func:`load` take, with a model card ``README.md``.
 
-    The folder appears whole or not at all. Cost: writing all weights; for an increment also a hash of the base unless
-    its card is given. The base is left as it was, bit for bit.
+    The folder appears whole or not at all. What is tied in it is what the tuned model ties: where that one has two
+    tensors, both are written, with ``tie_word_embeddings: false``. Cost: writing all weights; for an increment also a
+    hash of the base unless its card is given. The base is left as it was, bit for bit.
 
     Args:
         increment_or_model: What was tuned: an increment, a model, or a model with an adapter (which is merged).
@@ -265,18 +267,13 @@ def export_merged(
     if isinstance(increment_or_model, Increment):
         _check_base(increment_or_model, base_model, base)
         with _whole(folder) as place, increment_or_model.applied(base_model):
-            _save(base_model, place, None, tokenizer, text)
+            _save(base_model, place, tokenizer, text)
     else:
-        state = _merged_state(increment_or_model, base_model)
+        weights, buffers = effective_weights(increment_or_model), persistent_buffers(increment_or_model)
+        refuse_different(effective_weights(base_model), weights)
         with _whole(folder) as place:
-            _save(base_model, place, state, tokenizer, text)
+            _save(base_model, place, tokenizer, text, weights, buffers)
     return folder
-
-
-def _merged_state(tuned: nn.Module, base_model: nn.Module) -> dict[str, Tensor]:
-    refuse_different(named_weights(base_model), named_weights(tuned, "base"))
-    merged = effective_weights(tuned)
-    return {**{name: merged[name].detach() for name in merged}, **persistent_buffers(tuned)}
 
 
 def _merged_readme(
@@ -292,10 +289,17 @@ def _merged_readme(
     return readme(title, code, base=name, facts=facts, recipe=recipe, tags=("merged",), library="transformers")
 
 
-def _save(model: Any, place: Path, state: dict[str, Tensor] | None, tokenizer: Any, text: str) -> None:
+def _save(
+    model: Any,
+    place: Path,
+    tokenizer: Any,
+    text: str,
+    weights: Weights | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> None:
     config = dict(vars(model.config))  # save_pretrained writes dtype and architectures into it
     try:
-        model.save_pretrained(place, state_dict=state)
+        save_model(model, place, weights, buffers)
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
     except (ValueError, RuntimeError, NotImplementedError) as error:

@@ -2,7 +2,8 @@
 
 The weights hash is ``SHA-256`` over lines ``name, dtype, shape, SHA-256(bytes)``, sorted by name, of the unique
 tensors: parameters (ties once) and saved buffers. It does not depend on how a model is cut into files, nor on
-the order of its tensors, and is the same for a model in memory and for the safetensors that it was saved to.
+the order of its tensors, and is the same for a model in memory and for the safetensors that it was saved to. Two equal
+tensors that are not tied count twice: a move of one is another move there than where they are tied.
 """
 
 from __future__ import annotations
@@ -73,19 +74,35 @@ def weights_hash(model_or_files: nn.Module | str | Path | Sequence[Path]) -> str
         ModelError: No safetensors there, a damaged file, or offloaded weights that cannot be read.
     """
     if not isinstance(model_or_files, nn.Module):
-        entries = [entry for path in _weight_files(model_or_files) for entry in read_header(path)[0]]
-        return _combine(_map(_entry_line, entries))
+        files = _weight_files(model_or_files)
+        lines = _map(_entry_line, [entry for path in files for entry in read_header(path)[0]])
+        return _combine(lines if _says_untied(files) else _without_ties(lines))
     if adapters.is_peft(model_or_files):
         base, adapter = peft_hashes(model_or_files)
-        return hashlib.sha256(f"peft {base} {adapter}".encode()).hexdigest()
+        return hashlib.sha256(f"peft {base} {adapter}{_at_work(model_or_files)}".encode()).hexdigest()
     tensors = {**named_weights(model_or_files), **persistent_buffers(model_or_files)}
     return _hash_tensors(tensors, _offloaded(model_or_files))
 
 
 def peft_hashes(model: nn.Module) -> tuple[str, str]:
-    """Hash of the base's weights (as if there were no adapter) and hash of the adapter's own."""
+    """Hash of the base's weights (as if there were no adapter) and hash of the adapter's own, its saved buffers too."""
     base = {**named_weights(model, "base"), **persistent_buffers(model)}
-    return _hash_tensors(base), _hash_tensors(named_weights(model, "adapter"))
+    return _hash_tensors(base), _hash_tensors({**named_weights(model, "adapter"), **_adapter_buffers(model)})
+
+
+def _adapter_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Saved tensors of an adapter that are no parameters: VeRA's projections, for example."""
+    others = {id(t) for t in (*model.parameters(), *adapters.base_buffers(model).values())}
+    state = model.state_dict(keep_vars=True)
+    return {name: t for name, t in state.items() if isinstance(t, Tensor) and id(t) not in others}
+
+
+def _at_work(model: nn.Module) -> str:
+    """What part of a PEFT model computes; empty for the usual one, whose only adapter is active."""
+    names = adapters.adapter_names(model)
+    states = {name: adapters.state(layer) for name, layer in adapters.adapted_layers(model).items()}
+    usual = len(names) == 1 and all(state == (names, False) for state in states.values())
+    return "" if usual else f" {_sha(states)}"
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor], offloaded: Mapping[str, Callable[[], Tensor]] | None = None) -> str:
@@ -93,7 +110,8 @@ def _hash_tensors(tensors: Mapping[str, Tensor], offloaded: Mapping[str, Callabl
     values = [(name, read.get(name, lambda t=t: t) if t.device.type == "meta" else t) for name, t in tensors.items()]
     if any(hasattr(t, "full_tensor") for t in tensors.values()):  # gathered over processes, all in one order
         return _combine([_tensor_line((name, getattr(t, "full_tensor", lambda t=t: t)())) for name, t in values])
-    return _combine(_map(_tensor_line, values))
+    lines = _map(_tensor_line, values)
+    return _combine(_without_ties(lines) if read else lines)  # of an offloaded tensor only the values tell
 
 
 def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
@@ -118,11 +136,27 @@ def _combine(lines: Iterable[_Line]) -> str:
     by_name = {(name := current_name(line[0])): (name, *line[1:]) for line in lines}
     total = hashlib.sha256()
     for name in sorted(by_name):
-        firsts = (by_name[first] for first in _TIES.get(name, ()) if first in by_name)
-        if any(first[1:] == by_name[name][1:] for first in firsts):
-            continue  # some writers store a tied tensor under both names
         total.update(json.dumps(by_name[name]).encode())
     return total.hexdigest()
+
+
+def _without_ties(lines: Iterable[_Line]) -> list[_Line]:
+    """Leave out what some writers store twice: a tied tensor under its later name."""
+    by_name = {current_name(line[0]): line for line in lines}
+    return [
+        line
+        for name, line in by_name.items()
+        if not any(by_name[first][1:] == line[1:] for first in _TIES.get(name, ()) if first in by_name)
+    ]
+
+
+def _says_untied(files: Sequence[Path]) -> bool:
+    """Whether the config beside the files says that embeddings and head are two tensors."""
+    try:
+        config = json.loads((files[0].parent / "config.json").read_text(encoding="utf-8"))
+        return config.get("tie_word_embeddings") is False
+    except (OSError, ValueError, AttributeError, IndexError):
+        return False
 
 
 def _tensor_line(named: tuple[str, Tensor | Callable[[], Tensor]]) -> _Line:

@@ -25,7 +25,7 @@ from catchment.models.identity import weights_hash
 from catchment.models.increment_cards import base_name, make_folder, readme
 from catchment.models.increment_codec import Content, Entry, Piece, collect, decode, encode
 from catchment.models.layout import ModelLayout
-from catchment.models.weights import effective_weights, named_weights, persistent_buffers, refuse_different
+from catchment.models.weights import Weights, effective_weights, named_weights, persistent_buffers, shared_names
 from catchment.records import ModelCard
 
 FILE_NAME = "increment.safetensors"
@@ -350,15 +350,17 @@ def make_increment(
         The increment as read back from the file.
 
     Raises:
-        ModelError: Names, shapes, dtypes or buffers differ, or nothing differs.
+        ModelError: Names, shapes, dtypes or buffers differ, nothing differs, or the tuned model has two tensors where
+            the base has one.
         InputError: The recipe is not plain JSON.
         StoreError: The file cannot be written.
     """
     if is_peft(base_model):
         raise ModelError("the base of an increment is a model with an adapter; merge the adapter and save it first.")
-    base, tuned = named_weights(base_model), effective_weights(tuned_model)
-    refuse_different(base, named_weights(tuned_model, "base"))
+    base, tuned = effective_weights(base_model), effective_weights(tuned_model)
+    names = shared_names(base, tuned)
     _refuse_buffers(base_model, tuned_model)
+    _refuse_untied(base, tuned, names)
     moved: list[Entry] = []
     for name, tensor in base.items():
         index, values = _changed(name, tensor, tuned[name])
@@ -377,6 +379,17 @@ def _changed(name: str, base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor]:
     other = base.detach().reshape(-1).to(flat.device)
     index = torch.nonzero(other.view(bits) != flat.view(bits)).squeeze(1)
     return index.cpu(), flat[index].cpu()
+
+
+def _refuse_untied(base: Weights, tuned: Weights, names: Iterable[str]) -> None:
+    """An increment moves a tensor of the base: two names that the base ties can only get the same values."""
+    for name in names:
+        first = base.names[name]
+        if first != name and _changed(name, tuned[first], tuned[name])[0].numel():
+            raise ModelError(
+                f"the tuned model has another tensor for {name!r} than for {first!r}, which the base ties to one; an "
+                "increment cannot untie them. Save the whole model: export_merged."
+            )
 
 
 def _refuse_buffers(base: nn.Module, tuned: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 A tied tensor appears once, under the first of its names. Buffers are not weights. In a PEFT model the base's
 weights keep the names they have without the adapter, so that a base and its adapted version can be compared.
+
+What is tied is what shares its memory in the model at hand, whatever a config says. An adapter cuts a tie when it acts
+on one name of a tied tensor only: :func:`effective_weights` then lists each of them.
 """
 
 from __future__ import annotations
@@ -24,14 +27,20 @@ Part = Literal["all", "base", "adapter"]
 _CHUNK = 1 << 22
 
 
+def place(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor's numbers are; a transposed view of them has the same place."""
+    here = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a tensor cut over processes has no place
+    if here.device.type == "meta" or not here.numel():
+        return (id(tensor),)
+    layout = tuple(sorted(zip(tensor.stride(), tensor.shape, strict=True)))
+    return (here.data_ptr(), tensor.dtype, layout, str(tensor.device))
+
+
 def _unique(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Drop later names of a tensor that was seen: the same object, or the same storage read the same way."""
-    seen: set[object] = set()
+    """Drop later names of a tensor that was seen: the same object, or the same memory."""
+    seen: set[tuple[object, ...]] = set()
     for name, tensor in named:
-        key: object = id(tensor)
-        here = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a tensor cut over processes has no place
-        if here.device.type != "meta" and here.numel():
-            key = (here.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), str(tensor.device))
+        key = place(tensor)
         if key not in seen:
             seen.add(key)
             yield name, tensor
@@ -55,35 +64,102 @@ def named_weights(model: nn.Module, part: Part = "all") -> dict[str, Tensor]:
     """
     if part not in ("all", "base", "adapter"):
         raise InputError(f"part {part!r} is not one of 'all', 'base', 'adapter'.")
-    parameters = _unique(model.named_parameters())
     if not adapters.is_peft(model):
-        return {} if part == "adapter" else dict(parameters)
-    front, layers = adapters.prefix(model), adapters.adapted_layers(model)
-    found: dict[str, Tensor] = {}
-    for name, tensor in parameters:
-        base = adapters.is_base(name, front, layers)
-        if part == "all" or base == (part == "base"):
-            found[adapters.plain(name, front) if base else name] = tensor
-    return found
+        return {} if part == "adapter" else dict(_unique(model.named_parameters()))
+    plain = {id(tensor): name for name, (_, tensor) in reversed(adapters.base_parameters(model).items())}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in _unique(model.named_parameters()):
+        if part == "all" or (id(tensor) in plain) == (part == "base"):
+            weights[plain.get(id(tensor), name)] = tensor
+    return weights
 
 
-def effective_weights(model: nn.Module) -> Mapping[str, Tensor]:
+class Weights(Mapping[str, Tensor]):
+    """A model's weights by name, as the model computes with them: an adapter is merged, tensor by tensor, when a tensor
+    is asked for. Tensors are listed once, under the first of their names; a later name may be asked for too.
+
+    Attributes:
+        names: All names, ties included, in the model's order, each with the first name of its tensor.
+        held: The tensors as the model holds them, the base's under an adapter, by first names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._adapted = adapters.Adapted(model) if adapters.is_peft(model) else None
+        self.names: dict[str, str] = {}
+        self.held: dict[str, Tensor] = {}
+        first: dict[tuple[object, ...], str] = {}
+        for name, tensor in _all_names(model).items():
+            acting = self._adapted.acting(name) if self._adapted else frozenset()
+            self.names[name] = first.setdefault((place(tensor), tuple(tensor.shape), acting), name)
+            self.held.setdefault(self.names[name], tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        first = self.names[name]
+        return self._adapted.merged(first, self.held[first]) if self._adapted else self.held[first]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+
+def _all_names(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters of a model, or of the base under an adapter, a tied one under each of its names."""
+    if adapters.is_peft(model):
+        return {name: tensor for name, (_, tensor) in adapters.base_parameters(model).items()}
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def effective_weights(model: nn.Module) -> Weights:
     """Weights as the model computes with them: an adapter is merged, tensor by tensor, when a tensor is asked for.
+
+    Every name that an adapter acts on has its own tensor, also where the base ties it to another.
 
     Raises:
         ModelError: The adapter moves no weight, or cannot be merged.
     """
-    weights = named_weights(model, "base")
-    return adapters.Effective(model, weights) if adapters.is_peft(model) else weights
+    return Weights(model)
+
+
+def shared_names(one: Weights, other: Weights) -> list[str]:
+    """Names under which two models are subtracted: every different pair of tensors once.
+
+    A tensor that is tied in one model and is two in the other counts under both names.
+
+    Raises:
+        ModelError: The two cannot be subtracted; see :func:`refuse_different`.
+    """
+    return [names[0] for names in _pairs(one, other)]
+
+
+def names_to_untie(one: Weights, other: Weights) -> list[list[str]]:
+    """Names that are tied in one model and have a tensor of their own in the other, those of one tensor together.
+
+    Raises:
+        ModelError: As :func:`shared_names`.
+    """
+    return [names for names in _pairs(one, other) if one.names[names[0]] != names[0]]
+
+
+def _pairs(one: Weights, other: Weights) -> list[list[str]]:
+    refuse_different(one, other)
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for name, first in one.names.items():
+        pairs.setdefault((first, other.names[name]), []).append(name)
+    return list(pairs.values())
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that are saved with the model (running means, packed 4-bit weights), ties once."""
+    """Buffers that are saved with the model (running means, packed 4-bit weights), ties once; an adapter's own not."""
+    if adapters.is_peft(model):
+        saved = {id(t) for t in model.state_dict(keep_vars=True).values()}
+        return dict(_unique((n, t) for n, t in adapters.base_buffers(model).items() if id(t) in saved))
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     named = [(name, t) for name, t in model.state_dict().items() if name not in parameters and isinstance(t, Tensor)]
-    if adapters.is_peft(model):
-        front = adapters.prefix(model)
-        named = [(adapters.plain(name, front), t) for name, t in named]
     return dict(_unique(named))
 
 
@@ -176,6 +252,7 @@ def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None =
     """How far the tuned model stands from its base: ``||tuned - base||_2`` per tensor and in all.
 
     Accumulated in float64, tensor by tensor; adapters are compared by what they merge to, and nothing is altered.
+    A weight that one model ties and the other does not counts under both names.
     Cost: one pass over both models; memory: one adapted layer and a fixed buffer. ``changed`` counts the entries
     whose values differ.
 
@@ -184,9 +261,8 @@ def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None =
     """
     family = family or family_of(base_model)
     base, tuned = effective_weights(base_model), effective_weights(tuned_model)
-    refuse_different(named_weights(base_model, "base"), named_weights(tuned_model, "base"))
     rows = []
-    for name in base:
+    for name in shared_names(base, tuned):
         tensor = base[name]
         squares, moved, changed = _difference(tensor, tuned[name])
         layer, kind = locate(name, family)
@@ -203,15 +279,15 @@ def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None =
     )
 
 
-def refuse_different(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> None:
+def refuse_different(base: Weights, tuned: Weights) -> None:
     """Raise a :class:`ModelError` that names the first weight in which two models cannot be subtracted."""
     for one, other, where in ((base, tuned, "tuned model"), (tuned, base, "base")):
-        missing = next((name for name in one if name not in other), None)
+        missing = next((name for name in one.names if name not in other), None)
         if missing is not None:
-            hint = did_you_mean(missing, other)
+            hint = did_you_mean(missing, other.names)
             raise ModelError(f"weight {missing!r} is not in the {where}; both must have one architecture.{hint}")
-    for name, tensor in base.items():
-        other_tensor = tuned[name]
+    for name, first in base.names.items():
+        tensor, other_tensor = base.held[first], tuned.held[tuned.names[name]]
         if tensor.shape != other_tensor.shape:
             shapes = f"{tuple(tensor.shape)} in the base and {tuple(other_tensor.shape)} in the tuned model"
             raise ModelError(f"weight {name!r} has shape {shapes}; e.g. a resized vocabulary cannot be subtracted.")

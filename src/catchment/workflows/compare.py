@@ -147,7 +147,7 @@ def _record(job: Job, drift: Drift | None, found: tuple[Room, ...]) -> Compariso
     agreements: tuple[AgreementResult, ...] = ()
     if job.prompts is not None:
         agreements = (results.agreement_result(job.prompts.name, _agreement(job, job.prompts), alpha=s.alpha),)
-    _twins(job)
+    _twins(job, drift)
     flips: list[Flip] = []
     for task in job.tasks:
         tables = [job.table(side, task, task.formats[0].name) for side in job.sides]
@@ -173,12 +173,22 @@ def _record(job: Job, drift: Drift | None, found: tuple[Room, ...]) -> Compariso
     )
 
 
-def _twins(job: Job) -> None:
+def _twins(job: Job, drift: Drift | None) -> None:
     tables = [
         {task.name: list(job.table(side, task, task.formats[0].name).values()) for task in job.tasks}
         for side in job.sides
     ]
-    gates.check_twins(tables[0], tables[1], same_weights=job.base.card.weights_hash == job.tuned.card.weights_hash)
+    gates.check_twins(tables[0], tables[1], same_weights=_same_weights(job, drift))
+
+
+def _same_weights(job: Job, drift: Drift | None) -> bool:
+    """Equal hashes, or two plain models that differ in nothing but in what they tie. An adapter that moves nothing is
+    perhaps not at work, so its base is another model."""
+    if job.base.card.weights_hash == job.tuned.card.weights_hash:
+        return True
+    if drift is None or drift.changed:
+        return False
+    return not any(models.named_weights(side.loaded.model, "adapter") for side in job.sides)
 
 
 def _conditions(job: Job) -> dict[str, Any]:

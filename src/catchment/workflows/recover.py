@@ -106,12 +106,14 @@ def recover(job: Job) -> Recovered:
         StoreError: the folder exists and is not empty, or cannot be written.
     """
     target = Path(job.settings.recover or "")
-    models.drift(job.base.loaded.model, job.tuned.loaded.model)  # refuses what cannot be subtracted, by its name
-    start = {n: w.detach().clone() for n, w in models.effective_weights(job.base.loaded.model).items()}
-    end = {n: w.detach() for n, w in models.effective_weights(job.tuned.loaded.model).items()}
+    base_weights, tuned_weights = (models.effective_weights(side.loaded.model) for side in job.sides)
+    names = models.shared_names(base_weights, tuned_weights)  # refuses what cannot be subtracted, by its name
     model = copy.deepcopy(job.base.loaded.model)
     if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()  # a base that is itself an adapter becomes an ordinary model
+        model = models.merge_adapter(model)  # a base that is itself an adapter becomes an ordinary model
+    models.untie(model, job.tuned.loaded.model)
+    start = {n: base_weights[n].detach().clone() for n in names}
+    end = {n: tuned_weights[n].detach() for n in names}
     cuts = thresholds(start, end, [s for r, s in STRENGTHS if r == "truncation"])
     parts = {t.name: halves(t, job.table(job.base, t, t.formats[0].name), job.settings.seed) for t in job.tasks}
     tried: list[tuple[Candidate, dict[str, float]]] = []
@@ -200,7 +202,7 @@ def _save(job: Job, model: Any, target: Path, best: Candidate) -> None:
     beside = target.with_name(f".{target.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        model.save_pretrained(beside)
+        models.save_model(model, beside)
         job.base.loaded.tokenizer.save_pretrained(beside)
         text = f'{{"recipe": "{best.recipe}", "strength": {best.strength}, "base": "{job.base.card.name}"}}\n'
         (beside / "recovered.json").write_text(text, encoding="utf-8")

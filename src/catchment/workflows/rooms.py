@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 from catchment import landscape, models
 from catchment.capabilities import Task
-from catchment.errors import CatchmentError
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
 from catchment.records import Room, Row
 from catchment.statistics import ladder
@@ -55,11 +54,13 @@ def _rooms(job: Job) -> tuple[Room, ...]:
     if models.named_weights(base.model, "adapter"):
         job.warnings.append("no room: the base stands under an adapter; merge it and save it for a way to start from")
         return ()
-    try:
-        way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
-    except CatchmentError as error:
-        job.warnings.append(f"no room: {error}")
-        return ()
+    with models.untied(base.model, tuned.model):
+        return _on_the_way(job, tasks)
+
+
+def _on_the_way(job: Job, tasks: list[Task]) -> tuple[Room, ...]:
+    base, tuned = job.base.loaded, job.tuned.loaded
+    way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
     if job.plan.room_items is None:
         job.plan = dataclasses.replace(job.plan, room_items=_items(job, tasks))
         save_plan(job)

@@ -226,7 +226,7 @@ def test_making_refuses(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="same weights"):
         make_increment(base, copy.deepcopy(base), path)
     with pytest.raises(ModelError, match=r"'lm_head.weight' is not in the tuned model"):
-        make_increment(base, build("Llama tied"), path)
+        make_increment(base, build("Llama classifier"), path)
     with pytest.raises(ModelError, match=r"torch\.float32 in the base and torch\.bfloat16"):
         make_increment(base, build("Llama", dtype=torch.bfloat16), path)
     with pytest.raises(ModelError, match="merge the adapter"):

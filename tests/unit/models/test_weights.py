@@ -180,7 +180,7 @@ def test_prompt_adapter_moves_no_weight() -> None:
 def test_drift_refuses() -> None:
     base = build("Llama")
     with pytest.raises(ModelError, match=r"'lm_head.weight' is not in the tuned model"):
-        drift(base, build("Llama tied"))
+        drift(base, build("Llama classifier"))
     wider = build("Llama")
     wider.resize_token_embeddings(48, mean_resizing=False)
     with pytest.raises(ModelError, match=r"'model.embed_tokens.weight' has shape \(40, 16\) .* \(48, 16\)"):
