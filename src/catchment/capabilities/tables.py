@@ -187,7 +187,7 @@ def _file_rows(path: str, notes: list[str]) -> Placed:
         rows, said = parse_table(
             read_text(path), suffix, lambda where, message: fail(f"{path}, {where}", f"{message}.")
         )
-        notes += [f"{path}: {note}" for note in said]
+        notes += [f"{Path(path).name}: {note}" for note in said]
         return [(f"{path}, {where}", row) for where, row in rows]
     entries = read_entries(path)
     for where, row in entries:

@@ -180,9 +180,8 @@ def test_the_notes_of_a_task_are_warnings(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('q,a\n"Two\nlines?",yes\nOne?,no\n', encoding="utf-8")
     task = task_from_dataset(path, prompt="q", answer="a")
-    assert gates.check_task(task) == [
-        f"{path}: 1 of 2 rows stand over several lines, joined by quotes (first: lines 2 to 3)"
-    ]
+    note = "1 of 2 rows stand over several lines, joined by quotes (first: lines 2 to 3)"
+    assert gates.check_task(task) == [f"t.csv: {note}"]
 
 
 GLUE = (
