@@ -9,7 +9,7 @@ from typing import Any
 
 from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
-from catchment.capabilities.engine import Engine, context_length, without_trace
+from catchment.capabilities.engine import Engine, context_length
 from catchment.capabilities.evaluate import (
     OnRows,
     Prepared,
@@ -36,6 +36,7 @@ from catchment.capabilities.tasks import (
     Item,
     Task,
 )
+from catchment.models import without_trace
 
 __all__ = [
     "ASK",

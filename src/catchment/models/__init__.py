@@ -1,5 +1,6 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
+from catchment.models.compat import Calls, calls_of, check_trainer, expanded, quiet_peft
 from catchment.models.export import Export, export_merged, export_peft
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
 from catchment.models.files import read_header
@@ -17,6 +18,7 @@ from catchment.models.increments import Increment, make_increment, swap, write_i
 from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
+from catchment.models.traces import without_trace
 from catchment.models.weights import (
     drift,
     effective_weights,
@@ -35,6 +37,7 @@ __all__ = [
     "FAMILIES",
     "HEADS",
     "KINDS",
+    "Calls",
     "Export",
     "Family",
     "Increment",
@@ -44,10 +47,13 @@ __all__ = [
     "Source",
     "add_increments",
     "aliases",
+    "calls_of",
     "card_of",
+    "check_trainer",
     "config_hash",
     "drift",
     "effective_weights",
+    "expanded",
     "export_merged",
     "export_peft",
     "family_of",
@@ -65,6 +71,7 @@ __all__ = [
     "overlap",
     "peft_hashes",
     "persistent_buffers",
+    "quiet_peft",
     "read_header",
     "resolve",
     "select",
@@ -73,5 +80,6 @@ __all__ = [
     "to_vector",
     "tokenizer_hash",
     "weights_hash",
+    "without_trace",
     "write_increment",
 ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment.errors import CatchmentError, ModelError, StoreError
+from catchment.models.compat import dense_gguf
 from catchment.models.files import file_hash
 from catchment.settings import cache_dir
 
@@ -72,7 +73,7 @@ def _unpack(path: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where, **_dense())
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), dtype=torch.float32, **where, **dense_gguf())
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -80,15 +81,6 @@ def _unpack(path: Path, folder: Path) -> None:
     _forget_packing(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _dense() -> dict[str, Any]:
-    """Newer transformers keep the weights packed where they have a kernel for it, unless told otherwise."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _forget_packing(model: Any) -> None:

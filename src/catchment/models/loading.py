@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 
 from catchment.errors import CatchmentError, InputError, MissingExtraError, ModelError
 from catchment.models import adapters, identity
+from catchment.models.compat import quiet_peft
 from catchment.models.files import read_header
 from catchment.models.gguf import unpacked
 from catchment.models.increments import Increment
@@ -225,8 +225,7 @@ def _open_adapter(source: Source, options: Options, dtype: str | None) -> _Opene
     with _translated(source.spec, None):
         from peft import PeftModel, get_peft_model_state_dict
 
-        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with quiet_peft():
             model = PeftModel.from_pretrained(opened.model, str(source.path))
         if names is not None:
             opened.missing |= set(get_peft_model_state_dict(model, save_embedding_layers=False)) - names

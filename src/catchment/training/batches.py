@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from catchment.capabilities import without_trace
 from catchment.errors import InputError
+from catchment.models import calls_of
 from catchment.training.encoding import IGNORE, Encoded, Example
 
 
@@ -88,7 +88,7 @@ def check_packing(model: Any) -> None:
     base = getattr(model, "get_base_model", lambda: model)()
     name, fix = type(base).__name__, "Leave packing off for this model."
     attention = getattr(base.config, "_attn_implementation", None) or "eager"
-    if "position_ids" not in inspect.signature(base.forward).parameters:
+    if not calls_of(model).position_ids:
         raise InputError(f"packing: {name} takes no position_ids; expected a model that keeps examples apart. {fix}")
     if attention not in ("eager", "sdpa"):
         raise InputError(
