@@ -114,10 +114,10 @@ def supports_packing(model: Any, longest: int) -> str | None:
     if implementation not in ("eager", "sdpa"):
         return f"attention {implementation!r} takes no 4-D mask"
     calls = calls_of(model)
-    if not calls.position_ids:
-        return f"{type(model).__name__} takes no 'position_ids'"
     if calls.cache is None:
         return calls.no_cache
+    if not calls.position_ids:
+        return "it takes no position_ids"
     window = attention_window(model)
     if window is not None and longest >= window:
         return f"texts of up to {longest} tokens reach the attention window of {window}"
@@ -217,7 +217,8 @@ def last_logits(engine: Engine, keep: int, cache: Any = None, **inputs: Any) -> 
         inputs[calls.some_logits] = keep
     if cache is not None:
         if calls.cache is None:
-            raise ModelError(f"{calls.no_cache}; expected a model that takes one. Set packed=False.")
+            name = type(engine.base).__name__
+            raise ModelError(f"{name}: {calls.no_cache}; expected a model that takes one. Set packed=False.")
         inputs[calls.cache] = cache
     output = engine.model(**inputs)
     return output.logits[:, -keep:], getattr(output, calls.returned, None) if calls.cache else None

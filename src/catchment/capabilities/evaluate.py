@@ -240,7 +240,8 @@ def settle_path(engine: Engine, prepared: Prepared) -> None:
         engine.checked = True
     if reason is not None:
         engine.packed = False
-        engine.notes.append(f"the slower plain path was used: {reason}")
+        name = type(engine.base).__name__
+        engine.notes.append(f"the packed path is off for {name}, so the slower plain path was used: {reason}")
 
 
 def _self_check(engine: Engine, prepared: Prepared) -> str | None:

@@ -74,7 +74,7 @@ def calls_of(model: nn.Module) -> Calls:
     cache when it can be copied for several rows, cut down to one of them and be added to without a change to the first.
 
     Kept for each model object as long as its forward function and attention stay: one class can stand for several
-    architectures (a wrapper), and adapters or hooks change what a model takes. Leaves no trace. Cost: 5 forward passes
+    architectures (a wrapper), and adapters or hooks change what a model takes. Leaves no trace. Cost: 6 forward passes
     over at most 6 tokens, once for each object; some more where the cache has another name than any known.
     """
     inner = getattr(model, "get_base_model", lambda: model)()
@@ -85,9 +85,9 @@ def calls_of(model: nn.Module) -> Calls:
         return tried[1]
     with without_trace(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a candidate may be an old name
-        trial = _Trial(model, inner)
+        trial = _Trial(model, inspect.signature(inner.forward).parameters)
         calls = trial.calls()
-    if trial.finite:  # broken weights say nothing about the model
+    if not trial.broken:  # weights that are not finite say nothing about the model
         _TRIED[model] = state, calls
     return calls
 
@@ -107,29 +107,42 @@ def expanded(cache: Any, rows: int) -> Any:
 class _Trial:
     """A random text, its logits in one plain pass, and the same logits asked for in other ways."""
 
-    def __init__(self, model: Any, inner: Any) -> None:
-        self.model, self.name = model, type(inner).__name__
-        self.parameters = inspect.signature(inner.forward).parameters
+    def __init__(self, model: Any, parameters: Mapping[str, inspect.Parameter]) -> None:
+        self.model, self.parameters = model, parameters
         weight = model.get_input_embeddings().weight
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(weight.shape[0], (1, _SHARED + _OWN), generator=generator).to(weight.device)
-        self.logits = model(input_ids=self.ids).logits
-        self.finite = not bool(self.logits.isnan().any())
+        self.failure = ""
+        self.logits = self._plain()
+        self.broken = bool(self.logits.isnan().any())
+
+    def _plain(self) -> Tensor:
+        """Of the whole text without any keyword; NaN where even that fails, as on the plain path it then will."""
+        try:
+            return self.model(input_ids=self.ids).logits
+        except torch.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            self.failure = f"{self.ids.shape[1]} tokens without a mask fail ({type(error).__name__}: {error})"[:200]
+            return self.ids.new_full((1,), math.nan, dtype=torch.float32)
 
     def calls(self) -> Calls:
-        self.taken = self._arguments()
+        if self.failure:
+            return Calls(no_cache=self.failure)
+        self.taken, first = self._arguments()
         some = next((keyword for keyword in _SOME_LOGITS if self._keeps(keyword, _OWN, slice(-_OWN, None))), None)
         places = torch.tensor([1, 3], device=self.ids.device)
         columns = some is not None and self._keeps(some, places, places)
-        cache, returned, why = self._cache()
+        cache, returned, why = self._cache(_fields(first))
         return Calls(cache, returned, some, columns, "position_ids" in self.taken, "use_cache" in self.taken, why)
 
-    def _arguments(self) -> tuple[str, ...]:
-        """Which of the two optional arguments the model takes."""
+    def _arguments(self) -> tuple[tuple[str, ...], Any]:
+        """Which of the two optional arguments the model takes, and its output with them."""
         for taken in (("position_ids", "use_cache"), ("use_cache",), ("position_ids",)):
-            if self._run(0, _SHARED, taken) is not None:
-                return taken
-        return ()
+            output = self._run(0, _SHARED, taken)
+            if output is not None:
+                return taken, output
+        return (), self._run(0, _SHARED, ())
 
     def _run(self, start: int, end: int, taken: tuple[str, ...], **given: Any) -> Any:
         """The output for a part of the text; ``None`` where the model refuses."""
@@ -147,11 +160,10 @@ class _Trial:
         output = self._run(0, _SHARED + _OWN, (), **{keyword: asked})
         return output is not None and self._same(output.logits, self.logits[:, places])
 
-    def _cache(self) -> tuple[str | None, str, str]:
+    def _cache(self, fields: dict[str, Any]) -> tuple[str | None, str, str]:
         """Keyword, field of the output, and why there is none of them."""
-        fields = _fields(self._run(0, _SHARED, self.taken))
         if not fields:
-            return None, "", f"{self.name} returns no cache of keys and values"
+            return None, "", "it returns no cache of keys and values"
         for field, value in fields.items():
             if not _splits(value):
                 continue
@@ -159,7 +171,7 @@ class _Trial:
                 if self._goes_on(keyword, field):
                     return keyword, field, ""
         kinds = ", ".join(f"{field!r}, a {type(value).__name__}" for field, value in fields.items())
-        return None, "", f"no argument of {self.name} goes on from the cache that it returns ({kinds})"
+        return None, "", f"no argument of it goes on from the cache that it returns ({kinds})"
 
     def _keywords(self, field: str) -> dict[str, None]:
         """Candidates, the likeliest first: in every version so far a cache went in as it came out."""
