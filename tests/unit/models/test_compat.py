@@ -138,7 +138,7 @@ class InPlace(Wrapped):
     """What is appended to a copy of its cache is appended to the cache it was copied from as well."""
 
     def forward(self, input_ids: Any = None, **rest: Any) -> Any:
-        origin = getattr(rest.get(CACHE), "origin", None)
+        origin = next((value.origin for value in rest.values() if hasattr(value, "origin")), None)
         out = self.inner(input_ids=input_ids, **rest)
         if CACHE in out and out[CACHE] is not None:
             if origin is not None:
@@ -165,20 +165,28 @@ class FirstLogits(Wrapped):
 
 
 class NumberOfLogits(Wrapped):
-    """Transformers 4.45 to 4.49: another name, and only a number; one position as a tensor would count as a number."""
+    """Only a number; one position as a tensor counts as a number: as many logits as expected, of other positions."""
+
+    def forward(self, input_ids: Any = None, logits_to_keep: int = 0, **rest: Any) -> Any:
+        out = self.inner(input_ids=input_ids, **rest)
+        out.logits = out.logits[:, slice(-logits_to_keep, None)]
+        return out
+
+
+class OldNumberOfLogits(NumberOfLogits):
+    """Transformers 4.45 to 4.49."""
 
     def forward(self, input_ids: Any = None, num_logits_to_keep: int = 0, **rest: Any) -> Any:
-        assert "logits_to_keep" not in rest or rest.pop("logits_to_keep") is not None
-        out = self.inner(input_ids=input_ids, **rest)
-        out.logits = out.logits[:, slice(-num_logits_to_keep, None)]
-        return out
+        rest.pop("logits_to_keep", None)
+        return super().forward(input_ids, num_logits_to_keep, **rest)
 
 
 ON: dict[type[Wrapped], tuple[str | None, str | None, bool]] = {
     Renamed: ("kv_memory", "logits_to_keep", True),
     AllLogits: (CACHE, None, False),
     FirstLogits: (CACHE, None, False),
-    NumberOfLogits: (CACHE, "num_logits_to_keep", False),
+    NumberOfLogits: (CACHE, "logits_to_keep", False),
+    OldNumberOfLogits: (CACHE, "num_logits_to_keep", False),
 }
 """Packs; the cache's keyword, that of the logits, and whether this takes positions."""
 OFF: dict[type[Wrapped], str] = {
@@ -245,10 +253,10 @@ def test_what_no_longer_packs_says_why_and_scores_the_same(kind: type[Wrapped]) 
         check_rows(inner, scores, task)
 
 
-@pytest.mark.parametrize("kind", [AllLogits, FirstLogits, NumberOfLogits, Renamed, OnlyText, Swallowing])
-@pytest.mark.parametrize("scored", [[1], [3], [1, 4]])
+@pytest.mark.parametrize("kind", [*ON, OnlyText, Swallowing])
+@pytest.mark.parametrize("scored", [[2], [3], [1, 4]])
 def test_losses_whatever_logits_can_be_asked_for(kind: type[Wrapped], scored: list[int]) -> None:
-    """One scored place is the case in which a position, taken for a number of logits, gives as many as expected."""
+    """The second token is predicted at position 1, which as a number would be one logit: that of the last position."""
     inner = tiny.tiny_llama()
     ids = torch.tensor([[1, 5, 9, 14, 30, 7]])
     labels = torch.full_like(ids, -100)
