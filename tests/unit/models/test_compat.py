@@ -20,6 +20,7 @@ from catchment.capabilities import Item, Task, evaluate, prepare
 from catchment.errors import ModelError
 from catchment.landscape.losses import Batch, batch_loss
 from catchment.models import calls_of, check_trainer, compat
+from catchment.training.replay import self_generated
 from tests import tiny
 
 TASK = Task(
@@ -266,6 +267,25 @@ def test_losses_whatever_logits_can_be_asked_for(kind: type[Wrapped], scored: li
         steps = torch.log_softmax(inner(input_ids=ids).logits[0].double(), -1)
     expected = -sum(float(steps[at - 1, ids[0, at]]) for at in scored)
     assert float(found.detach()) == pytest.approx(expected, abs=1e-4)
+
+
+class Forgetting(Wrapped):
+    """Names the cache as the installed transformers do, gives one back, and reads none."""
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, use_cache: Any = None,
+        past_key_values: Any = None, cache: Any = None,
+    ) -> Any:  # fmt: skip
+        mask = attention_mask[:, -input_ids.shape[1] :] if attention_mask is not None else None
+        return self.inner(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("kind", [*ON, Swallowing, IgnoringCache, Tuples, Forgetting])
+def test_what_a_model_writes_for_replay_does_not_hang_on_its_cache(kind: type[Wrapped]) -> None:
+    inner, tokenizer = tiny.tiny_llama(), tiny.tiny_tokenizer()
+    texts = [self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3) for model in (inner, kind(inner).eval())]
+    assert texts[0] == texts[1]
+    assert len({row["text"] for row in texts[0]}) > 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
