@@ -1,16 +1,18 @@
 # make demo   the main job on a real model, in five minutes
 # make test   the tests;  make check  style, types, docs;  make bench  speed against peers;  make gpu  tests on a GPU
+# make test-newest   a core of the tests against the newest transformers, PEFT and accelerate
 # make proofs NAME=independent BUDGET=60m   goes on where it stopped, writes tables with n per cell
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
+NEWEST ?= .venv-newest
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 BUDGET ?= 5m
 NAME ?= independent
 OUT ?= demo-out
 
-.PHONY: demo test check docs bench gpu wheel proofs clean
+.PHONY: demo test test-newest check docs bench gpu wheel proofs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +38,10 @@ demo: $(VENV)/.model
 test: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python tests/calibrate.py
 	$(BIN)/python -m pytest
+
+# The newest releases lie in $(NEWEST), on top of $(VENV), which stays as pinned.
+test-newest: $(VENV)/.dev
+	$(BIN)/python tests/newest.py $(NEWEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

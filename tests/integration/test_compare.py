@@ -143,6 +143,19 @@ def test_models_in_memory(folder: Path) -> None:
     assert comparison._repr_html_().startswith("<")  # type: ignore[attr-defined]
 
 
+def test_a_slow_path_is_in_every_record_and_page(tmp_path: Path) -> None:
+    """The second run measures nothing: it knows of the path from beside the rows."""
+    models = tiny.tiny_mistral(), tiny.tiny_mistral()
+    with torch.no_grad():
+        models[1].lm_head.weight.add_(0.1)
+    for _ in range(2):
+        comparison = catchment.compare(
+            *models, tokenizer=tiny.tiny_tokenizer(), tasks=make_task(n=12), text="none", formats=1, out=tmp_path
+        )
+        assert [w for w in comparison.warnings if "packed path is off for MistralForCausalLM" in w]
+        assert "packed path is off for MistralForCausalLM" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_equal_weights_are_reported(folder: Path) -> None:
     comparison = catchment.compare(str(folder / "base"), str(folder / "twin"), tasks=[make_task()], text="none")
     assert "same weights" in comparison.warnings[0]

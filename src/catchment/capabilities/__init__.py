@@ -10,7 +10,7 @@ from typing import Any
 from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.delimited import local_options, parse_table
-from catchment.capabilities.engine import Engine, context_length, without_trace
+from catchment.capabilities.engine import Engine, context_length
 from catchment.capabilities.evaluate import (
     OnRows,
     Prepared,
@@ -38,6 +38,7 @@ from catchment.capabilities.tasks import (
     Item,
     Task,
 )
+from catchment.models import without_trace
 
 __all__ = [
     "ASK",

@@ -32,6 +32,7 @@ from catchment.capabilities.evaluate import (
 from catchment.capabilities.prompts import Encoded
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, TaskError
+from catchment.models import without_trace
 from catchment.records import Row
 
 LOGITS = 32_000_000
@@ -142,7 +143,7 @@ def agreement_rows(
     settle_path(base, prepared)
     with ExitStack() as stack:
         for model in (base.model, tuned.model):
-            stack.enter_context(engines.without_trace(model))
+            stack.enter_context(without_trace(model))
         usable = prepared.prefix if base.packed else 0
         prefix = engines.make_prefix(base, encoded[0].prompt[:usable]) if usable else Prefix(0)
 

@@ -12,6 +12,7 @@ from catchment.capabilities import gates
 from catchment.capabilities.scorers import check_finite
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError
+from catchment.models import without_trace
 from catchment.records import Row
 
 BATCH = 16
@@ -50,7 +51,7 @@ def evaluate(
     size = BATCH if images or (processor.pad_token_id is not None and _pads(model)) else 1
     order = sorted(items, key=lambda item: len(item.prompt))
     rows: dict[str, Row] = {}
-    with engines.without_trace(model):
+    with without_trace(model):
         for at in range(0, len(order), size):
             batch = order[at : at + size]
             if all(item.id in done for item in batch):

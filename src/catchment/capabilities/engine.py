@@ -13,15 +13,15 @@ per answer. Which path was taken is recorded.
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from catchment.errors import ModelError
+from catchment.models import calls_of, expanded
 
 Ids = Sequence[int]
 
@@ -113,10 +113,11 @@ def supports_packing(model: Any, longest: int) -> str | None:
     implementation = getattr(model.config, "_attn_implementation", "eager")
     if implementation not in ("eager", "sdpa"):
         return f"attention {implementation!r} takes no 4-D mask"
-    parameters = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-    for needed in ("position_ids", "past_key_values", "attention_mask"):
-        if needed not in parameters:
-            return f"{type(model).__name__}.forward has no {needed!r}"
+    calls = calls_of(model)
+    if calls.cache is None:
+        return calls.no_cache
+    if not calls.position_ids:
+        return "it takes no position_ids"
     window = attention_window(model)
     if window is not None and longest >= window:
         return f"texts of up to {longest} tokens reach the attention window of {window}"
@@ -152,22 +153,7 @@ def make_prefix(engine: Engine, ids: Ids) -> Prefix:
     if len(ids) < 4 or not engine.packed:
         return Prefix(0)
     _, cache = last_logits(engine, 1, input_ids=torch.tensor([list(ids)], device=engine.device), use_cache=True)
-    layers = getattr(cache, "layers", None)
-    if not layers or not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
-        return Prefix(0)
     return Prefix(len(ids), cache)
-
-
-def _expanded(cache: Any, rows: int) -> Any:
-    """A cache for ``rows`` rows that shares the storage of a batch-1 cache; appending to it copies, never writes."""
-    new = copy.copy(cache)
-    new.layers = []
-    for layer in cache.layers:
-        twin = copy.copy(layer)
-        twin.keys = layer.keys.expand(rows, -1, -1, -1)
-        twin.values = layer.values.expand(rows, -1, -1, -1)
-        new.layers.append(twin)
-    return new
 
 
 @dataclass
@@ -224,12 +210,18 @@ def _token_logprobs(logits: Tensor, targets: Tensor, block: int = 512) -> list[f
     return values
 
 
-def last_logits(engine: Engine, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
-    """Logits of the last ``keep`` positions, and the cache if one was asked for."""
-    if "logits_to_keep" in inspect.signature(engine.base.forward).parameters:
-        inputs["logits_to_keep"] = keep
+def last_logits(engine: Engine, keep: int, cache: Any = None, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits of the last ``keep`` positions after what ``cache`` holds, and the cache if one was asked for."""
+    calls = calls_of(engine.model)
+    if calls.some_logits is not None:
+        inputs[calls.some_logits] = keep
+    if cache is not None:
+        if calls.cache is None:
+            name = type(engine.base).__name__
+            raise ModelError(f"{name}: {calls.no_cache}; expected a model that takes one. Set packed=False.")
+        inputs[calls.cache] = cache
     output = engine.model(**inputs)
-    return output.logits[:, -keep:], getattr(output, "past_key_values", None)
+    return output.logits[:, -keep:], getattr(output, calls.returned, None) if calls.cache else None
 
 
 def packed_forward(
@@ -260,7 +252,7 @@ def packed_forward(
         input_ids=layout.ids.to(device),
         attention_mask=_float_mask(allowed[:, None], engine.dtype),
         position_ids=layout.positions.to(device),
-        past_key_values=_expanded(prefix.cache, rows) if prefix.length else None,
+        cache=expanded(prefix.cache, rows) if prefix.length else None,
         use_cache=keep_cache or prefix.length > 0,
     )
     logprobs = [[0.0] * len(group) for group in answers]
@@ -388,7 +380,7 @@ def generate(
             input_ids=tokens[:, None],
             attention_mask=_float_mask(visible[:, None, None, :], engine.dtype),
             position_ids=positions[:, None],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
         tokens, positions = logits[:, -1].argmax(-1), positions + 1
@@ -448,25 +440,3 @@ def _greedy(engine: Engine, prompt: Ids, max_new_tokens: int, stop: Sequence[str
     finally:
         owner.generation_config = saved
     return output[0, len(prompt) :].tolist()
-
-
-@contextmanager
-def without_trace(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients inside; training mode of every module and all random states restored outside.
-
-    Not ``inference_mode``: buffers that a model renews while it runs (scaled rotary frequencies) would stay
-    inference tensors, and training would fail on them afterwards.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    state = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        torch.set_rng_state(state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

@@ -16,6 +16,7 @@ from catchment.capabilities.engine import Engine, Prefix
 from catchment.capabilities.prompts import Encoded
 from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
+from catchment.models import without_trace
 from catchment.records import Row
 
 OnRows = Callable[[list[Row], int], None]
@@ -192,7 +193,7 @@ def run(
     if not todo:
         return rows
     settle_path(engine, prepared)
-    with engines.without_trace(engine.model):
+    with without_trace(engine.model):
         usable = prepared.prefix if engine.packed else 0
         prefix = engines.make_prefix(engine, encoded[0].prompt[:usable]) if usable else Prefix(0)
         for group in todo:
@@ -239,7 +240,8 @@ def settle_path(engine: Engine, prepared: Prepared) -> None:
         engine.checked = True
     if reason is not None:
         engine.packed = False
-        engine.notes.append(f"the slower plain path was used: {reason}")
+        name = type(engine.base).__name__
+        engine.notes.append(f"the packed path is off for {name}, so the slower plain path was used: {reason}")
 
 
 def _self_check(engine: Engine, prepared: Prepared) -> str | None:
@@ -253,7 +255,7 @@ def _self_check(engine: Engine, prepared: Prepared) -> str | None:
     ids = [tokens, tokens[: max(1, room - 3)]]
     answers = [[tokens[:3], tokens[1:3]], [tokens[2:4], tokens[:2], tokens[1:2]]]
     tolerance = 2e-4 if engine.dtype in (torch.float32, torch.float64) else 0.15
-    with engines.without_trace(engine.model):
+    with without_trace(engine.model):
         try:
             prefix = engines.make_prefix(engine, tokens[: room // 2])
             packed = engines.packed_forward(engine, prefix, ids, answers).logprobs

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from catchment.capabilities.engine import Engine, context_length, last_logits, without_trace
+from catchment.capabilities.engine import Engine, context_length, last_logits
 from catchment.errors import ModelError
+from catchment.models import without_trace
 
 
 def _sync(device: torch.device) -> None:

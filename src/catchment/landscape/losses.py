@@ -7,7 +7,6 @@ A probe leaves no trace: ``requires_grad``, ``.grad``, training mode and random 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from catchment.capabilities import CHOICE_SCORERS, Encoded, Prepared, without_trace
 from catchment.errors import InputError, ModelError
+from catchment.models import calls_of
 
 IGNORED = -100
 
@@ -120,10 +120,10 @@ def batch_loss(model: Any, batch: Batch) -> Tensor:
     scored = labels != IGNORED
     columns = scored.any(dim=0).nonzero()[:, 0]
     device = model.get_input_embeddings().weight.device
-    accepted = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = columns.to(device)
+    calls = calls_of(model)
+    options: dict[str, Any] = {"use_cache": False} if calls.use_cache else {}
+    if calls.some_logits is not None and calls.columns:
+        options[calls.some_logits] = columns.to(device)
     logits = model(
         input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), **options
     ).logits

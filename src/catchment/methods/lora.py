@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from catchment.errors import InputError, ModelError
 from catchment.methods.dense import write_recipe
 from catchment.methods.targets import ALL_LINEAR, as_list, as_names, claim, release
-from catchment.models import family_of, locate, merge_adapter, named_weights, read_header
+from catchment.models import family_of, locate, merge_adapter, named_weights, quiet_peft, read_header
 from catchment.runs import make_folder
 from catchment.training import check_number, decay_groups
 
@@ -321,7 +321,6 @@ def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """PEFT reads an attribute that transformers has renamed, and says that it finds out how ``Conv1D`` is laid out."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with quiet_peft(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to", UserWarning)
         yield

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.protocol import Tuning
-from catchment.models import mapped_weights
+from catchment.models import check_trainer, mapped_weights
 from catchment.training import Replay, any_process
 
 _SHOWN = 32  # tokens of the first example in an error
@@ -63,6 +63,7 @@ class MethodTrainer(PunctualTrainer):
 
     Raises:
         InputError: One of those three was given, or sharded training (FSDP, DeepSpeed) was asked for.
+        ModelError: The installed Trainer lacks a method that this one replaces.
 
     Example:
         >>> tuning = Full().attach(model)  # doctest: +SKIP
@@ -76,6 +77,7 @@ class MethodTrainer(PunctualTrainer):
                 raise InputError(f"MethodTrainer takes no {name}=; the tuning has the model and makes the optimizer.")
         if args is not None and (getattr(args, "fsdp", None) or getattr(args, "deepspeed", None)):
             raise InputError(_SHARDED)
+        check_trainer(Trainer)
         self.tuning, self.replay = tuning, replay
         self._micro_batch = 0
         self._share = torch.zeros(())

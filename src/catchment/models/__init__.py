@@ -1,5 +1,6 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
+from catchment.models.compat import Calls, calls_of, check_trainer, expanded, quiet_peft
 from catchment.models.export import Export, export_merged, export_peft
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
 from catchment.models.files import read_header
@@ -19,6 +20,7 @@ from catchment.models.loading import LoadedModel, card_of, load
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
 from catchment.models.ties import merge_adapter, save_model, untie, untied
+from catchment.models.traces import without_trace
 from catchment.models.weights import (
     Weights,
     drift,
@@ -39,6 +41,7 @@ __all__ = [
     "FAMILIES",
     "HEADS",
     "KINDS",
+    "Calls",
     "Damage",
     "Export",
     "Family",
@@ -51,10 +54,13 @@ __all__ = [
     "Weights",
     "add_increments",
     "aliases",
+    "calls_of",
     "card_of",
+    "check_trainer",
     "config_hash",
     "drift",
     "effective_weights",
+    "expanded",
     "export_merged",
     "export_peft",
     "family_of",
@@ -74,6 +80,7 @@ __all__ = [
     "overlap",
     "peft_hashes",
     "persistent_buffers",
+    "quiet_peft",
     "read_header",
     "reshard",
     "resolve",
@@ -87,5 +94,6 @@ __all__ = [
     "untie",
     "untied",
     "weights_hash",
+    "without_trace",
     "write_increment",
 ]

@@ -13,6 +13,7 @@ from torch import nn
 from catchment.errors import ModelError
 from catchment.models.adapters import adapted_layers, prefix
 from catchment.models.checkpoints import shapes
+from catchment.models.compat import quiet_peft
 from catchment.models.families import family_of, locate
 from catchment.models.unused import natural
 
@@ -37,8 +38,7 @@ def attach(spec: str, base: nn.Module, folder: Path) -> Any:
     # PEFT keeps to itself what torch says of the names; a hook on the base sees the same lists.
     hook = base.register_load_state_dict_post_hook(lambda _, keys: reports.append(keys))
     try:
-        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with quiet_peft(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
             model = PeftModel.from_pretrained(base, str(folder))
     except KeyError as error:

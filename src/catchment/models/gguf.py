@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment.errors import CatchmentError, ModelError, StoreError
+from catchment.models.compat import dense_gguf, names_in_gguf
 from catchment.models.files import file_hash
 from catchment.models.unused import natural
 from catchment.settings import cache_dir
@@ -85,7 +86,7 @@ def _unpack(path: Path, folder: Path) -> None:
     try:
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be switched off
             model, info = auto.from_pretrained(
-                str(path.parent), dtype=torch.float32, output_loading_info=True, **where, **_dense()
+                str(path.parent), dtype=torch.float32, output_loading_info=True, **where, **dense_gguf()
             )
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **where)
             notes = _check_names(path, model, info)
@@ -140,27 +141,9 @@ def _cause(first: str) -> str:
 
 
 def _without_place(model: Any, architecture: str, names: Iterable[str]) -> set[str]:
-    """Tensors that transformers passes over; it reports none of them. Newer versions do, and lack these functions."""
-    try:
-        from transformers.modeling_gguf_pytorch_utils import (
-            TENSOR_PROCESSORS,
-            TensorProcessor,
-            get_gguf_hf_weights_map,
-        )
-    except ImportError:
-        return set()
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
-    known = get_gguf_hf_weights_map(model, processor)
-    return {name for name in names if name not in known and not _OWN_WAY.search(name)}
-
-
-def _dense() -> dict[str, Any]:
-    """Newer transformers keep the weights packed where they have a kernel for it, unless told otherwise."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
+    """Tensors that transformers passes over without reporting them."""
+    known = names_in_gguf(model, architecture)
+    return set() if known is None else {name for name in names if name not in known and not _OWN_WAY.search(name)}
 
 
 def _forget_packing(model: Any) -> None:

@@ -173,6 +173,27 @@ class Cell:
             found.setdefault(row.item, row)
         return found
 
+    def note(self, notes: Iterable[str]) -> None:
+        """Keep beside the rows what a reader must know of how they were made, each once; compacting keeps it too."""
+        known = self.notes()
+        new = [note for note in dict.fromkeys(notes) if note not in known]
+        if new:
+            make_folder(self._notes.parent)
+            write_atomic(self._notes, json.dumps([*known, *new]))
+
+    def notes(self) -> list[str]:
+        """What :meth:`note` kept; one line that says so where it cannot be read."""
+        try:
+            return [str(note) for note in json.loads(self._notes.read_text("utf-8"))]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            return [f"how some stored rows were made is not known: {self._notes} is damaged ({type(error).__name__})"]
+
+    @property
+    def _notes(self) -> Path:
+        return self._store.root / "notes" / f"{self.key}.json"
+
     def missing(self, items: Iterable[str]) -> list[str]:
         """Those of the items that have no row yet, in the order given."""
         have = self.rows()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from catchment.capabilities import without_trace
 from catchment.errors import InputError
+from catchment.models import calls_of
 from catchment.training.encoding import IGNORE, Encoded, Example
 
 
@@ -79,7 +79,7 @@ def check_packing(model: Any) -> None:
     """Make sure that this model keeps packed examples apart, by trying it on random tokens.
 
     Two padded blocks of two examples each, against the four examples alone. Leaves no trace. Cost: 5 forward passes
-    over at most 12 tokens.
+    over at most 12 tokens, and once for each model those of :func:`~catchment.models.calls_of`.
 
     Raises:
         InputError: it takes no positions (state-space models, ALiBi), its attention needs another form of mask, or the
@@ -88,12 +88,12 @@ def check_packing(model: Any) -> None:
     base = getattr(model, "get_base_model", lambda: model)()
     name, fix = type(base).__name__, "Leave packing off for this model."
     attention = getattr(base.config, "_attn_implementation", None) or "eager"
-    if "position_ids" not in inspect.signature(base.forward).parameters:
-        raise InputError(f"packing: {name} takes no position_ids; expected a model that keeps examples apart. {fix}")
     if attention not in ("eager", "sdpa"):
         raise InputError(
             f"packing: attention {attention!r} of {name}; expected 'sdpa' or 'eager'. Load it with one of these."
         )
+    if not calls_of(model).position_ids:
+        raise InputError(f"packing: {name} takes no position_ids; expected a model that keeps examples apart. {fix}")
     weight = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(weight.shape[0], (n,), generator=generator).tolist() for n in (5, 7, 4, 6)]

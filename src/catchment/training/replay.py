@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import random
 import warnings
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from catchment.capabilities import CHOICE_SCORERS, Task, context_length, prepare, without_trace
 from catchment.errors import InputError
+from catchment.models import calls_of
 from catchment.training.batches import Collator, groups, to_device
 from catchment.training.encoding import IGNORE, Example, chat_template_of
 
@@ -227,7 +227,7 @@ class _Writer:
     def __init__(self, model: Any, tokenizer: Any, most: int, temperature: float, seed: int) -> None:
         self.model, self.tokenizer, self.most, self.temperature, self.seed = model, tokenizer, most, temperature, seed
         inner = getattr(model, "get_base_model", lambda: model)()
-        self.accepted = inspect.signature(inner.forward).parameters
+        self.calls = calls_of(model)
         ends = getattr(getattr(inner, "generation_config", None), "eos_token_id", None)
         ends = ends if isinstance(ends, list) else [ends]
         self.ends = {int(i) for i in (*ends, tokenizer.eos_token_id) if i is not None}
@@ -281,13 +281,15 @@ class _Writer:
         fresh, cache = text, None
         for _ in range(most):
             given: dict[str, Any] = {"input_ids": fresh, "attention_mask": mask}
-            if "position_ids" in self.accepted:
+            if self.calls.position_ids:
                 positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
                 given["position_ids"] = positions[:, -fresh.shape[1] :]
-            if "past_key_values" in self.accepted:
-                given |= {"past_key_values": cache, "use_cache": True}
+            if self.calls.cache is not None:
+                given[self.calls.cache] = cache
+            if self.calls.use_cache:
+                given["use_cache"] = True
             out = self.model(**given)
-            cache = getattr(out, "past_key_values", None) if "past_key_values" in self.accepted else None
+            cache = None if self.calls.cache is None else getattr(out, self.calls.returned)
             yield out.logits[:, -1]
             new = torch.tensor([[tokens[-1]] for tokens in found], device=device)
             text = torch.cat([text, new], dim=1)

@@ -95,6 +95,11 @@ class Side:
             self._engine = make_engine(loaded.model, loaded.tokenizer, batch_tokens)
         return self._engine
 
+    @property
+    def engine_notes(self) -> list[str]:
+        """What the engine has said so far of how its rows were made; a classifier has none."""
+        return [] if self._engine is None else self._engine.notes
+
     def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
         loaded = self.loaded
         return prepare(
@@ -174,6 +179,7 @@ def fill(
 
         def keep(rows: list[Row], tokens: int) -> None:
             side.loaded.unchanged()
+            cell.note(side.engine_notes)
             cell.append(rows)
             progress.advance(tokens)
 
@@ -185,7 +191,7 @@ def fill(
             engine, prepared = side.engine(batch_tokens), side.prepare(task, form, items)
             begin = time.perf_counter()
             fresh = run(engine, prepared, done=set(have), on_rows=keep)
-            side.notes += [note for note in engine.notes if note not in side.notes]
         have.update({row.item: row for row in fresh})
         seconds = time.perf_counter() - begin
+    side.notes += [note for note in cell.notes() if note not in side.notes]
     return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))

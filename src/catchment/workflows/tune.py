@@ -184,12 +184,9 @@ def _tuned(job: TuneJob, run: TuneRun) -> Any:
         return models.load(run.path, tokenizer=job.loaded.tokenizer)
     model = copy.deepcopy(job.loaded.model)
     if (Path(run.path) / "adapter_config.json").is_file():
-        import warnings
-
         from peft import PeftModel
 
-        with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
-            warnings.simplefilter("ignore", FutureWarning)
+        with models.quiet_peft():
             adapted = PeftModel.from_pretrained(model, run.path).eval()
         return models.load(adapted, tokenizer=job.loaded.tokenizer)
     models.Increment.from_pretrained(run.path).apply(model)

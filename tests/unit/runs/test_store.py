@@ -166,6 +166,22 @@ def test_compaction_keeps_every_row_and_drops_the_chunks(tmp_path: Path) -> None
         assert fresh.conditions(cell.key) == conditions
 
 
+def test_notes_stay_beside_the_rows_when_they_are_compacted(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+    cell.note([])
+    assert not list(tmp_path.iterdir())
+    cell.append(_rows("a"))
+    cell.note(["slow", "slow"])
+    _cell(tmp_path).note(["halved", "slow"])
+    cell.finish()
+    assert Store(tmp_path).compact() == 1
+    assert _cell(tmp_path).notes() == ["slow", "halved"]
+    (tmp_path / "notes" / f"{KEY}.json").write_text('["slo')
+    (said,) = _cell(tmp_path).notes()
+    assert "not known" in said
+    assert "is damaged" in said
+
+
 def test_a_view_opened_before_compaction_still_reads(tmp_path: Path) -> None:
     reader = _cell(tmp_path)
     writer = _cell(tmp_path)
