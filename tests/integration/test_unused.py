@@ -46,7 +46,7 @@ def test_a_comparison_warns_on_every_run(folder: Path, tmp_path: Path) -> None:
         record = catchment.compare(str(folder / "base"), tuned, tasks=[make_task()], text="none", room=False)
         told = [text for text in record.warnings if "v_head.summary.weight" in text]
         assert len(told) == 1
-        assert told[0].startswith(f"{tuned}: 1 tensor of its files not used")
+        assert told[0].startswith(f"{tuned}: 1 tensor of its files is not used")
 
 
 def test_a_comparison_without_such_tensors_does_not_warn(folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_tune_and_what_it_measures_warn(folder: Path, tmp_path: Path) -> None:
 def test_a_scan_warns(folder: Path, tmp_path: Path) -> None:
     model = changed(folder / "base", tmp_path / "model", with_value_head)
     task = solved(models.load(model).model, make_task(n=24))
-    record = catchment.scan(model, tasks=[task], **{**SCAN, **FEW, "plane": 0, "ladder": "0.02:2:2"})
+    record = catchment.scan(model, tasks=[task], **{**SCAN, **FEW, "plane": 0, "budget": "1s"})
     assert sum("v_head.summary.weight" in text for text in record.warnings) == 1
 
 

@@ -71,7 +71,7 @@ def unread(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     if not read or not others:
         return ()
     many = f" and {len(others) - 1} more weight files" if len(others) > 1 else ""
-    return (f"{others[0].name}{many} in its folder not read, because {read[0].name} comes first",)
+    return (f"{others[0].name}{many} in its folder: not read, because {read[0].name} comes first",)
 
 
 def shapes(files: list[Path]) -> Shapes:

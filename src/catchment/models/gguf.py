@@ -6,6 +6,7 @@ read the folder, so that they see the same bytes.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -16,6 +17,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from catchment.errors import CatchmentError, ModelError, StoreError
 from catchment.models.compat import dense_gguf, names_in_gguf
@@ -78,7 +82,6 @@ def _check_magic(path: Path) -> None:
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     auto: Any = AutoModelForCausalLM
@@ -124,14 +127,37 @@ def _check_names(path: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
     ones = [name for name in left if name == _ROTARY and bool((tensors[name] == 1).all())]
     blocks = tuple(name.partition("nextn.")[0] for name in left if ".nextn." in name)
     several = [name for name in left if name.startswith(blocks)]
-    foreign = [name for name in left if name not in (*ones, *several)]
+    scaled = [n for n in left if n == _ROTARY and n not in ones and _take_llama3(model, torch.tensor(tensors[n]))]
+    foreign = [name for name in left if name not in (*ones, *several, *scaled)]
     if foreign:
         raise ModelError(
             f"{path} holds {len(foreign)} tensors that have no place in {type(model).__name__} (first: {foreign[0]!r}) "
             f"and would be dropped. {_cause(foreign[0])} Give the model's safetensors instead."
         )
     reasons = ((ones, "rotary factors of 1"), (several, "layers that predict several tokens at once, not run"))
-    return [f"{len(names)} of its tensors not used (first: {names[0]!r}): {why}" for names, why in reasons if names]
+    return [f"{len(names)} of its tensors are not used (first: {names[0]!r}): {why}" for names, why in reasons if names]
+
+
+def _take_llama3(model: Any, factors: Tensor) -> bool:
+    """Put Llama 3's scaling of rotary frequencies into the config, where the file's factors are just those.
+
+    llama.cpp writes only the factors, ``frequency / scaled frequency``; its numbers but the largest are constants
+    (``low_freq_factor`` 1, ``high_freq_factor`` 4, ``original_max_position_embeddings`` 8192 in all releases).
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    plain = next((b for name, b in model.named_buffers() if name.endswith("rotary_emb.inv_freq")), None)
+    given = getattr(model.config, "rope_parameters", None) or {}
+    if plain is None or plain.shape != factors.shape or given.get("rope_type") != "default":
+        return False
+    constants = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {**given, "rope_type": "llama3", "factor": float(factors.max()), **constants}
+    expected = plain / ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0]
+    if not torch.allclose(expected, factors.to(expected.dtype), rtol=1e-4):
+        return False
+    model.config.rope_parameters = config.rope_parameters
+    return True
 
 
 def _cause(first: str) -> str:

@@ -132,10 +132,11 @@ def _notes(reasons: dict[str, str]) -> tuple[str, ...]:
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         groups.setdefault(reason, []).append(name)
-    return tuple(
-        f"{len(names)} tensor{'s' * (len(names) > 1)} of its files not used (first: {names[0]!r}): {reason}"
-        for reason, names in groups.items()
-    )
+    return tuple(f"{_count(len(names))} not used (first: {names[0]!r}): {reason}" for reason, names in groups.items())
+
+
+def _count(n: int) -> str:
+    return "1 tensor of its files is" if n == 1 else f"{n} tensors of its files are"
 
 
 def _plain(name: str, model: Any) -> str:
@@ -162,10 +163,12 @@ def _reason(place: _Place) -> str | None:
 
 def _is_mask(place: _Place) -> bool:
     """The causal mask of old GPT-2, GPT-J and GPT-NeoX files, ``(1, 1, n, n)``, and what it fills in."""
-    if place.shape is None or ("attn" not in place.name and "attention" not in place.name):
+    if "attn" not in place.name and "attention" not in place.name:
         return False
     if place.leaf == "masked_bias":
-        return torch.Size(place.shape).numel() == 1
+        return True
+    if place.shape is None:
+        return False
     square = len(place.shape) >= 2 and place.shape[-1] == place.shape[-2]
     return place.leaf in ("bias", "causal_mask", "mask") and square and all(n == 1 for n in place.shape[:-2])
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import math
 import os
 from pathlib import Path
 
@@ -42,7 +44,9 @@ def tiny_gguf(tmp_path: Path) -> Path:
     return written(tmp_path / "tiny.gguf")
 
 
-def written(path: Path, more: dict[str, torch.Tensor] | None = None, without: str = "") -> Path:
+def written(
+    path: Path, more: dict[str, torch.Tensor] | None = None, without: str = "", theta: float = 10_000.0
+) -> Path:
     """The tiny Llama as llama.cpp writes it, with tensors more or without one."""
     model = build("Llama")
     config = model.config
@@ -55,6 +59,7 @@ def written(path: Path, more: dict[str, torch.Tensor] | None = None, without: st
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(theta)
     writer.add_vocab_size(config.vocab_size)
     tokens = ["<pad>", "<s>", "</s>", *(chr(ord("A") + i) for i in range(36)), "AB"]
     writer.add_tokenizer_model("gpt2")
@@ -126,9 +131,43 @@ def test_harmless_tensors_are_told(tmp_path: Path) -> None:
     for _ in range(2):  # unpacked, and from the cache
         loaded = load(str(path), device="cpu")
         assert loaded.card.notes == (
-            "1 of its tensors not used (first: 'rope_freqs.weight'): rotary factors of 1",
-            "2 of its tensors not used (first: 'blk.2.attn_q.weight'): layers that predict several tokens at once, "
+            "1 of its tensors are not used (first: 'rope_freqs.weight'): rotary factors of 1",
+            "2 of its tensors are not used (first: 'blk.2.attn_q.weight'): layers that predict several tokens at once, "
             "not run",
         )
     expected = named_weights(build("Llama"))
     assert all(torch.equal(t, expected[name]) for name, t in named_weights(loaded.model).items())
+
+
+def llama3_factors(theta: float, width: int, factor: float) -> torch.Tensor:
+    """As llama.cpp computes them (``convert_hf_to_gguf.py``), for a context of 8192."""
+    factors = []
+    for i in range(0, width, 2):
+        wavelength = 2 * math.pi * theta ** (i / width)
+        if wavelength < 8192 / 4:
+            factors.append(1.0)
+        elif wavelength > 8192:
+            factors.append(factor)
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return torch.tensor(factors)
+
+
+def test_rotary_frequencies_scaled_as_in_llama_3_are_used(tmp_path: Path) -> None:
+    factors = llama3_factors(500_000.0, 8, 32.0)
+    assert 1 < float(factors[2]) < 32 == float(factors[3])
+    loaded = load(str(written(tmp_path / "l3.gguf", {"rope_freqs.weight": factors}, theta=500_000.0)), device="cpu")
+    plain = 500_000.0 ** -(torch.arange(0, 8, 2) / 8)
+    assert torch.allclose(loaded.model.model.rotary_emb.inv_freq, plain / factors, rtol=1e-5)
+    assert loaded.card.notes == ()
+    config = copy.deepcopy(build("Llama").config)
+    config.rope_parameters = {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    oracle = type(build("Llama"))(config).eval()
+    oracle.load_state_dict(build("Llama").state_dict())
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(ids).logits, oracle(ids).logits, atol=1e-6)

@@ -123,18 +123,19 @@ ROTARY = 1.0 / 10_000.0 ** (torch.arange(0, 8, 2) / 8)
     ("name", "change", "told"),
     [
         ("GPT-2", also(transformer__h__0__attn__bias=MASK, transformer__h__0__attn__masked_bias=torch.tensor(-1e4)),
-         "2 tensors of its files not used (first: 'transformer.h.0.attn.bias'): attention masks"),
-        ("GPT-2", renamed("transformer.", ""), None),  # as OpenAI's files have it
+         "2 tensors of its files are not used (first: 'transformer.h.0.attn.bias'): attention masks"),
+        ("GPT-2", renamed("transformer.", ""), None),  # as the first files have it, which held masks too
+        ("GPT-2", lambda weights: {**renamed("transformer.", "")(weights), "h.1.attn.bias": MASK}, "attention masks"),
         ("GPT-NeoX", also(gpt_neox__layers__1__attention__bias=MASK), "'gpt_neox.layers.1.attention.bias'): attention"),
         ("Llama", also(model__layers__0__self_attn__rotary_emb__inv_freq=ROTARY.half()), "rotary frequencies"),
-        ("Llama", also(v_head__summary__weight=torch.ones(1, 16)), "1 tensor of its files not used (first: 'v_head."),
+        ("Llama", also(v_head__summary__weight=torch.ones(1, 16)), "1 tensor of its files is not used (first: 'v_h"),
         ("Llama", also(score__weight=torch.ones(2, 16)), "a head for another purpose"),
         ("Llama", also(vision_tower__a=torch.ones(1), multi_modal_projector__b=torch.ones(1)), "images or sound"),
         ("Llama", also(model__layers__0__self_attn__q_proj__vera_A__default=torch.ones(2, 16)), "VeRA adapter"),
         ("Llama", also(mtp__layers__0__weight=torch.ones(1)), "several tokens at once"),
         ("BERT classifier", also(bert__embeddings__position_ids=torch.arange(32)[None]), "position numbers"),
         ("BERT classifier", also(cls__predictions__bias=torch.ones(40), cls__seq_relationship__bias=torch.ones(2)),
-         "2 tensors of its files not used (first: 'cls.predictions.bias'): a head for another purpose"),
+         "2 tensors of its files are not used (first: 'cls.predictions.bias'): a head for another purpose"),
     ],
 )  # fmt: skip
 def test_what_is_known_not_to_be_needed(
@@ -270,7 +271,7 @@ def test_weights_beside_those_that_are_read(saved: Callable[..., Path]) -> None:
     folder = saved()
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     loaded = load(str(folder), device="cpu")
-    assert loaded.card.notes == ("pytorch_model.bin in its folder not read, because model.safetensors comes first",)
+    assert loaded.card.notes == ("pytorch_model.bin in its folder: not read, because model.safetensors comes first",)
     assert loaded.files == (folder / "model.safetensors",)
 
 
