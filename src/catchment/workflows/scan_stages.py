@@ -240,7 +240,7 @@ class Stages:
             self.job.progress.status(f"worst case · {task}")
             found = landscape.worst(
                 self.evaluator, ground.with_items(judged[:JUDGED_ITEMS]), self._batches(ground, attack),
-                Effort(s.restarts, s.steps, seed=s.seed), level=1 - s.alpha, family=len(tasks), stop=self._stop,
+                landscape.within(Effort(s.restarts, s.steps, seed=s.seed), self.job.ruler.rms), level=1 - s.alpha, family=len(tasks), stop=self._stop,
             )  # fmt: skip
             if found is not None:
                 self.worst.append(found)
@@ -270,8 +270,8 @@ class Stages:
         kept = self.job.kept
         if kept.middle is not None:
             return kept.middle
-        found = landscape.basin(self.field, task)
-        middle = found.estimate.estimate if found.estimate else found.high or found.low or self.field.design.ladder[-1]
+        basin, crossed = landscape.basin(self.field, task), landscape.estimate(self.field, task)
+        middle = crossed.estimate if crossed else basin.high or basin.low or self.field.design.ladder[-1]
         if not self.evaluator.frozen:
             kept.middle = middle
         return middle
