@@ -256,9 +256,8 @@ def _open_ends(basins: Sequence[Basin]) -> str:
         if ends
     ]
     parts = [f"Undecided within the directions that were allowed: {join(clauses)}."] if clauses else []
-    parts += [
-        f"{basin.task[:1].upper()}{basin.task[1:]} is {said}." for basin in basins if (said := floor_words(basin))
-    ]
+    ended = [f"{basin.task} is {said}" for basin in basins if (said := floor_words(basin))]
+    parts += [f"No scale is left below: {join(ended)}."] if ended else []
     earlier = [basin.task for basin in basins if basin.earlier == "yes"]
     if earlier:
         parts.append(f"An earlier crossing was seen for {_few(earlier)}, so the first one may lie lower.")

@@ -123,7 +123,8 @@ def rungs_below(ladder: Sequence[float], end: float) -> tuple[float, ...]:
     >>> [round(s, 4) for s in rungs_below(ladder(0.01, 1.28, 8), 0.002)]
     [0.0025, 0.005]
     """
-    first, ratio, below = ladder[0], ladder[1] / ladder[0], []
+    first, ratio = ladder[0], ladder[1] / ladder[0]
+    below: list[float] = []
     lowest = max(end, sys.float_info.min)
     while (scale := first / ratio ** (len(below) + 1)) >= lowest * (1 - 1e-9):
         below.append(scale)

@@ -309,9 +309,7 @@ def _default_ladder(subspace: Subspace, model: nn.Module) -> tuple[float, ...]:
     measure = subspace.ruler(model)
     rms = measure.rms
     if not rms > 0:
-        raise InputError(
-            f"the {measure.of} that may move have an RMS of {rms}; expected scales=..., a ladder of steps."
-        )
+        raise InputError(f"the {measure.of} that may move have RMS {rms}; expected scales=..., a ladder of steps.")
     return ladder(LOWEST * rms, HIGHEST * rms, RUNGS)
 
 
