@@ -137,8 +137,8 @@ def next_down(
     """:func:`next_near` on a ladder that goes on downwards where none of its rungs is shown to be inside.
 
     First the search over ``ladder`` alone. If it ends without an "inside" below the smallest "outside", it goes on
-    over ``below`` and ``ladder`` together: one look below the guess, if the guess lies below the ladder, then the
-    rules of :func:`next_node`. In all never more than ``most_nodes(len(below) + len(ladder), depth)`` nodes, so an
+    over ``below`` and ``ladder`` together: one look below the guess, if the guess lies below the ladder; the lowest
+    rung of all, unless that look was inside; then the rules of :func:`next_node`. In all never more than ``most_nodes(len(below) + len(ladder), depth)`` nodes, so an
     error per node of :func:`node_error` for so many rungs holds for all statements: the rungs below are fixed before
     anything is measured, and that they are looked at at all depends on earlier outcomes only.
 
@@ -159,6 +159,8 @@ def next_down(
             return node
         if guess is not None and guess < ladder[0]:
             return max((rung for rung in below if rung <= guess / NEAR), default=below[0])
+    if _ends(outcomes)[0] == 0 and below[0] not in outcomes:
+        return below[0]
     return next_node(outcomes, whole, depth)
 
 
