@@ -99,7 +99,7 @@ def test_the_model_is_of_the_kind(scan: Scan) -> None:
 def test_the_edge_is_bracketed_where_plain_torch_finds_it(scan: Scan, task: Task) -> None:
     """In sigma on this model, and in percent on the folded one of the same function."""
     (basin,) = scan.basins
-    assert 0 < basin.low
+    assert basin.low > 0
     assert basin.high is not None
     assert basin.high < scan.subspace.rms / 256, "below what a ladder by the RMS of all weights looks at"
     assert scan.subspace.ruler is not None

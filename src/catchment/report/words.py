@@ -125,10 +125,13 @@ def ruler_note(ruler: Ruler | None) -> str:
         return "This record was written without the RMS of the matrices, so scales have no percentages."
     over = f"{float(f'{100 * ruler.share:.3g}'):g}%"
     name, _, caution = ruler_name(ruler).partition("; ")
-    out = f"; left out for {'its' if len(ruler.left_out) == 1 else 'their'} size: {_few(ruler.left_out)}"
+    names = list(ruler.left_out)
+    if len(names) > NAMED_AT_MOST + 2:
+        names = [*names[:NAMED_AT_MOST], f"{len(names) - NAMED_AT_MOST} more"]
+    out = f"; left out for {'its' if len(names) == 1 else 'their'} size: {join(names)}"
     return (
         f"Percentages are of the {name} ({times(ruler.rms)}), over {over} of the weights"
-        f"{f'; {caution}' if caution else ''}{out if ruler.left_out else ''}."
+        f"{f'; {caution}' if caution else ''}{out if names else ''}."
     )
 
 

@@ -138,9 +138,10 @@ def next_down(
 
     First the search over ``ladder`` alone. If it ends without an "inside" below the smallest "outside", it goes on
     over ``below`` and ``ladder`` together: one look below the guess, if the guess lies below the ladder; the lowest
-    rung of all, unless that look was inside; then the rules of :func:`next_node`. In all never more than ``most_nodes(len(below) + len(ladder), depth)`` nodes, so an
-    error per node of :func:`node_error` for so many rungs holds for all statements: the rungs below are fixed before
-    anything is measured, and that they are looked at at all depends on earlier outcomes only.
+    rung of all, unless that look was inside; then the rules of :func:`next_node`. In all never more than
+    ``most_nodes(len(below) + len(ladder), depth)`` nodes, so an error per node of :func:`node_error` for so many rungs
+    holds for all statements: the rungs below are fixed before anything is measured, and that they are looked at at all
+    depends on earlier outcomes only.
 
     Args:
         below: Rising scales below the ladder, from :func:`rungs_below`; may be empty.

@@ -110,7 +110,9 @@ def test_globs_and_frames() -> None:
 def test_kernels_and_fused_experts_are_matrices() -> None:
     config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     image = tf.ViTForImageClassification(tf.ViTConfig(**config, image_size=16, patch_size=4))
-    experts = tf.MixtralForCausalLM(tf.MixtralConfig(**config, num_key_value_heads=2, vocab_size=64, num_local_experts=4))
+    experts = tf.MixtralForCausalLM(
+        tf.MixtralConfig(**config, num_key_value_heads=2, vocab_size=64, num_local_experts=4)
+    )
     for model, dims in ((image, 4), (experts, 3)):
         used = [w for w in named_weights(model).values() if sum(n > 1 for n in w.shape) > 1]
         assert dims in {w.ndim for w in used}
