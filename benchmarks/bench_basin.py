@@ -36,6 +36,7 @@ from catchment.landscape import (
     Mover,
     Subspace,
     basin,
+    estimate,
     gaussian,
     scout,
     search,
@@ -135,11 +136,10 @@ def by_search(evaluator: Evaluator, ground: Ground, rungs: Sequence[float], allo
     scout(field, [name], 6, stop(0.2))
     search(field, [name], stop(0.6))
     sharpen(field, [name], 4000, stop(1.0))
-    found = basin(field, name)
+    found, crossed = basin(field, name), estimate(field, name)
     spent, seconds = evaluator.evaluations - before, time.perf_counter() - start
-    estimate = found.estimate
     return {
-        "low": estimate.low if estimate else 0.0, "high": estimate.high if estimate else math.inf,
+        "low": crossed.low if crossed else 0.0, "high": crossed.high if crossed else math.inf,
         "bracket_low": found.low, "bracket_high": found.high, "evaluations": spent, "seconds": seconds,
     }  # fmt: skip
 
@@ -190,7 +190,7 @@ def real(model: str, name: str, items: int, reach: float | None) -> dict[str, An
     tau = 0.1 * (ground.score - task.chance_level)
     ground = Ground(prepared, base, tuple(base), task.chance_level, tau)
     subspace = Subspace.all(loaded.model)
-    rms = subspace.card(loaded.model).rms
+    rms = subspace.ruler(loaded.model).rms
     with Evaluator(engine, Mover(loaded.model, subspace, files=loaded.files), [ground]) as evaluator:
         allowed = (POINTS - 1) * DIRECTIONS * len(base) // SHARE
         ours = by_search(evaluator, ground, ladder(rms / 256, rms / 2, 15), allowed, 0)

@@ -133,6 +133,7 @@ def result(bench: Any) -> dict[str, Any]:
         "stored_as": words.STORED.get(bench.subject.name, ""),
         "moved": job.card.size,
         "rms": job.card.rms,
+        "ruler": dataclasses.asdict(job.ruler),
         "ladder": list(bench.brackets.design.ladder),
         "error_per_decision": bench.brackets.design.error,
         "search_items_each": bench.brackets.design.items_each,
@@ -179,7 +180,7 @@ def _task(bench: Any, task: str) -> dict[str, Any]:
     ground = bench.evaluator.grounds[task]
     tables = {kind: losses(profiles, task, kind) for kind in KINDS}
     decided = landscape.basin(searched, task)
-    estimate = landscape.basin(profiles, task).estimate
+    estimate = landscape.estimate(profiles, task)
     worst = bench.worst.get(task)
     looked = bool(searched.decided.get(task)) or any(t == task and u for (t, _), u in searched.units.items())
     return {

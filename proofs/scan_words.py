@@ -57,6 +57,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}g}"
 
 
+def unit(model: Mapping[str, Any]) -> float:
+    """RMS(W) over the matrices; over all weights in results of versions that had no other."""
+    return float(model["ruler"]["rms"] if "ruler" in model else model["rms"])
+
+
 def interval(found: Mapping[str, Any] | None, by: float = 1.0, digits: int = 2) -> str:
     """``estimate [low, high]``, divided by ``by``; ">" where an end lies beyond the ladder."""
     if not found or found["estimate"] is None:
@@ -85,7 +90,8 @@ def _model(model: Mapping[str, Any]) -> list[str]:
     c = model["conditions"]
     lines = [
         f"{model['parameters']:,} weights, {model['dtype']}, {model['stored_as']}; all of them move; RMS(W) "
-        f"{model['rms']:.5g}; weights {model['weights'][:12]}. {c['cpu']}, torch "
+        f"{unit(model):.5g} over {'the matrices' if 'ruler' in model else 'all weights'}; weights "
+        f"{model['weights'][:12]}. {c['cpu']}, torch "
         f"{c['versions']['torch']}, transformers {c['versions']['transformers']}.",
         "",
     ]
@@ -106,7 +112,7 @@ def _own(model: Mapping[str, Any]) -> list[str]:
 
 
 def _basins(model: Mapping[str, Any]) -> list[str]:
-    rms, rows = model["rms"], []
+    rms, rows = unit(model), []
     for name, t in model["tasks"].items():
         basin, worst = t["basin"], t["worst"]
         bracket, units = "not looked for", ""
@@ -142,7 +148,7 @@ def _worst(sigma: Mapping[str, Any] | None, worst: Mapping[str, Any] | None) -> 
 
 
 def _shapes(model: Mapping[str, Any]) -> list[str]:
-    rms, rows = model["rms"], []
+    rms, rows = unit(model), []
     for name, t in model["tasks"].items():
         for kind in ("score", "companion", "nats"):
             found = t["shape"].get(kind)
@@ -204,7 +210,7 @@ def _profiles(model: Mapping[str, Any]) -> list[str]:
     scales = sorted({p["scale"] for t in model["tasks"].values() for p in t["profile"]["points"]})
     rows = []
     for scale in scales:
-        row = [f"{scale:.3g}", f"{scale / model['rms']:.3g}"]
+        row = [f"{scale:.3g}", f"{scale / unit(model):.3g}"]
         for t in model["tasks"].values():
             at = next((p for p in t["profile"]["points"] if p["scale"] == scale), None)
             row.append(
@@ -231,7 +237,7 @@ def _gradients(model: Mapping[str, Any]) -> list[str]:
             norm, square = next(tuple(g[1:]) for g in found["gaussian"] if g[0] == top)
             rows.append([task, f"{top:.0%}", "Gaussian", f"{norm:.2f} ({square:.2f})", *[""] * 4])
         for o in found["oscillation"]:
-            reach = f"{max(o['scales']) / model['rms']:.2g}" if o["model"] == "pretrained" else "the same"
+            reach = f"{max(o['scales']) / unit(model):.2g}" if o["model"] == "pretrained" else "the same"
             waves.append([
                 task, o["model"], o["direction"], str(len(o["losses"])), reach, f"{o['centre']:.3f}",
                 f"{o['amplitude']:.3g}", f"{o['amplitude'] / o['centre']:.2g}", f"{o['rise']:+.2g}",

@@ -32,7 +32,7 @@ from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
 from catchment.records import Gradients, Worst
 from catchment.settings import ScanSettings, parse_seconds
-from catchment.statistics import next_near
+from catchment.statistics import next_down
 from catchment.workflows import Progress
 from catchment.workflows.scan_claims import claims
 from catchment.workflows.scan_job import ScanJob, admit, open_scan, split, unit_scales
@@ -196,15 +196,18 @@ def _brackets(bench: Bench) -> str:
     """Tasks that can be shown to be inside with the items there are come first; the rest with what is left."""
     design, f, tasks = bench.brackets.design, bench.brackets, bench.job.admitted
     for task in tasks:
-        found = landscape.basin(bench.profiles[task], task).estimate
-        f.guesses[task] = found.estimate if found else None
+        crossed = landscape.estimate(bench.profiles[task], task)
+        f.guesses[task] = crossed.estimate if crossed else None
     grounds = bench.evaluator.grounds
     able = [t for t in tasks if tables.needed(grounds[t], design) <= design.units(grounds[t])]
     stop = bench.until(bench.subject.search_tokens)
     landscape.search(f, [t for t in able if t not in bench.subject.extra], stop)
     landscape.search(f, able, stop)
     landscape.search(f, tasks, stop)
-    left = [t for t in tasks if next_near(f.decided.get(t, {}), design.ladder, design.depth, f.guesses[t]) is not None]
+    left = [
+        t for t in tasks
+        if next_down(f.decided.get(t, {}), design.ladder, design.below, design.depth, f.guesses[t]) is not None
+    ]  # fmt: skip
     return f"wider than they would be: {', '.join(left)}" if left else ""
 
 

@@ -94,7 +94,7 @@ def flatness(model: Any, batches: list[Batch]) -> Found:
     return {
         "loss": curved.loss, "gradient_norm": curved.gradient_norm, "trace": curved.trace.estimate,
         "trace_low": curved.trace.low, "trace_high": curved.trace.high, "top": curved.top[0],
-        "residual": curved.residuals[0], "size": card.size, "rms": card.rms, "rises": rises,
+        "residual": curved.residuals[0], "size": card.size, "rms": subspace.ruler(model).rms, "rises": rises,
         "width": crossing(SCALES, means, RISE),
         "widths": [crossing(SCALES, row, RISE) for row in rises],
     }  # fmt: skip

@@ -32,6 +32,7 @@ from catchment.records import (
     ProfilePoint,
     Recovered,
     Room,
+    Ruler,
     Scan,
     SelfCheck,
     Share,
@@ -71,6 +72,8 @@ TASKS: tuple[tuple[str, str, int, float, float, float, float, Verdict], ...] = (
     ("code", "choice_per_byte", 800, 0.25, 0.511, 0.031, 0.025, "undecided"),
     ("refusal", "refusal", 400, 0.0, 0.042, 0.01, 0.004, "not measurable"),
 )
+
+RULER = Ruler(0.11, "matrices", 0.999, dtype="float32")
 
 
 def interval(lost: float, gained: float, n: int, tasks: int = 6) -> Interval:
@@ -164,7 +167,7 @@ def flips(count: int = 64, seed: int = 0) -> tuple[Flip, ...]:
 def drift(seed: int = 0) -> Drift:
     """A sparse move that touches the attention and FFN of the middle layers; norms stay."""
     rng = random.Random(seed)
-    rows = [DriftRow("model.embed_tokens.weight", None, "embedding", 49152 * WIDTH, 700.0, 0.0, 0)]
+    rows = [DriftRow("model.embed_tokens.weight", None, "embedding", 49152 * WIDTH, 700.0, 0.0, 0, True)]
     for layer in range(LAYERS):
         bell = math.exp(-(((layer - 17) / 7) ** 2))
         for kind, size in KINDS.items():
@@ -172,12 +175,14 @@ def drift(seed: int = 0) -> Drift:
             strength = {"norm": 0.0, "ffn.down": 1.0, "attention.v": 0.8}.get(kind, 0.35)
             distance = 0.05 * norm * bell * strength * rng.uniform(0.7, 1.2)
             changed = round(0.02 * size * bell * strength)
-            rows.append(DriftRow(f"model.layers.{layer}.{kind}", layer, kind, size, norm, distance, changed))
-    rows.append(DriftRow("model.norm.weight", None, "final norm", WIDTH, 40.0, 0.02, 12))
+            name = f"model.layers.{layer}.{kind}"
+            rows.append(DriftRow(name, layer, kind, size, norm, distance, changed, kind != "norm"))
+    rows.append(DriftRow("model.norm.weight", None, "final norm", WIDTH, 40.0, 0.02, 12, False))
     size = sum(row.size for row in rows)
     norm = math.sqrt(sum(row.norm**2 for row in rows))
     distance = math.sqrt(sum(row.distance**2 for row in rows))
-    return Drift(size, norm, distance, distance / math.sqrt(size), sum(row.changed for row in rows), tuple(rows))
+    changed = sum(row.changed for row in rows)
+    return Drift(size, norm, distance, distance / math.sqrt(size), changed, tuple(rows), RULER)
 
 
 def recovered() -> Recovered:
@@ -251,7 +256,7 @@ BASINS = (
 
 
 def subspace_card(**changes: Any) -> SubspaceCard:
-    card = SubspaceCard("all", "all weights", 134_515_008, 272, 1276.0, 0.11, "9c1f0e5ab42d7788")
+    card = SubspaceCard("all", "all weights", 134_515_008, 272, 1276.0, 0.11, "9c1f0e5ab42d7788", RULER)
     return replace(card, **changes)
 
 

@@ -146,7 +146,9 @@ class ScanSettings:
         tau_absolute: Tolerated drop in score, instead of --tau.
         alpha: Error rate of all brackets together.
         directions: Antithetic pairs of random directions per scale of a profile.
-        ladder: Scales as LOW:HIGH:RUNGS, RMS displacement per weight. Default: from RMS(W)/256 to RMS(W)/2, 15 rungs.
+        ladder: Scales as LOW:HIGH:RUNGS, RMS displacement per weight. Default: from 1/256 to 1/2 of the RMS of the
+            matrices that may move, 15 rungs; further down where nothing is shown to be inside, as far as the number
+            format goes.
         depth: Bisections after the rungs.
         items: "fresh": a statement about the population of the items; "fixed": about these items.
         text: Built-in text, or a file, as one more capability; "none" to leave out.
@@ -240,7 +242,7 @@ class ScanSettings:
         return parse_seconds(self.budget) or 600.0
 
     def scales(self, rms: float) -> tuple[float, float, int]:
-        """(lowest, highest, rungs) of the ladder, for weights of this RMS."""
+        """(lowest, highest, rungs) of the ladder, for weights whose ruler is this."""
         if self.ladder is None:
             return rms / 256, rms / 2, 15
         try:

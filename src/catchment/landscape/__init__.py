@@ -1,6 +1,6 @@
 """What moving the weights costs: subspaces, directions, exact displacement, and what is measured along the way."""
 
-from catchment.landscape.basin import Design, Field, basin, fill, items_each, profile, scout, search, sharpen
+from catchment.landscape.basin import Design, Field, basin, estimate, fill, items_each, profile, scout, search, sharpen
 from catchment.landscape.check import check
 from catchment.landscape.curvature import Hessian, curvature, curvature_memory, top_eigenvalues, trace, vectors
 from catchment.landscape.directions import (
@@ -22,7 +22,7 @@ from catchment.landscape.memory import free_memory
 from catchment.landscape.plane import orthogonal, plane, through
 from catchment.landscape.rays import Ray, barrier, measure, room
 from catchment.landscape.subspace import Subspace
-from catchment.landscape.worst import Effort, ascend, attack_memory, unit, worst
+from catchment.landscape.worst import Effort, ascend, attack_memory, unit, within, worst
 
 __all__ = [
     "Batch",
@@ -53,6 +53,7 @@ __all__ = [
     "curvature",
     "curvature_memory",
     "displaced",
+    "estimate",
     "fill",
     "filter_normalised",
     "free_memory",
@@ -79,5 +80,6 @@ __all__ = [
     "trace",
     "unit",
     "vectors",
+    "within",
     "worst",
 ]

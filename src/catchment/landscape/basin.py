@@ -25,7 +25,7 @@ from catchment.statistics import (
     crossing_interval,
     decide_mean,
     mean_sequence,
-    next_near,
+    next_down,
     node_error,
     strict,
     units_needed,
@@ -59,6 +59,8 @@ class Design:
         cap: Units at a scale at most, per task.
         fixed: Items are the population; otherwise a scale uses no item twice, so that the claim is over the
             population that the items came from.
+        below: Rising scales below the ladder, which are looked at where none of its rungs is shown to be inside.
+        floor: The number format whose smallest step the lowest of them is; empty where the ladder was given.
     """
 
     ladder: tuple[float, ...]
@@ -69,11 +71,18 @@ class Design:
     cap: int = 400
     fixed: bool = False
     seed: int = 0
+    below: tuple[float, ...] = ()
+    floor: str = ""
+
+    @property
+    def whole(self) -> tuple[float, ...]:
+        """All scales that may be rungs."""
+        return (*self.below, *self.ladder)
 
     @property
     def error(self) -> float:
         """Of one decision at one scale."""
-        return node_error(self.gamma, len(self.ladder), self.depth, self.family)
+        return node_error(self.gamma, len(self.whole), self.depth, self.family)
 
     def units(self, ground: Ground) -> int:
         """Most units at one scale."""
@@ -179,19 +188,40 @@ class Field:
 
 def scout(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda: False) -> None:
     """Guess each task's crossing from ``count`` pilot units at every second rung, from the largest scale down, so that
-    what is lost everywhere is seen first. Pilot units decide nothing; they do enter estimates and profiles."""
+    what is lost everywhere is seen first; where a task is lost at all of them, at every fourth rung below the ladder
+    until it is not. Pilot units decide nothing; they do enter estimates and profiles."""
+    design = field_.design
     try:
-        for scale in reversed(field_.design.ladder[1::2]):
-            for number in range(count):
-                if stop():
-                    return
-                for task, unit in field_.unit(tasks, scale, number, "/pilot").items():
-                    field_.pilot.setdefault((task, scale), []).append(unit)
+        for scale in reversed(design.ladder[1::2]):
+            if not _pilot(field_, tasks, scale, count, stop):
+                return
+        lower = design.below[::-1]
+        for scale in (*lower[3:-1:4], *lower[-1:]):
+            lost = [task for task in tasks if _lost(field_, task)]
+            if not lost or not _pilot(field_, lost, scale, count, stop):
+                return
     except NotStoredError:
         return
     finally:
         for task in tasks:
             field_.guesses[task] = _guess(field_, task)
+
+
+def _pilot(field_: Field, tasks: Sequence[str], scale: float, count: int, stop: Stop) -> bool:
+    """Whether all units of the pilot at a scale were measured before ``stop``."""
+    for number in range(count):
+        if stop():
+            return False
+        for task, unit in field_.unit(tasks, scale, number, "/pilot").items():
+            field_.pilot.setdefault((task, scale), []).append(unit)
+    return True
+
+
+def _lost(field_: Field, task: str) -> bool:
+    """Whether the pilot's mean drop exceeds tau at the smallest scale that it looked at."""
+    ground = field_.evaluator.grounds[task]
+    drops = values(ground, field_.pilot[task, min(scale for name, scale in field_.pilot if name == task)])
+    return sum(drops) / len(drops) > ground.tau
 
 
 def _guess(field_: Field, task: str) -> float | None:
@@ -214,7 +244,7 @@ def search(field_: Field, tasks: Sequence[str], stop: Stop = lambda: False) -> N
             wants: dict[str, float] = {}
             for task in tasks:
                 known = decided.setdefault(task, {})
-                node = next_near(known, design.ladder, design.depth, field_.guesses.get(task))
+                node = next_down(known, design.ladder, design.below, design.depth, field_.guesses.get(task))
                 if node is not None:
                     wants[task] = node
             if not wants:
@@ -253,9 +283,9 @@ def sharpen(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda
     become narrower, brackets stay as they are."""
     near: dict[str, list[float]] = {}
     for task in tasks:
-        found = _estimate(field_, task)
-        if found is not None:
-            order = sorted(field_.design.ladder, key=lambda s: abs(math.log(s / found.estimate)))
+        crossed = estimate(field_, task)
+        if crossed is not None:
+            order = sorted(field_.design.whole, key=lambda s: abs(math.log(s / crossed.estimate)))
             near[task] = sorted(order[:rungs])
     for reached in range(CHUNK, count + CHUNK, CHUNK):
         for task, scales in near.items():
@@ -267,18 +297,34 @@ def sharpen(field_: Field, tasks: Sequence[str], count: int, stop: Stop = lambda
 def basin(field_: Field, task: str) -> Basin:
     """The bracket, the estimate and the nodes of one task, from its units; measures nothing."""
     ground, design = field_.evaluator.grounds[task], field_.design
-    scales = field_.scales(task)
-    low, high, earlier = bracket(field_.decided.get(task, {}), design.ladder)
+    known = field_.decided.get(task, {})
+    went_below = any(scale < design.ladder[0] for scale in known)
+    low, high, earlier = bracket(known, design.whole if went_below else design.ladder)
     evaluations, tokens = field_.spent.get(task, (0, 0))
-    nodes = tuple(_node(field_, task, scale) for scale in scales if field_.units.get((task, scale)))
-    note = ""
-    if high == design.ladder[0]:
-        note = "the model loses more than tau at the first rung already; choose a lower --ladder"
+    nodes = tuple(_node(field_, task, scale) for scale in field_.scales(task) if field_.units.get((task, scale)))
     return Basin(
-        task, ground.score, ground.chance, ground.tau, low, high, _estimate(field_, task), nodes, earlier,
+        task, ground.score, ground.chance, ground.tau, low, high, _bracketed(field_, task, low, high), nodes, earlier,
         1 - design.gamma / design.family, design.sampling(ground), evaluations, tokens, stricts(field_, task),
-        place(ground), note,
+        place(ground), _note(design, low, high), design.floor if high == design.whole[0] else "",
     )  # fmt: skip
+
+
+def _note(design: Design, low: float, high: float | None) -> str:
+    """What is to be known of a basin without a lower end."""
+    if low > 0 or high is None or high > design.ladder[0]:
+        return ""
+    if high == design.whole[0] and design.floor:
+        return f"the model loses more than tau at the smallest step that {design.floor} holds at weights of this size"
+    if not design.below:
+        return "the model loses more than tau at the first rung already; choose a lower --ladder"
+    return "the model loses more than tau at the first rung already; what lies below was not decided"
+
+
+def _bracketed(field_: Field, task: str, low: float, high: float | None) -> Interval | None:
+    """The estimate, if a bracket with two ends holds it: elsewhere straight lines say nothing."""
+    crossed = estimate(field_, task)
+    inside = crossed is not None and high is not None and 0 < low <= crossed.estimate <= high
+    return crossed if inside else None
 
 
 def _node(field_: Field, task: str, scale: float) -> Node:
@@ -288,7 +334,9 @@ def _node(field_: Field, task: str, scale: float) -> Node:
     return Node(scale, outcome, mean_sequence(drops, min(2 * design.error, 0.5)), len(drops), evaluations)
 
 
-def _estimate(field_: Field, task: str) -> Interval | None:
+def estimate(field_: Field, task: str) -> Interval | None:
+    """Where the mean curve crosses tau by all units, the pilot's too, whether anything was decided there or not: for
+    choosing where to look, and for profiles. ``None``: it does not cross, or no scale has two units."""
     scales = field_.scales(task)
     ground = field_.evaluator.grounds[task]
     drops = [values(ground, field_.seen(task, scale)) for scale in scales]

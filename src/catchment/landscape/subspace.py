@@ -18,7 +18,8 @@ from catchment.errors import InputError, ModelError
 from catchment.landscape.noise import normal
 from catchment.landscape.sharding import local, whole
 from catchment.models import Increment, named_weights, select
-from catchment.records import SubspaceCard
+from catchment.records import Ruler, SubspaceCard
+from catchment.statistics import Tally, is_matrix, ruler
 
 _PIECE = 1 << 22
 
@@ -171,18 +172,36 @@ class Subspace:
         return {name: found[name] for name in self.shapes}
 
     def card(self, model: nn.Module) -> SubspaceCard:
-        """Size and norm of the weights there; one pass over them."""
-        squares, count = 0.0, 0
+        """Size, norm and ruler of the weights there; one pass over them."""
+        tallies = self._tallies(model)
+        squares, count = sum(tally.squares for tally in tallies), sum(tally.entries for tally in tallies)
+        return SubspaceCard(
+            self.kind, self.what, self.size, len(self.shapes), math.sqrt(squares),
+            math.sqrt(squares / max(count, 1)), self.hash, ruler(tallies),
+        )  # fmt: skip
+
+    def ruler(self, model: nn.Module) -> Ruler:
+        """What relative widths in this subspace are relative to: RMS over its part of the matrices of the model.
+
+        Raises:
+            InputError: The subspace holds no weight.
+        """
+        measure = ruler(self._tallies(model))
+        if measure is None:
+            raise InputError(f"subspace {self.what!r} holds no weight; expected at least one.")
+        return measure
+
+    def _tallies(self, model: nn.Module) -> list[Tally]:
+        """Energy of each tensor's part in the subspace; for a frame of the whole tensors that it moves."""
+        tallies = []
         for name, tensor in self.weights(model).items():
             flat = local(whole(tensor)).reshape(-1)
             if self.kind == "sparse":
                 flat = flat[self.support[name].to(flat.device)]
-            squares += sum(float(piece.double().square().sum()) for piece in flat.split(_PIECE))
-            count += flat.numel()
-        norm = math.sqrt(squares)
-        return SubspaceCard(
-            self.kind, self.what, self.size, len(self.shapes), norm, norm / math.sqrt(max(count, 1)), self.hash
-        )
+            squares = sum(float(piece.double().square().sum()) for piece in flat.split(_PIECE))
+            dtype = str(flat.dtype).removeprefix("torch.")
+            tallies.append(Tally(name, is_matrix(self.shapes[name]), flat.numel(), squares, dtype))
+        return tallies
 
 
 def refuse_fixed(name: str, tensor: Any) -> None:

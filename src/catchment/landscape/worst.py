@@ -7,6 +7,7 @@ radii, as there, finds less).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ GROWTH = 1.25
 """An ascent step moves this share of the radius along the gradient before it is projected back."""
 STRIDE = 4.0
 """Ratio of radii until the outcome changes."""
+SMALLEST, LARGEST = 2e-5, 2.0
+"""Ends of the radii, in RMS of the matrices that move: 1e-6 and 1e-1 for weights of 0.05."""
 SCHEME = 2
 """Part of every address: raised when the same address would give other numbers."""
 
@@ -155,6 +158,12 @@ class Effort:
     smallest: float = 1e-6
     largest: float = 1e-1
     seed: int = 0
+
+
+def within(effort: Effort, rms: float) -> Effort:
+    """The same effort over radii from :data:`SMALLEST` to :data:`LARGEST` of the ruler of the weights that move; as it
+    is where that is 0."""
+    return dataclasses.replace(effort, smallest=SMALLEST * rms, largest=LARGEST * rms) if rms > 0 else effort
 
 
 def worst(

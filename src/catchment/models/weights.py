@@ -22,6 +22,7 @@ from catchment.errors import InputError, ModelError, did_you_mean
 from catchment.models import adapters
 from catchment.models.families import Family, family_of, locate
 from catchment.records import Drift, DriftRow
+from catchment.statistics import Tally, is_matrix, ruler
 
 Part = Literal["all", "base", "adapter"]
 _CHUNK = 1 << 22
@@ -261,12 +262,15 @@ def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None =
     """
     family = family or family_of(base_model)
     base, tuned = effective_weights(base_model), effective_weights(tuned_model)
-    rows = []
+    rows, tallies = [], []
     for name in shared_names(base, tuned):
         tensor = base[name]
         squares, moved, changed = _difference(tensor, tuned[name])
         layer, kind = locate(name, family)
-        rows.append(DriftRow(name, layer, kind, tensor.numel(), math.sqrt(squares), math.sqrt(moved), changed))
+        tally = Tally(name, is_matrix(tensor.shape), tensor.numel(), squares, str(tensor.dtype).removeprefix("torch."))
+        tallies.append(tally)
+        distance = math.sqrt(moved)
+        rows.append(DriftRow(name, layer, kind, tally.entries, math.sqrt(squares), distance, changed, tally.matrix))
     size = sum(row.size for row in rows)
     distance = math.sqrt(sum(row.distance**2 for row in rows))
     return Drift(
@@ -276,6 +280,7 @@ def drift(base_model: nn.Module, tuned_model: nn.Module, family: Family | None =
         rms=distance / math.sqrt(size) if size else 0.0,
         changed=sum(row.changed for row in rows),
         tensors=tuple(rows),
+        ruler=ruler(tallies),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from catchment.errors import InputError, did_you_mean
 from catchment.records.core import SCHEMA_VERSION, Interval, ModelCard
-from catchment.records.landscape import Room
+from catchment.records.landscape import Room, Ruler
 
 Verdict = Literal["gained", "lost", "kept", "undecided", "not measurable"]
 
@@ -104,7 +104,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class DriftRow:
-    """How far one tensor moved: ``distance`` = ||tuned - base||_2, ``relative`` = distance / ||base||_2."""
+    """How far one tensor moved: ``distance`` = ||tuned - base||_2, ``relative`` = distance / ||base||_2. ``matrix``:
+    whether it counts for a ruler; ``None`` in records of versions that did not say."""
 
     name: str
     layer: int | None
@@ -113,6 +114,7 @@ class DriftRow:
     norm: float
     distance: float
     changed: int
+    matrix: bool | None = None
 
     @property
     def relative(self) -> float:
@@ -121,7 +123,8 @@ class DriftRow:
 
 @dataclass(frozen=True)
 class Drift:
-    """Drift in all and per tensor (tied tensors once). ``rms`` = distance / sqrt(size), the absolute scale alpha."""
+    """Drift in all and per tensor (tied tensors once). ``rms`` = distance / sqrt(size), the absolute scale alpha.
+    ``ruler``: of the base's weights; ``None`` in records of versions that had none."""
 
     size: int
     norm: float
@@ -129,6 +132,12 @@ class Drift:
     rms: float
     changed: int
     tensors: tuple[DriftRow, ...]
+    ruler: Ruler | None = None
+
+    @property
+    def relative(self) -> float | None:
+        """``rms / ruler.rms``: not ``distance / norm``, because gains of norms may hold most of the norm."""
+        return self.rms / self.ruler.rms if self.ruler is not None and self.ruler.rms > 0 else None
 
 
 @dataclass(frozen=True)

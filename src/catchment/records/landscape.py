@@ -14,10 +14,49 @@ from catchment.records.core import SCHEMA_VERSION, Interval, ModelCard
 Outcome = Literal["inside", "outside", "undecided"]
 
 
+_FORMATS = {
+    "float16": (2.0**-10, 2.0**-24),
+    "bfloat16": (2.0**-7, 2.0**-133),
+    "float32": (2.0**-23, 2.0**-149),
+    "float64": (2.0**-52, 2.0**-1074),
+}
+"""Distance from 1 to the next larger number, and the smallest number above 0."""
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What relative widths, drifts and attack radii are relative to: the RMS over the entries of the matrices.
+
+    Attributes:
+        rms: Over the matrices, outliers left out; over the vectors (gains of norms, biases) where there is no matrix.
+        of: Which of the two.
+        share: Of all entries, those that it is taken over.
+        left_out: Tensors that were left out, because their own RMS is too far above the others'.
+        dtype: Number format of most of the entries.
+    """
+
+    rms: float
+    of: Literal["matrices", "vectors"]
+    share: float
+    left_out: tuple[str, ...] = ()
+    dtype: str = ""
+
+    @property
+    def step(self) -> float:
+        """The smallest displacement that the number format holds at a weight of this size: half of the distance to
+        the next number, at the least (just below a power of 2). 0 for a format that is not known."""
+        spacing, smallest = _FORMATS.get(self.dtype, (0.0, 0.0))
+        return max(self.rms * spacing / 4, smallest / 2) if self.rms > 0 else 0.0
+
+
 @dataclass(frozen=True)
 class SubspaceCard:
-    """The weights that were moved: ``size`` is k, the dimension; ``rms`` = ||W_S||_2 / sqrt(k) of the weights there
-    (for a frame: of the tensors it moves)."""
+    """The weights that were moved: ``size`` is k, the dimension.
+
+    ``norm`` and ``rms`` = norm / sqrt(k) are over all weights there (for a frame: of the tensors it moves), to which a
+    few gains of norms may contribute most; widths are relative to ``ruler``. ``None``: the record is of a version that
+    had none, and no relative width is shown.
+    """
 
     kind: Literal["all", "glob", "sparse", "frame"]
     what: str
@@ -26,6 +65,7 @@ class SubspaceCard:
     norm: float
     rms: float
     hash: str
+    ruler: Ruler | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +122,11 @@ class Basin:
     """Most-case basin of one task: drop(low) <= tau < drop(high), both decided.
 
     ``low`` 0: no rung was shown to be inside. ``high`` ``None``: none was shown to be outside. ``estimate``: where the
-    mean curve crosses tau, with a bootstrap interval over directions (an estimate, not a decision). ``earlier``:
-    whether a crossing below ``low`` was seen; "not looked" where rungs below were not measured. ``sampling``: what the
-    claim is over. ``evaluations``: item evaluations; ``tokens``: their cost.
+    mean curve crosses tau, with a bootstrap interval over directions (an estimate, not a decision); ``None`` where no
+    bracket with two ends holds it. ``earlier``: whether a crossing below ``low`` was seen; "not looked" where rungs
+    below were not measured. ``sampling``: what the claim is over. ``evaluations``: item evaluations; ``tokens``: their
+    cost. ``floor``: the number format whose smallest step was decided to be outside, so that there is nothing below to
+    decide; else empty.
     """
 
     task: str
@@ -103,6 +145,7 @@ class Basin:
     strict: tuple[Strict, ...] = ()
     place: Literal["prompt", "inside", "outside"] = "outside"
     note: str = ""
+    floor: str = ""
 
 
 @dataclass(frozen=True)

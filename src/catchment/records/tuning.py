@@ -58,7 +58,8 @@ class Watched:
 @dataclass(frozen=True)
 class PilotSteps:
     """The room of a protected task along the first gradient, before training: RMS displacement per weight where the
-    drop passes ``max_drop``, and how many steps of the learning rate that is; ``None`` where it was not reached."""
+    drop passes ``max_drop``, and how many steps of the learning rate that is; ``None`` where it was not reached, or
+    passed below the first scale, ``below`` (``random_below`` along random moves)."""
 
     task: str
     items: int
@@ -67,6 +68,8 @@ class PilotSteps:
     random_scale: float | None
     reach: float
     warning: str | None = None
+    below: float | None = None
+    random_below: float | None = None
 
 
 @dataclass(frozen=True)

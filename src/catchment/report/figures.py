@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from catchment.records import Drift, DriftRow, Interval
+from catchment.statistics import Tally, ruler
 
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -93,23 +94,31 @@ class Heat:
 
 @dataclass(frozen=True)
 class Moved:
-    """Tensors taken together: ``relative`` = ||delta|| / ||base||, ``rms`` = ||delta|| / sqrt(size)."""
+    """Tensors taken together: ``rms`` = ||delta|| / sqrt(size); ``relative`` = rms / the ruler of these tensors."""
 
     name: str
     size: int
-    relative: float
+    relative: float | None
     rms: float
     changed: int
 
 
 def together(name: str, tensors: Sequence[DriftRow]) -> Moved:
-    """Drift of several tensors as one vector: squared distances and squared norms add."""
+    """Drift of several tensors as one vector: squared distances add. Relative to the RMS of the matrices among them,
+    so that gains of norms do not hide how far these moved; of one tensor it is ||delta|| / ||base||."""
     size = sum(tensor.size for tensor in tensors)
-    distance = math.sqrt(sum(tensor.distance**2 for tensor in tensors))
-    norm = math.sqrt(sum(tensor.norm**2 for tensor in tensors))
-    relative = distance / norm if norm > 0 else float(distance > 0)
-    rms = distance / math.sqrt(size) if size else 0.0
-    return Moved(name, size, relative, rms, sum(tensor.changed for tensor in tensors))
+    rms = math.sqrt(sum(tensor.distance**2 for tensor in tensors) / size) if size else 0.0
+    return Moved(name, size, _relative(tensors, rms), rms, sum(tensor.changed for tensor in tensors))
+
+
+def _relative(tensors: Sequence[DriftRow], rms: float) -> float | None:
+    """``None``: an old record, which does not say which of several tensors are matrices."""
+    if len(tensors) == 1:
+        return tensors[0].relative
+    if any(tensor.matrix is None for tensor in tensors):
+        return None
+    measure = ruler([Tally(t.name, bool(t.matrix), t.size, t.norm**2) for t in tensors])
+    return rms / measure.rms if measure is not None and measure.rms > 0 else float(rms > 0)
 
 
 def heats(drift: Drift) -> tuple[Heat, Heat] | None:
@@ -157,6 +166,17 @@ def scientific(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:.2g}" if abs(value) >= 0.01 else f"{value:.1e}"
+
+
+def passed_at(scale: float | None, below: float | None, reach: float) -> str:
+    """Where a bound was passed; an end that was not measured is said in words.
+
+    >>> passed_at(0.02, None, 0.1), passed_at(None, 0.01, 0.1), passed_at(None, None, 0.1)
+    ('0.02', 'below 0.01', 'beyond 0.1')
+    """
+    if scale is not None:
+        return scientific(scale)
+    return f"beyond {scientific(reach)}" if below is None else f"below {scientific(below)}"
 
 
 def share(value: float) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from catchment.records import Basin, Interval, Plane
+from catchment.records import Basin, Interval, Plane, Ruler
 from catchment.report.figures import Axis, axis
-from catchment.report.scan_words import sigma
+from catchment.report.scan_words import estimate_of, sigma
 
 WIDTH, LEFT, RIGHT = 360.0, 46.0, 8.0
 STOPS = ((0.0, (58, 28, 92)), (0.35, (45, 92, 140)), (0.7, (62, 160, 140)), (1.0, (242, 224, 122)))
@@ -82,12 +82,14 @@ def basin_axis(basins: Sequence[Basin], more: Iterable[float] = ()) -> LogAxis:
     values = [*more]
     for basin in basins:
         values += [basin.low, basin.high or 0.0, *(node.scale for node in basin.nodes)]
-        values += [basin.estimate.estimate] if basin.estimate else []
+        crossed = estimate_of(basin)
+        values += [crossed.estimate] if crossed else []
     return log_axis(values)
 
 
-def relative(scale: LogAxis, rms: float) -> LogAxis | None:
-    """The same stretch in units of the RMS of the weights, as percent; ``None`` where that is zero."""
+def relative(scale: LogAxis, ruler: Ruler | None) -> LogAxis | None:
+    """The same stretch in units of the ruler, as percent; ``None`` where there is none, or it is 0."""
+    rms = ruler.rms if ruler is not None else 0.0
     return ticked(scale.low / rms, scale.high / rms, percent=True) if rms > 0 else None
 
 

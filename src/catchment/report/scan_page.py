@@ -118,10 +118,12 @@ def _basins(scan: Scan) -> dict[str, Any]:
     return {
         "ranked": scan_words.ranked(scan.basins),
         "basin_axis": scale,
-        "rms_axis": drawn.relative(scale, scan.subspace.rms),
+        "rms_axis": drawn.relative(scale, scan.subspace.ruler),
         "worst_axis": both,
-        "worst_rms_axis": drawn.relative(both, scan.subspace.rms),
+        "worst_rms_axis": drawn.relative(both, scan.subspace.ruler),
         "worst_rows": [_WorstRow(worst, _of_task(scan.basins, worst.task)) for worst in scan.worst],
+        "ruler_note": words.ruler_note(scan.subspace.ruler),
+        "of_ruler": words.ruler_name(scan.subspace.ruler) if scan.subspace.ruler else "",
         "place_groups": scan_words.by_place(scan.basins),
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from catchment.records import Scan, Worst
 from catchment.report import scan_words
 from catchment.report.terminal import plain_text
-from catchment.report.words import percent, points
+from catchment.report.words import percent, points, ruler_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,7 @@ def _bound(worst: Sequence[Worst], task: str) -> str:
 def _caption(scan: Scan) -> Text:
     level = f"{100 * scan_words.together(scan.basins):.4g}%"
     lines = [f"n: item evaluations; scales: RMS per weight; tol.: points. All brackets together: {level}."]
+    lines.append(ruler_note(scan.subspace.ruler))
     basins = [found.basin for found in scan_words.ranked(scan.basins)]
     lines += [
         f"{basin.task}: {scan_words.reading(basin)}."

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from catchment.records import Admission, Basin, Panel, SubspaceCard, Worst
-from catchment.report.words import NAMED_AT_MOST, join
+from catchment.records import Admission, Basin, Interval, Panel, SubspaceCard, Worst
+from catchment.report.words import NAMED_AT_MOST, join, ruler_name
 
 State = Literal["bracketed", "undecided", "open below", "open above", "open"]
 PLACES: dict[str, tuple[str, str]] = {
@@ -33,8 +33,9 @@ def sigma(value: float) -> str:
 
 
 def of_rms(value: float, subspace: SubspaceCard) -> str:
-    """A scale as percent of the RMS of the weights that were moved; empty where those are all zero."""
-    return f"{float(f'{100 * value / subspace.rms:.2g}'):g}%" if subspace.rms > 0 else ""
+    """A scale as percent of the ruler of the weights that were moved; empty where there is none, or it is 0."""
+    rms = subspace.ruler.rms if subspace.ruler is not None else 0.0
+    return f"{float(f'{100 * value / rms:.2g}'):g}%" if rms > 0 else ""
 
 
 def between(low: float, high: float | None, text: str = "{}") -> str:
@@ -49,9 +50,9 @@ def between(low: float, high: float | None, text: str = "{}") -> str:
 
 
 def between_of_rms(basin: Basin, subspace: SubspaceCard) -> str:
-    """The bracket in percent of the RMS of the weights; empty without a bracket."""
+    """The bracket in percent of the ruler; empty without a bracket or a ruler."""
     low, high = basin.low, basin.high
-    if subspace.rms <= 0 or (low == 0 and high is None):
+    if not of_rms(1.0, subspace) or (low == 0 and high is None):
         return ""
     if high is None:
         return f"above {of_rms(low, subspace)}"
@@ -86,12 +87,19 @@ def reading(basin: Basin) -> str:
     notes = {
         "bracketed": "both ends decided",
         "undecided": between_words,
-        "open below": "shown to hold at no scale that was tried",
+        "open below": floor_words(basin) or "shown to hold at no scale that was tried",
         "open above": "shown to break at no scale that was tried",
         "open": "undecided at every scale that was tried",
     }
     crossing = "; an earlier crossing was seen" if basin.earlier == "yes" else ""
     return notes[state] + crossing
+
+
+def floor_words(basin: Basin) -> str:
+    """Where a basin has no lower end because the number format has none; else empty."""
+    if not basin.floor or basin.high is None:
+        return ""
+    return f"outside down to the smallest step that {basin.floor} can hold ({sigma(basin.high)})"
 
 
 def narrower(one: Basin, other: Basin) -> bool:
@@ -100,10 +108,18 @@ def narrower(one: Basin, other: Basin) -> bool:
     return one.high is not None and one.high <= other.low and other.earlier != "yes"
 
 
+def estimate_of(basin: Basin) -> Interval | None:
+    """The estimate, where a bracket with two ends holds it. Records of older versions have estimates elsewhere too,
+    which straight lines from 0 made up."""
+    crossed, high = basin.estimate, basin.high
+    return crossed if crossed and high is not None and 0 < basin.low <= crossed.estimate <= high else None
+
+
 def middle(basin: Basin) -> float:
     """Where a basin stands in a list: its estimate, or a point in or beside its bracket; never a claim."""
-    if basin.estimate is not None:
-        return basin.estimate.estimate
+    crossed = estimate_of(basin)
+    if crossed is not None:
+        return crossed.estimate
     if basin.high is None:
         return 2 * basin.low if basin.low > 0 else math.inf
     return math.sqrt(basin.low * basin.high) if basin.low > 0 else basin.high / 2
@@ -165,13 +181,13 @@ def scan_sentence(
     Args:
         basins: Most-case basins of one model in one subspace.
         worst: Worst-case searches in the same subspace; may be empty.
-        subspace: The weights that were moved; its ``rms`` is the unit of the percentages.
+        subspace: The weights that were moved; its ``ruler`` is the unit of the percentages.
         admissions: Every task that was asked for; those not admitted are named as not measurable.
 
     Returns:
         Two to seven sentences. Scales are RMS displacements per weight.
     """
-    parts = [*_widths(basins, subspace), _open_ends(basins), _worst(worst, subspace)]
+    parts = [*_widths(basins, subspace), _open_ends(basins), _worst(worst, subspace), _left_out(subspace)]
     refused = [admission.task for admission in admissions if not admission.admitted]
     if refused:
         parts.append(f"Not measurable on this model: {_few(refused)}.")
@@ -217,10 +233,11 @@ def _widths(basins: Sequence[Basin], subspace: SubspaceCard) -> list[str]:
 
 
 def _size(basin: Basin, subspace: SubspaceCard, full: bool) -> str:
-    """``recall up to between a and b RMS per weight (p to q of the RMS of these weights)``."""
+    """``recall up to between a and b RMS per weight (p to q of the RMS of the matrices)``."""
     share, low, high = between_of_rms(basin, subspace), sigma(basin.low), basin.high
     unit = " RMS per weight" if full else ""
-    percent = f" ({share}{' of the RMS of these weights' if full else ''})" if share else ""
+    of = f" of the {ruler_name(subspace.ruler)}" if full and subspace.ruler is not None else ""
+    percent = f" ({share}{of})" if share else ""
     if high is None:
         text = f"up to {low}{unit} at least" if basin.low > 0 else "up to a scale that is not known"
     elif basin.low == 0:
@@ -239,6 +256,8 @@ def _open_ends(basins: Sequence[Basin]) -> str:
         if ends
     ]
     parts = [f"Undecided within the directions that were allowed: {join(clauses)}."] if clauses else []
+    ended = [f"{basin.task} is {said}" for basin in basins if (said := floor_words(basin))]
+    parts += [f"No scale is left below: {join(ended)}."] if ended else []
     earlier = [basin.task for basin in basins if basin.earlier == "yes"]
     if earlier:
         parts.append(f"An earlier crossing was seen for {_few(earlier)}, so the first one may lie lower.")
@@ -267,6 +286,13 @@ def _worst(worst: Sequence[Worst], subspace: SubspaceCard) -> str:
         quoted = [w.task + (f" (tried up to {sigma(w.survived)})" if w.survived else "") for w in spared]
         parts.append(f"For {join(quoted)} no attack was found, which proves nothing.")
     return " ".join(parts)
+
+
+def _left_out(subspace: SubspaceCard) -> str:
+    """A ruler that does not stand on all matrices says so."""
+    if subspace.ruler is None or not subspace.ruler.left_out:
+        return ""
+    return f"The RMS leaves out {_few(subspace.ruler.left_out)}, far larger than the other {subspace.ruler.of}."
 
 
 def _few(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from catchment.errors import InputError
-from catchment.records import Barrier, Interval, Room, TaskResult, Verdict
+from catchment.records import Barrier, Interval, Room, Ruler, TaskResult, Verdict
 
 Headline = Literal["clean", "loss", "gain", "trade", "open"]
 
@@ -104,6 +104,35 @@ def one_line(text: str, width: int, keep: Literal["start", "end"] = "start") -> 
     tail = line[len(line) - width + 1 :]
     word = tail.find(" ") if line[len(line) - width] != " " else -1
     return "…" + (tail[word + 1 :] if 0 <= word < min(len(tail) - 1, LONGEST_PARTIAL_WORD) else tail.lstrip())
+
+
+def ruler_name(ruler: Ruler) -> str:
+    """What percentages of a scale are percentages of.
+
+    >>> ruler_name(Ruler(0.04, "matrices", 1.0))
+    'RMS of the matrices'
+    """
+    return "RMS of the matrices" if ruler.of == "matrices" else "RMS of these vectors; not comparable with matrices"
+
+
+def ruler_note(ruler: Ruler | None) -> str:
+    """What a reader must know of the ruler: what it is taken over, and what was left out, by name.
+
+    >>> ruler_note(Ruler(0.04, "matrices", 0.75, ("embedding",)))
+    'Percentages are of the RMS of the matrices (0.04), over 75% of the weights; left out for its size: embedding.'
+    """
+    if ruler is None:
+        return "This record was written without the RMS of the matrices, so scales have no percentages."
+    over = f"{float(f'{100 * ruler.share:.3g}'):g}%"
+    name, _, caution = ruler_name(ruler).partition("; ")
+    names = list(ruler.left_out)
+    if len(names) > NAMED_AT_MOST + 2:
+        names = [*names[:NAMED_AT_MOST], f"{len(names) - NAMED_AT_MOST} more"]
+    out = f"; left out for {'its' if len(names) == 1 else 'their'} size: {join(names)}"
+    return (
+        f"Percentages are of the {name} ({times(ruler.rms)}), over {over} of the weights"
+        f"{f'; {caution}' if caution else ''}{out if names else ''}."
+    )
 
 
 def with_verdict(tasks: Sequence[TaskResult], verdict: Verdict) -> list[TaskResult]:

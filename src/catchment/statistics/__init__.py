@@ -5,13 +5,24 @@ from catchment.statistics.binomial import clopper_pearson
 from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
 from catchment.statistics.decisions import Decision, admission, decide
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
-from catchment.statistics.search import bracket, ladder, most_nodes, next_near, next_node, node_error
+from catchment.statistics.rulers import Tally, is_matrix, ruler
+from catchment.statistics.search import (
+    bracket,
+    ladder,
+    most_nodes,
+    next_down,
+    next_near,
+    next_node,
+    node_error,
+    rungs_below,
+)
 from catchment.statistics.sequences import decide_mean, mean_sequence, units_needed
 from catchment.statistics.sizes import expected_half_width, required_n
 from catchment.statistics.smoothing import certified_radius, hoeffding, strict, strong_law, weak_law
 
 __all__ = [
     "Decision",
+    "Tally",
     "admission",
     "bracket",
     "certified_radius",
@@ -23,15 +34,19 @@ __all__ = [
     "decide_mean",
     "expected_half_width",
     "hoeffding",
+    "is_matrix",
     "ladder",
     "mean_interval",
     "mean_sequence",
     "most_nodes",
+    "next_down",
     "next_near",
     "next_node",
     "node_error",
     "paired_interval",
     "required_n",
+    "ruler",
+    "rungs_below",
     "strict",
     "strong_law",
     "unbounded_paired_interval",

@@ -6,6 +6,7 @@ Nothing is remembered here: the outcomes so far say what comes next, so a search
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -112,6 +113,56 @@ def next_near(
         if below:
             return below[-2] if start < math.inf and len(below) > 1 else below[-1]
     return next_node(outcomes, ladder, depth)
+
+
+def rungs_below(ladder: Sequence[float], end: float) -> tuple[float, ...]:
+    """Rungs that continue a ladder downwards at its own lowest ratio, none of them below ``end``; rising.
+
+    To be fixed before anything is measured, as the ladder. Not below the smallest normal number.
+
+    >>> [round(s, 4) for s in rungs_below(ladder(0.01, 1.28, 8), 0.002)]
+    [0.0025, 0.005]
+    """
+    first, ratio = ladder[0], ladder[1] / ladder[0]
+    below: list[float] = []
+    lowest = max(end, sys.float_info.min)
+    while (scale := first / ratio ** (len(below) + 1)) >= lowest * (1 - 1e-9):
+        below.append(scale)
+    return tuple(reversed(below))
+
+
+def next_down(
+    outcomes: Mapping[float, Outcome], ladder: Sequence[float], below: Sequence[float], depth: int, guess: float | None
+) -> float | None:
+    """:func:`next_near` on a ladder that goes on downwards where none of its rungs is shown to be inside.
+
+    First the search over ``ladder`` alone. If it ends without an "inside" below the smallest "outside", it goes on
+    over ``below`` and ``ladder`` together: one look below the guess, if the guess lies below the ladder; the lowest
+    rung of all, unless that look was inside; then the rules of :func:`next_node`. In all never more than
+    ``most_nodes(len(below) + len(ladder), depth)`` nodes, so an error per node of :func:`node_error` for so many rungs
+    holds for all statements: the rungs below are fixed before anything is measured, and that they are looked at at all
+    depends on earlier outcomes only.
+
+    Args:
+        below: Rising scales below the ladder, from :func:`rungs_below`; may be empty.
+
+    >>> rungs = ladder(0.01, 1.28, 8)
+    >>> out = dict.fromkeys([0.01, 0.08], "outside") | {rungs[1]: "outside"}
+    >>> next_down(out, rungs, (0.0025, 0.005), 1, None), next_down(out, rungs, (), 1, None)
+    (0.0025, None)
+    """
+    whole = (*below, *ladder)
+    if len(outcomes) >= most_nodes(len(whole), depth):
+        return None
+    if all(scale >= ladder[0] for scale in outcomes):
+        node = next_near(outcomes, ladder, depth, guess)
+        if node is not None or not below or _ends(outcomes)[0] > 0:
+            return node
+        if guess is not None and guess < ladder[0]:
+            return max((rung for rung in below if rung <= guess / NEAR), default=below[0])
+    if _ends(outcomes)[0] == 0 and below[0] not in outcomes:
+        return below[0]
+    return next_node(outcomes, whole, depth)
 
 
 def most_nodes(rungs: int, depth: int) -> int:

@@ -33,7 +33,7 @@ SHARES = (0.1, 0.4, 0.5)
 LEAST = 16
 RUNGS = 12
 LOWEST, HIGHEST = 2.0**-10, 2.0
-"""Ends of the default ladder, in RMS of the weights that may move."""
+"""Ends of the default ladder, in RMS of the matrices that may move."""
 BEYOND = 2
 """Rungs in a row above ``max_drop`` after which a direction is left: one may be there by chance."""
 
@@ -183,9 +183,11 @@ class Crossing:
     Attributes:
         low: Largest scale up to which every rung is shown to be inside; 0: none is.
         high: Smallest scale that is shown to be outside, if any is.
-        estimate: Where the mean drop crosses, on straight lines between rungs; ``None``: not up to ``reach``.
+        estimate: Where the mean drop crosses, on straight lines between rungs; ``None``: not up to ``reach``, or below
+            the first rung already.
         reach: Largest scale measured.
         points: (scale, drop) with its interval over items, simultaneous over rungs, tasks and both kinds of way.
+        below: The first rung, where the mean drop is above ``max_drop`` there: it crosses somewhere below.
     """
 
     low: float
@@ -193,6 +195,7 @@ class Crossing:
     estimate: float | None
     reach: float
     points: tuple[tuple[float, Interval], ...]
+    below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,8 @@ class PilotRoom:
     level: float
 
     def steps(self, lr: float) -> tuple[float | None, float]:
-        """Steps of ``lr`` to where the mean drop crosses (``None``: not up to ``way.reach``), and those that are shown
-        to be inside."""
+        """Steps of ``lr`` to where the mean drop crosses (``None``: not up to ``way.reach``, or below the first rung,
+        ``way.below``), and those that are shown to be inside."""
         found = self.way.estimate
         known = None if found is None else steps_of_room(found, lr, self.moving)
         return known, steps_of_room(self.way.low, lr, self.moving)
@@ -229,13 +232,15 @@ class PilotRoom:
 
         Steps of a tune turn and shrink, so this is the case of a tune that goes straight on.
         """
-        found, _ = self.steps(lr)
-        if found is None or self.way.estimate is None or found >= steps:
+        scale = self.way.estimate if self.way.below is None else self.way.below
+        count = math.inf if scale is None else steps_of_room(scale, lr, self.moving)
+        if scale is None or (self.way.below is None and count >= steps):
             return None
-        said = "less than 1 step" if found < 1 else f"about {found:.0f} of {steps} steps"
+        about, under = ("about", "") if self.way.below is None else ("less than", "below ")
+        said = "less than 1 step" if count < 1 else f"{about} {count:.0f} of {steps} steps"
         return (
             f"{self.task}: a drop of {self.max_drop:g} comes after {said} at lr {lr:g}, if they go straight along the "
-            f"first gradient (RMS displacement {self.way.estimate:.2g} per weight, {self.items} items)."
+            f"first gradient (RMS displacement {under}{scale:.2g} per weight, {self.items} items)."
         )
 
 
@@ -301,9 +306,10 @@ def pilot_room(
 
 
 def _default_ladder(subspace: Subspace, model: nn.Module) -> tuple[float, ...]:
-    rms = subspace.card(model).rms
+    measure = subspace.ruler(model)
+    rms = measure.rms
     if not rms > 0:
-        raise InputError(f"the weights that may move have an RMS of {rms}; expected scales=..., a ladder of steps.")
+        raise InputError(f"the {measure.of} that may move have RMS {rms}; expected scales=..., a ladder of steps.")
     return ladder(LOWEST * rms, HIGHEST * rms, RUNGS)
 
 
@@ -349,6 +355,8 @@ def _crossing(points: Sequence[tuple[float, Interval]], max_drop: float) -> Cros
         low = scale
     high = next((scale for scale, drop in points if drop.low > max_drop), None)
     scales, drops = [s for s, _ in points], [drop.estimate for _, drop in points]
+    if drops[0] > max_drop:  # a straight line from 0 would say where, and nothing was measured there
+        return Crossing(low, high, None, scales[-1], tuple(points), scales[0])
     return Crossing(low, high, crossing(scales, drops, max_drop), scales[-1], tuple(points))
 
 

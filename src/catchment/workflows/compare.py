@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,10 +96,10 @@ def _work(job: Job) -> Comparison:
 def _drift(job: Job) -> Drift | None:
     path = job.out / "drift.json"
     if job.settings.out is not None and path.is_file():
-        try:
-            return from_json(Drift, path.read_text(encoding="utf-8"))
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            earlier = from_json(Drift, path.read_text(encoding="utf-8"))
+            if earlier.ruler is not None:  # what an older version wrote is measured again
+                return earlier
     if job.base.card.quantization or job.tuned.card.quantization:
         return None
     job.progress.status("drift of the weights")

@@ -129,7 +129,8 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
     for ground in grounds:
         if not stop():
             job.progress.status(f"worst case · {ground.name}")
-            worst = _worst(job, evaluator, way, ground, stop)
+            effort = landscape.within(EFFORT, card.ruler.rms if card.ruler else 0.0)
+            worst = _worst(job, evaluator, way, ground, effort, stop)
             found[ground.name] = dataclasses.replace(found[ground.name], worst=worst)
     return tuple(found.values())
 
@@ -148,7 +149,7 @@ def _typical(
     spans: dict[str, tuple[float, float | None]] = {}
     for name in names:
         seen = field.scales(name)
-        estimate = landscape.basin(field, name).estimate if len(seen) > 1 else None
+        estimate = landscape.estimate(field, name) if len(seen) > 1 else None
         if estimate is not None:
             below = max((scale for scale in seen if scale <= estimate.low), default=0.0)
             above = min((scale for scale in seen if scale >= estimate.high and scale < seen[-1]), default=None)
@@ -158,7 +159,9 @@ def _typical(
     return spans
 
 
-def _worst(job: Job, evaluator: Evaluator, way: Towards, ground: Ground, stop: Callable[[], bool]) -> float | None:
+def _worst(
+    job: Job, evaluator: Evaluator, way: Towards, ground: Ground, effort: Effort, stop: Callable[[], bool]
+) -> float | None:
     """Attack radius / ||tuned - base||, where an attack was found in the time left and in the memory there is."""
     half = min(ATTACK_ITEMS, len(ground.items) // 2)
     attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
@@ -168,7 +171,7 @@ def _worst(job: Job, evaluator: Evaluator, way: Towards, ground: Ground, stop: C
     try:
         if not reason:
             batches = landscape.batches_of(evaluator, ground, attack)
-            found = landscape.worst(evaluator, ground.with_items(judged), batches, EFFORT, stop=stop)
+            found = landscape.worst(evaluator, ground.with_items(judged), batches, effort, stop=stop)
     except NotStoredError:
         return None
     except Exception as error:

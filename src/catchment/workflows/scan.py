@@ -19,7 +19,7 @@ from catchment.workflows import distributed, limits
 from catchment.workflows.job import as_settings
 from catchment.workflows.measure import POLICY, environment
 from catchment.workflows.progress import Progress
-from catchment.workflows.scan_job import ScanJob, admit, open_scan, unit_scales
+from catchment.workflows.scan_job import ScanJob, admit, open_scan, scan_ladder, unit_scales
 from catchment.workflows.scan_stages import Stages
 from catchment.workflows.scan_workers import prefetch
 
@@ -73,10 +73,14 @@ def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
     speed = measure_speed(engine).tokens_per_second
     lines = [
         f"{job.side.card.name}: {job.card.size:,} of {job.side.card.parameters:,} weights may move ({job.card.what}), "
-        f"RMS {job.card.rms:.4g}; about {speed:,.0f} tokens a second here",
+        f"RMS of the {job.ruler.of} {job.ruler.rms:.4g}; about {speed:,.0f} tokens a second here",
     ]
-    low, high, rungs = settings.scales(job.card.rms)
-    lines.append(f"ladder: {rungs} scales from {low:.3g} to {high:.3g}, depth {settings.depth}")
+    rungs, below = scan_ladder(settings, job.ruler)
+    lines.append(f"ladder: {len(rungs)} scales from {rungs[0]:.3g} to {rungs[-1]:.3g}, depth {settings.depth}")
+    if below:
+        lines.append(
+            f"below it: {len(below)} more down to {below[0]:.3g}, where {job.ruler.dtype} ends, if nothing is inside"
+        )
     whole = 0.0
     for task in job.tasks:
         items = sample(task.items, settings.limit, settings.seed)
@@ -184,6 +188,7 @@ def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, A
     return {
         "tau": s.tau_absolute if s.tau_absolute is not None else f"{s.tau:g} of what is above chance",
         "ladder": list(design.ladder),
+        "scales below it": list(design.below),
         "depth": design.depth,
         "items_each": design.items_each,
         "error_per_decision": design.error,

@@ -15,7 +15,7 @@ from catchment.workflows.scan_job import ScanJob
 ITEMS = 16
 DIRECTIONS = 3
 RELATIVE = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
-"""Scales of the oscillation as shares of RMS(W), each to both sides."""
+"""Scales of the oscillation as shares of the ruler, each to both sides."""
 
 
 def claims(
@@ -26,7 +26,7 @@ def claims(
     ground = evaluator.grounds[task]
     family = {
         "kind": "gradients", "subspace": job.subspace.hash, "seed": job.settings.seed, "relative": list(RELATIVE),
-        "task": ground.prepared.task.hash(), "items": sorted(ground.items[: 2 * ITEMS]),
+        "to": "RMS of the matrices", "task": ground.prepared.task.hash(), "items": sorted(ground.items[: 2 * ITEMS]),
     }  # fmt: skip
     kept = evaluator.kept(task, family, f"{ITEMS}")
     if kept is not None:
@@ -58,9 +58,9 @@ def claims(
 def _waves(
     job: ScanJob, kind: Literal["pretrained", "random"], model: Any, chosen: Sequence[Batch], judged: Sequence[Batch]
 ) -> Iterator[Oscillation]:
-    """Loss along random directions and along the gradient of other items, at equal shares of RMS(W)."""
+    """Loss along random directions and along the gradient of other items, at equal shares of each model's ruler."""
     subspace = job.subspace
-    rms = subspace.card(model).rms
+    rms = subspace.ruler(model).rms
     scales = tuple(sorted(sign * r * rms for r in RELATIVE for sign in (-1, 1)))
     centre = landscape.mean_loss(model, judged)
     _, gradient = landscape.accumulate_gradient(model, subspace.weights(model), chosen)

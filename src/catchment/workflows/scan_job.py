@@ -16,10 +16,10 @@ from catchment import landscape, models
 from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, gates, resolve_tasks, sample
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
-from catchment.records import Admission, Panel, Row, SubspaceCard
+from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
 from catchment.runs import Cell, Store, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
-from catchment.statistics import admission, ladder, mean_interval, node_error, units_needed
+from catchment.statistics import admission, ladder, mean_interval, node_error, rungs_below, units_needed
 from catchment.workflows import distributed
 from catchment.workflows.job import CPU_BATCH, batch_tokens
 from catchment.workflows.measure import Side, fill
@@ -96,6 +96,12 @@ class ScanJob:
     kept: Kept = field(default_factory=Kept)
 
     @property
+    def ruler(self) -> Ruler:
+        """What scales are chosen by, and widths are relative to."""
+        assert self.card.ruler is not None, "a card of weights has one"
+        return self.card.ruler
+
+    @property
     def admitted(self) -> list[str]:
         return [a.task for a in self.admissions if a.admitted]
 
@@ -118,11 +124,14 @@ class ScanJob:
         """What is fixed before the first direction is drawn."""
         s = self.settings
         usable = [g for g in self.grounds if g.name in self.admitted]
-        rungs = ladder(*s.scales(self.card.rms))
-        error = node_error(s.alpha, len(rungs), s.depth, max(len(usable), 1))
+        rungs, below = scan_ladder(s, self.ruler)
+        error = node_error(s.alpha, len(below) + len(rungs), s.depth, max(len(usable), 1))
         counted = [g for g in usable if g.prepared.task.scorer != "text" and _fits(g, error)]
         each = 8 if s.items == "fixed" else landscape.items_each(counted, error)
-        return Design(rungs, s.depth, s.alpha, max(len(usable), 1), each, CAP, s.items == "fixed", s.seed)
+        return Design(
+            rungs, s.depth, s.alpha, max(len(usable), 1), each, CAP, s.items == "fixed", s.seed, below,
+            self.ruler.dtype if below else "",
+        )  # fmt: skip
 
     def thaw(self) -> None:
         """Measure again what the store lost, within the budget that was asked for, from the start of this run on."""
@@ -168,9 +177,10 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     if settings.gradients and models.named_weights(side.loaded.model, "adapter"):
         raise InputError("--gradients makes the model anew at random weights; it stands under an adapter. Merge it.")
     card = subspace.card(side.loaded.model)
-    if card.rms == 0 and settings.ladder is None:
+    if settings.ladder is None and card.ruler is not None and card.ruler.rms == 0:
         raise InputError(
-            f"subspace {settings.subspace!r} holds only zeros, so it has no scale; give --ladder LOW:HIGH:RUNGS."
+            f"the {card.ruler.of} of subspace {settings.subspace!r} hold only zeros, so it has no scale; give --ladder "
+            "LOW:HIGH:RUNGS."
         )
     distributed.shard(side.loaded.model)
     if settings.out is not None and distributed.first():
@@ -206,6 +216,14 @@ def scan_tasks(settings: ScanSettings) -> list[Task]:
             'lines like {"text": "..."}.'
         )
     return tasks if text.name in {task.name for task in tasks} else [*tasks, text]
+
+
+def scan_ladder(settings: ScanSettings, ruler: Ruler) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The rungs, and those below them down to the smallest step that the weights' number format holds. A ladder that
+    was asked for has none below."""
+    rungs = ladder(*settings.scales(ruler.rms))
+    open_below = settings.ladder is None and ruler.step > 0
+    return rungs, rungs_below(rungs, ruler.step) if open_below else ()
 
 
 NOT_ASKED = ("out", "budget", "store", "dry_run", "workers", "memory", "model", "tasks")

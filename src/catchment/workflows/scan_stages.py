@@ -234,14 +234,15 @@ class Stages:
         s = self.job.settings
         tasks = [t for t in self.job.admitted if self.evaluator.grounds[t].prepared.task.scorer != "text"]
         start, end = self.job.clock.spent, self._deadline
+        effort = landscape.within(Effort(s.restarts, s.steps, seed=s.seed), self.job.ruler.rms)
         for number, task in enumerate(tasks, 1):
             self._deadline = start + (end - start) * number / len(tasks)
             ground = self.evaluator.grounds[task]
             attack, judged = split(ground, ATTACK_ITEMS)
             self.job.progress.status(f"worst case · {task}")
             found = landscape.worst(
-                self.evaluator, ground.with_items(judged[:JUDGED_ITEMS]), self._batches(ground, attack),
-                Effort(s.restarts, s.steps, seed=s.seed), level=1 - s.alpha, family=len(tasks), stop=self._stop,
+                self.evaluator, ground.with_items(judged[:JUDGED_ITEMS]), self._batches(ground, attack), effort,
+                level=1 - s.alpha, family=len(tasks), stop=self._stop,
             )  # fmt: skip
             if found is not None:
                 self.worst.append(found)
@@ -271,8 +272,8 @@ class Stages:
         kept = self.job.kept
         if kept.middle is not None:
             return kept.middle
-        found = landscape.basin(self.field, task)
-        middle = found.estimate.estimate if found.estimate else found.high or found.low or self.field.design.ladder[-1]
+        basin, crossed = landscape.basin(self.field, task), landscape.estimate(self.field, task)
+        middle = crossed.estimate if crossed else basin.high or basin.low or self.field.design.ladder[-1]
         if not self.evaluator.frozen:
             kept.middle = middle
         return middle

@@ -198,7 +198,8 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
         PilotSteps(
             task=name, items=room.items, scale=room.way.estimate, steps=room.steps(job.rate)[0],
             random_scale=None if room.random is None else room.random.estimate, reach=room.way.reach,
-            warning=room.warning(job.rate, job.steps),
+            warning=room.warning(job.rate, job.steps), below=room.way.below,
+            random_below=None if room.random is None else room.random.below,
         )
         for name, room in found.items()
     )  # fmt: skip
@@ -209,7 +210,7 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
 
 def _scales(job: TuneJob) -> tuple[float, ...]:
     """From one step of the learning rate to as many as the tune has, and no further than random moves are tolerated."""
-    most = min(job.rate * job.steps, 2 * Subspace.all(job.loaded.model).card(job.loaded.model).rms)
+    most = min(job.rate * job.steps, 2 * Subspace.all(job.loaded.model).ruler(job.loaded.model).rms)
     return ladder(job.rate, max(most, 2 * job.rate), RUNGS)
 
 

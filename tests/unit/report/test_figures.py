@@ -27,7 +27,7 @@ def test_marks_stand_where_the_numbers_say():
 
 
 def test_squares_add_when_tensors_are_taken_together():
-    rows = [DriftRow("a", 0, "q", 9, 4.0, 3.0, 5), DriftRow("b", 0, "k", 16, 3.0, 4.0, 6)]
+    rows = [DriftRow("a", 0, "q", 9, 4.0, 3.0, 5, True), DriftRow("b", 0, "k", 16, 3.0, 4.0, 6, True)]
     moved = figures.together("both", rows)
     assert moved == figures.Moved("both", 25, 1.0, 1.0, 11)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from catchment.records import Interval
+from catchment.records import Interval, Ruler
 from catchment.report import scan_figures as drawn
 from catchment.report.figures import Axis
 from tests.samples import plane
@@ -31,10 +31,11 @@ def test_equal_ratios_are_equal_steps():
 
 def test_the_relative_axis_is_the_same_stretch_in_other_units():
     scale = drawn.log_axis([0.001, 0.02])
-    other = drawn.relative(scale, 0.1) or pytest.fail("rms is positive")
+    other = drawn.relative(scale, Ruler(0.1, "matrices", 1.0)) or pytest.fail("the ruler is positive")
     assert other.at(0.003 / 0.1) == pytest.approx(scale.at(0.003), abs=0.01)
     assert "5%" in [text for _, text in other.labels]
-    assert drawn.relative(scale, 0.0) is None
+    assert drawn.relative(scale, Ruler(0.0, "matrices", 1.0)) is None
+    assert drawn.relative(scale, None) is None
 
 
 def test_a_signed_axis_is_mirrored_and_its_labels_stay_apart():

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from catchment.records import Basin, Interval, Node, Outcome, Panel
+from catchment.records import Basin, Interval, Node, Outcome, Panel, Ruler
 from catchment.report import scan_figures, scan_page, scan_sentence, scan_words
 from tests.samples import sample_scan, subspace_card, worst_case
 
-WHERE = subspace_card(rms=0.1)
+WHERE = subspace_card(rms=7.0, ruler=Ruler(0.1, "matrices", 1.0))
 
 
 def made(task: str, low: float, high: float | None, undecided: tuple[float, ...] = (), **changes) -> Basin:  # type: ignore[no-untyped-def]
@@ -63,13 +63,13 @@ def test_sizes_are_said_in_scales_and_in_percent_of_the_weights():
         "recall has the narrowest of 2 basins: the model keeps recall up to between 0.001 and 0.002 RMS per weight"
         in text
     )
-    assert "(1% to 2% of the RMS of these weights)" in text
+    assert "(1% to 2% of the RMS of the matrices)" in text
     assert "The widest is that of language: the model keeps language up to 0.005 at least (above 5%)." in text
     assert "hold together with at least 95% confidence" in text
 
 
 def test_weights_that_are_all_zero_have_no_percent():
-    text = scan_sentence([made("recall", 0.001, 0.002)], [], subspace_card(rms=0.0, norm=0.0))
+    text = scan_sentence([made("recall", 0.001, 0.002)], [], subspace_card(ruler=Ruler(0.0, "matrices", 1.0)))
     assert "0.001 and 0.002 RMS per weight." in text
 
 

@@ -167,7 +167,8 @@ def test_the_ways_do_not_share_rows() -> None:
     assert found.way.reach == scales[-1]
     assert [drop.estimate for _, drop in found.way.points] == [0.0] * 8
     assert found.random is not None
-    assert found.random.estimate is not None
+    assert found.random.below == scales[0], "lost at the first rung: there is no saying where below"
+    assert found.random.estimate is None
     assert len(found.random.points) < 8
 
 

@@ -17,7 +17,7 @@ from catchment.capabilities import Format, Item, Task
 from catchment.capabilities.evaluate import Prepared
 from catchment.errors import InputError
 from catchment.landscape import Design, Ground
-from catchment.records import Panel, Row
+from catchment.records import Panel, Row, Ruler
 from catchment.settings import ScanSettings, read_config
 from catchment.statistics import ladder
 from catchment.workflows import scan_job
@@ -299,7 +299,7 @@ class Admitted:
     def admitted(self) -> list[str]:
         return [g.name for g in self.grounds]
 
-    card = SimpleNamespace(rms=1.0)
+    ruler = Ruler(1.0, "matrices", 1.0)
 
 
 def many(name: str, count: int, tau: float, scorer: Any = "choice") -> tuple[Task, Ground]:
