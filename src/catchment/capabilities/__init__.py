@@ -23,7 +23,7 @@ from catchment.capabilities.evaluate import (
     sample,
     settle_path,
 )
-from catchment.capabilities.prompts import Encoded, expected_answer
+from catchment.capabilities.prompts import Encoded, PromptOptions, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
 from catchment.capabilities.tasks import (
@@ -49,6 +49,7 @@ __all__ = [
     "Item",
     "OnRows",
     "Prepared",
+    "PromptOptions",
     "Scores",
     "Speed",
     "Task",

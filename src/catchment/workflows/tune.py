@@ -152,13 +152,13 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
     job.progress.status(f"what the {run.name} tune cost")
     settings = CompareSettings(
         job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
-        margin=s.max_drop if job.protected else s.margin, alpha=s.alpha, chat_template=s.chat_template,
-        system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
+        margin=s.max_drop if job.protected else s.margin, alpha=s.alpha,
+        seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
         dtype="auto", tuned_revision=_revision(job, run), device=s.device,
         attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    return run_comparison(settings, job.progress)
+    return run_comparison(settings, job.progress, job.tokenizer, job.asked)
 
 
 def _revision(job: TuneJob, run: TuneRun) -> str | None:
@@ -196,13 +196,13 @@ def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Agai
     s = job.settings
     settings = CompareSettings(
         _tuned(job, runs[1]), _tuned(job, runs[0]), tasks=tuple(tasks), limit=s.limit, margin=s.max_drop, alpha=s.alpha,  # type: ignore[arg-type]
-        chat_template=s.chat_template, system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none",
+        seed=s.seed, batch_tokens=s.batch_tokens, text="none",
         formats=1, room=False, revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
         dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
         device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    found = run_comparison(settings, job.progress)
+    found = run_comparison(settings, job.progress, job.tokenizer, job.asked)
     return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)
 
 
