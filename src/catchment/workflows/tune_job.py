@@ -332,7 +332,8 @@ def _check_asked(job: TuneJob) -> None:
     others = [task for task in job.tasks if task.name not in kept]
     parts = [part for p in job.protected for part in (p.pilot, p.replayed, p.guard, p.judged)]
     parts += [task.with_items(sample(task.items, job.settings.limit, job.settings.seed)) for task in others]
-    for part in parts:
+    own = None if job.classifies else own_task(job)
+    for part in [*parts, *([own] if own else [])]:
         prepared(job, part)
 
 
