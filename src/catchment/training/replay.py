@@ -110,13 +110,20 @@ def answered(
 
     Where choices are scored, each prompt with each of its choices instead: the places at which the score is made. An
     answer that goes on beyond ``max_new_tokens`` is learned as far as it goes. Leaves no trace. Items that do not fit
-    into the context are left out.
+    into the context are left out, with one warning. They are put as :class:`~catchment.capabilities.PromptOptions` say,
+    or its two parts.
 
     Cost: one forward pass over the prompts and up to ``max_new_tokens`` decoding steps, in batches; for choices none.
     """
     context = context_length(model)
     asked = PromptOptions.of(prompt_options, chat_template, system)
     made = prepare(tokenizer, task, prompt_options=asked, context=context, drop_long=True)
+    if made.dropped:
+        warnings.warn(
+            f"{len(made.dropped)} of {len(task.items)} items of {task.name!r} do not fit into the context of {context} "
+            "tokens and are left out",
+            stacklevel=2,
+        )
     if task.scorer in CHOICE_SCORERS:
         pairs = [(list(e.prompt), list(choice)) for e in made.encoded for choice in _unlike(e.answers)]
         return [{"input_ids": prompt + choice, "labels": [IGNORE] * len(prompt) + choice} for prompt, choice in pairs]
