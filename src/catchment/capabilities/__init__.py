@@ -23,7 +23,7 @@ from catchment.capabilities.evaluate import (
     sample,
     settle_path,
 )
-from catchment.capabilities.prompts import Encoded, PromptOptions, expected_answer
+from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
 from catchment.capabilities.tasks import (
@@ -41,6 +41,7 @@ __all__ = [
     "ASK",
     "CHOICE_SCORERS",
     "CONTINUE",
+    "DATE",
     "GENERATED_SCORERS",
     "SCORERS",
     "Encoded",
@@ -55,8 +56,10 @@ __all__ = [
     "Task",
     "agreement",
     "agreement_rows",
+    "apply_template",
     "context_length",
     "cost_tokens",
+    "date_note",
     "evaluate",
     "expected_answer",
     "format_of",

@@ -105,6 +105,8 @@ def agreement(
     rows = tuple(found[item.id] for item in items if item.id in found)
     if prepared.dropped:
         warnings.append(f"{len(prepared.dropped)} prompts longer than the context were left out")
+    note = asked.note_for(base_tokenizer, task)
+    warnings += [note] if note else []
     conditions = {
         "format": prepared.form.name,
         "chat_template": asked.chat_template,

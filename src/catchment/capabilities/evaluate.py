@@ -380,7 +380,8 @@ def evaluate(
     if prepared.dropped:
         names = ", ".join(prepared.dropped[:3]) + (", ..." if len(prepared.dropped) > 3 else "")
         warnings.append(f"{len(prepared.dropped)} items longer than the context were left out ({names})")
-    warnings += gates.check_rows(task, ordered) + engine.notes
+    note = asked.note_for(tokenizer, task)
+    warnings += gates.check_rows(task, ordered) + engine.notes + ([note] if note else [])
     conditions = {
         "format": prepared.form.name,
         "chat_template": asked.chat_template,

@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
 from catchment.errors import InputError, TaskError
 from catchment.models import template_hash, tokenizer_hash
+
+DATE = datetime(2024, 7, 26)
+"""What a chat template is told that today is, on whatever day it is asked: else rows of two days would belong to
+different prompts. It is the day that the templates of Llama 3 take where they are told none."""
+CODES = "aAwdebhBmyYHIpMSfjUWVGucxXFTDR%"
+"""Of ``strftime``; each also as ``%-d`` is, without zeros before it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,10 @@ class PromptOptions:
         """The template that wraps the task's prompts; ``None`` for a task that continues text."""
         return None if task.style == "continue" else self.template(tokenizer)
 
+    def note_for(self, tokenizer: Any, task: Task) -> str | None:
+        """What a reader must know of the prompts."""
+        return date_note(self.template_for(tokenizer, task))
+
     def system_for(self, task: Task) -> str | None:
         """The system prompt of the task's items."""
         return task.system if self.system is None or task.keeps_system else self.system
@@ -117,6 +128,33 @@ class PromptOptions:
             "system": self.system,
             "tokenizer": tokenizer_hash(tokenizer),
         }
+
+
+def apply_template(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+    """The messages as one text; ``ask``: up to where an answer begins. A template that writes the date writes
+    :data:`DATE`. It raises what the template raises."""
+    return tokenizer.apply_chat_template(
+        list(messages), chat_template=_dated(template), tokenize=False, add_generation_prompt=ask
+    )
+
+
+def _dated(template: str) -> str:
+    """The template with ``strftime_now`` as a macro of its own, because transformers hands no function to it. The line
+    break behind the macro belongs to its tag, so the template begins where a line begins, as before."""
+    if "strftime_now" not in template:
+        return template
+    day = ""
+    for code in CODES:
+        value = DATE.strftime(f"%{code}")
+        day += f"|replace('%-{code}', {value.lstrip('0') or '0'!r})|replace('%{code}', {value!r})"
+    return f"{{% macro strftime_now(format) %}}{{{{ format{day} }}}}{{% endmacro %}}\n{template}"
+
+
+def date_note(template: str | None) -> str | None:
+    """A sentence for the record where the template writes the date."""
+    if template is None or "strftime_now" not in template:
+        return None
+    return f"the chat template writes the date; it was told {DATE:%d %B %Y}, so that measurements of all days compare"
 
 
 def _read_template(chat_template: str) -> str:
@@ -176,9 +214,7 @@ def render(tokenizer: Any, task: Task, item: Item, form: Format, template: str |
         messages.append({"role": "assistant", "content": _shot_answer(task, shot)})
     messages.append({"role": "user", "content": form.fill(item)})
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        return apply_template(tokenizer, template, messages, ask=True)
     except Exception as error:  # templates are programs: they raise what they like
         raise TaskError(
             f"task {task.name!r}, item {item.id}: the chat template failed ({type(error).__name__}: {error}); expected "

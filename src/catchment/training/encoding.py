@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from catchment.capabilities import PromptOptions
+from catchment.capabilities import PromptOptions, apply_template, date_note
 from catchment.errors import InputError
 from catchment.training.data import Message, Rows
 
@@ -98,6 +98,8 @@ def encode_rows(
     if rows.kind == "classification":
         return _encode_classes(rows, tokenizer, max_length)
     template = asked.template(tokenizer) if rows.kind != "text" else None
+    if date_note(template) is not None:
+        warnings.warn(str(date_note(template)), stacklevel=2)
     marked = _mark_rows(rows, tokenizer, template, asked.chat_template, asked.system, completion_only)
     if tokenizer.eos_token_id is None and any(text.ends for text in marked):
         warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=2)
@@ -217,9 +219,7 @@ class _Chat:
 
     def render(self, messages: Sequence[Message], ask: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
-            )
+            return apply_template(self.tokenizer, self.template, messages, ask=ask)
         except Exception as error:  # templates are programs: they raise what they like
             roles = ", ".join(sorted({message["role"] for message in messages}))
             raise InputError(

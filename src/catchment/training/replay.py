@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from catchment.capabilities import CHOICE_SCORERS, PromptOptions, Task, context_length, prepare, without_trace
+from catchment.capabilities import (
+    CHOICE_SCORERS,
+    PromptOptions,
+    Task,
+    apply_template,
+    context_length,
+    prepare,
+    without_trace,
+)
 from catchment.errors import InputError
 from catchment.training.batches import Collator, groups, to_device
 from catchment.training.data import Message
@@ -376,9 +384,7 @@ class _Opening:
 
     def render(self, message: str, *, answer: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                self.messages(message), chat_template=self.template, tokenize=False, add_generation_prompt=answer
-            )
+            return apply_template(self.tokenizer, str(self.template), self.messages(message), ask=answer)
         except Exception as error:  # templates are programs: they raise what they like
             given = "a system message and one of the user" if self.system else "one user message"
             raise InputError(

@@ -14,6 +14,7 @@ import torch
 
 from catchment import models
 from catchment.capabilities import (
+    DATE,
     Engine,
     Item,
     Prepared,
@@ -84,6 +85,9 @@ class Side:
 
     def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
         loaded = self.loaded
+        note = self.asked.note_for(loaded.tokenizer, task)
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
         return prepare(
             loaded.tokenizer, task, format=form, items=items, prompt_options=self.asked,
             context=context_length(loaded.model), drop_long=self.drop_long,
@@ -96,13 +100,14 @@ class Side:
 
     def conditions(self, task: Task, form: str) -> dict[str, Any]:
         """Everything that decides a row: the address of its cell."""
-        card = self.card
+        card, template = self.card, self.template_hash(task)
         return {
             "weights": card.weights_hash,
             "config": card.config_hash,
             "tokenizer": card.tokenizer_hash,
-            "template": self.template_hash(task),
+            "template": template,
             "system": self.asked.system,
+            **({} if template == "none" else {"date": f"{DATE:%Y-%m-%d}"}),
             "task": task.hash(),
             "name": task.name,
             "format": form,

@@ -255,3 +255,33 @@ def test_a_system_prompt_that_belongs_to_the_items_stands() -> None:
     kept = task(system="Of the rows.", keeps_system=True)
     assert encode(tokenizer, kept, system="Given.") == encode(tokenizer, task(system="Of the rows."))
     assert kept.hash() != task(system="Of the rows.").hash()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{%- if strftime_now is defined %}{%- set d = strftime_now('%d %b %Y') %}{%- else %}{%- set d = 'never' %}"
+        "{%- endif %}<|system|>\n{{ d }}</s>\n" + tiny.CHAT,
+        "\n  {% for m in messages %}{{ m['content'] }} {{ strftime_now('%A, %B %-d, %Y, %H:%M') }}\n{% endfor %}",
+        "  {% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}\n {{ day() }} {{ messages[0].content }}",
+        "{{ strftime_now('%j %% %-m %e %T %U') }}",
+    ],
+)
+def test_the_date_of_a_template_is_the_same_on_every_day(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers itself renders it on that day."""
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    tokenizer = tiny.tiny_tokenizer(chat=template)
+    ours = encode(tokenizer, task()).text
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2024, 7, 26)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Then)
+    messages = [{"role": "user", "content": FORM.fill(ITEM)}]
+    assert ours == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert "26" in ours or "208" in ours

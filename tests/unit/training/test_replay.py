@@ -337,7 +337,7 @@ def test_the_base_writes_and_answers_under_the_system_prompt() -> None:
     plain = self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6, system="Be brief.")  # nobody is asked there
     assert plain == self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6)
     strict = tiny_tokenizer(chat="{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHAT)
-    with pytest.raises(InputError, match="failed on a system message and one of the user .*no system prompt"):
+    with pytest.raises(InputError, match=r"failed on a system message and one of the user .*no system prompt"):
         self_generated(model, strict, 2, max_new_tokens=6, system="Be brief.")
     task = Task("t", (Item("2 + 2?", gold="4"),), "exact")
     (example, *_) = answered(model, tokenizer, task, max_new_tokens=4, system="Be brief.")
