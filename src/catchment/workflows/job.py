@@ -164,7 +164,10 @@ def _check_kinds(settings: CompareSettings, base: Side, tuned: Side) -> None:
     """Refuse before anything is measured what could only fail afterwards."""
     if settings.prompts and base.card.tokenizer_hash != tuned.card.tokenizer_hash:
         raise TaskError("--prompts: agreement needs one tokenizer for both models; theirs differ. Leave out --prompts.")
-    for option, given in (("--prompts", settings.prompts), ("--recover", settings.recover)):
+    for option, given in (
+        ("--prompts", settings.prompts), ("--recover", settings.recover), ("--system", base.asked.system),
+        ("--chat-template FILE", base.asked.jinja),
+    ):  # fmt: skip
         if given and (base.classifies or tuned.classifies):
             raise InputError(f"{option} is for language models; {base.card.name} is a {base.card.architecture}.")
 

@@ -176,7 +176,10 @@ def _tuned(job: TuneJob, run: TuneRun) -> Any:
 
     whole = (Path(run.path) / "config.json").is_file()
     if whole:
-        return models.load(run.path, tokenizer=job.loaded.tokenizer)
+        card = job.loaded.card  # asked on the same device and path as the base was
+        return models.load(
+            run.path, tokenizer=job.loaded.tokenizer, device=card.device, attn_implementation=card.attention
+        )
     model = copy.deepcopy(job.loaded.model)
     if (Path(run.path) / "adapter_config.json").is_file():
         import warnings
@@ -232,7 +235,9 @@ def _record(
         rooms=rooms,
         against=against,
         comparison=comparison,
-        conditions=environment(job.loaded.card),
+        conditions={
+            **environment(job.loaded.card), "chat_template": job.asked.chat_template, "system": job.asked.system,
+        },
         warnings=tuple(dict.fromkeys(job.warnings)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -155,6 +155,13 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
         raise InputError(f"--pull {settings.pull:g} is a protection: name what it is to protect, --protect TASK.")
     if classifies and guarded:
         raise InputError("--protect needs a language model, and classification rows train a classifier; leave it out.")
+    if classifies and (asked.system or asked.jinja):
+        raise InputError(
+            f"--system {asked.system!r}, --chat-template {asked.chat_template!r}: classification rows train a "
+            "classifier, which is asked nothing; leave them out."
+        )
+    if asked.system and rows.kind == "text":
+        warnings.warn("--system is for the tasks only: rows of text are trained as they stand", stacklevel=2)
     protected = [_protected(task, settings) for task in guarded]
     progress.status("reading the base")
     head = _head(rows)
