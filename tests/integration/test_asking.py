@@ -147,9 +147,16 @@ def known(asked: Asked, options: dict[str, Any], n: int = 160, name: str = "word
 
 def tune(out: Path, asked: Asked, task: Task, data: Any = None, **options: Any) -> Tune:
     rows = [{"prompt": f"Say {k}.", "completion": f" {k}"} for k in range(24)] if data is None else data
-    quick: dict[str, Any] = {"max_steps": 2, "eval_steps": 2, "eval_limit": 8, "limit": 16, "held_out": 0.0}
+    quick: dict[str, Any] = {
+        "max_steps": 2,
+        "eval_steps": 2,
+        "eval_limit": 8,
+        "limit": 16,
+        "held_out": 0.0,
+        "method": "full",
+    }
     return catchment.tune(
-        tiny.tiny_llama(), rows, tokenizer=asked.tokenizer, out=out, protect=[task], tasks=[task], method="full",
+        tiny.tiny_llama(), rows, tokenizer=asked.tokenizer, out=out, protect=[task], tasks=[task],
         **{**quick, "batch_size": 2, "learning_rate": 1e-6, **options},
     )  # fmt: skip
 
@@ -236,12 +243,13 @@ def test_a_template_file_that_changes_meanwhile_changes_nothing(seen: Seen, tmp_
     options = asked.options(tmp_path)
     task = known(asked, options)
     seen.clear()
-    tune(tmp_path / "out", asked, task, no_plain=True, progress=Meddling(tmp_path / "chat.jinja"), **options)
+    options |= {"no_plain": True, "method": "lora", "replay": 0.0}
+    tune(tmp_path / "out", asked, task, progress=Meddling(tmp_path / "chat.jinja"), **options)
     assert (tmp_path / "chat.jinja").read_text() == tiny.CHAT
     check(seen, asked, task, ["fence", "judge"])
     # And a run that takes this folder up with the new content is another tune.
     with pytest.raises(StoreError, match=r"chat_template is .*sha256"):
-        tune(tmp_path / "out", asked, task, no_plain=True, **options)
+        tune(tmp_path / "out", asked, task, **options)
 
 
 def test_a_tune_goes_on_only_as_it_was_asked(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_every_part_of_a_comparison_asks_in_the_same_way(
 ) -> None:
     asked = WAYS["file and system"]
     options = asked.options(tmp_path)
-    task = known(asked, options, n=60)
+    task = known(asked, options, n=40)
     (tmp_path / "prompts.txt").write_text("one\ntwo\nthree")
     seen.clear()
     comparison = catchment.compare(
