@@ -107,10 +107,13 @@ def test_a_tokenizer_given_with_loaded_models_is_the_one_they_are_asked_with(
         catchment.compare(*loaded, tokenizer=str(tmp_path), **options)
 
 
-def test_a_tokenizer_given_for_a_named_base_is_the_judges_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [False, True])
+def test_a_tokenizer_given_for_a_named_base_is_the_judges_too(named: bool, tmp_path: Path) -> None:
     tiny.tiny_llama().save_pretrained(tmp_path / "base")
     tiny.tiny_tokenizer().save_pretrained(tmp_path / "base")
     given = tiny.tiny_tokenizer(bos=False, chat=OTHER)
+    given.save_pretrained(tmp_path / "words")
+    given = str(tmp_path / "words") if named else given
     found = catchment.tune(
         str(tmp_path / "base"), [{"text": text} for text in tiny.TEXT], tokenizer=given, out=tmp_path / "out",
         tasks=[dataclasses.replace(make_task(n=30), style="ask")], max_steps=1, batch_size=2, held_out=0.0,

@@ -115,7 +115,8 @@ def _work(job: TuneJob) -> Tune:
     if job.protected and not job.settings.no_plain:
         names.append(PLAIN)
     runs = [train(job, name, fenced=name == PROTECTED) for name in names]
-    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings]
+    told = set(job.warnings)
+    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings if text not in told]
     comparison = None
     against: tuple[Against, ...] = ()
     if distributed.first() and not job.classifies:

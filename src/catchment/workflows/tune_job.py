@@ -69,7 +69,7 @@ class TuneJob:
 
     Attributes:
         asked: How the model is asked, by everything in it.
-        tokenizer: As the caller gave it, if at all.
+        tokenizer: That of the caller, where it is not the base's own.
     """
 
     settings: TuneSettings
@@ -183,8 +183,8 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
         examples = pack(examples, longest, model=loaded.model)
     few = held.of(_drawn(held.rows, settings.seed))
     job = TuneJob(
-        settings, asked, tokenizer, method, loaded, train, held, encoded, examples,
-        _encoded(few, loaded, asked, longest) if len(few) else None,
+        settings, asked, None if tokenizer is None else loaded.tokenizer, method, loaded, train, held, encoded,
+        examples, _encoded(few, loaded, asked, longest) if len(few) else None,
         protected, tasks, settings.out or Path("."), progress,
     )  # fmt: skip
     _spare(job)
