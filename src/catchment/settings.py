@@ -64,7 +64,7 @@ class CompareSettings:
         text: Built-in text, or a file, for bits per byte; "none" to leave out.
         formats: Prompt formats per task, for the sensitivity to the prompt. 1 leaves it out.
         chat_template: "auto", "none", or a Jinja file.
-        system: System prompt.
+        system: System prompt, in place of the tasks' own.
         seed: Chooses the items.
         batch_tokens: Padded tokens per forward pass. Default: 1024 on a CPU, else found on this machine.
         drop_long: Leave out items longer than the context instead of refusing the task.
@@ -161,7 +161,7 @@ class ScanSettings:
         workers: Processes that measure directions; each loads the model. GPUs are given out in turns.
         memory: Clean weights from "mapped" files, a "copy", or "low" memory; "auto" chooses.
         chat_template: "auto", "none", or a Jinja file.
-        system: System prompt.
+        system: System prompt, in place of the tasks' own.
         seed: Chooses items and directions.
         batch_tokens: Padded tokens per forward pass. Default: 1024 on a CPU, else found on this machine.
         drop_long: Leave out items longer than the context instead of refusing the task.
@@ -301,7 +301,7 @@ class TuneSettings:
         margin: Largest drop that still counts as kept.
         alpha: Error rate of all verdicts together.
         chat_template: "auto", "none", or a Jinja file; for data and tasks.
-        system: System prompt.
+        system: System prompt of every task, of rows that have none of their own, and of what the base writes.
         seed: Data order, selection, items.
         batch_tokens: Padded tokens per forward pass of an evaluation.
         dtype: "auto", "float32", "bfloat16" or "float16".

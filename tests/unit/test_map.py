@@ -78,3 +78,36 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     code = f"import sys; {statement}; print([m for m in ('torch', 'transformers', 'scipy.stats') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def _signatures() -> list[tuple[str, set[str]]]:
+    """Every function of the package with the names of its parameters."""
+    found = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                names = {a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+                found.append((f"{path.relative_to(SOURCE)}:{node.name}", names))
+    return found
+
+
+def test_who_takes_a_chat_template_takes_all_of_how_a_model_is_asked() -> None:
+    ours = {"of", "_read_template"}  # of PromptOptions itself
+    loose = {
+        where
+        for where, names in _signatures()
+        if "chat_template" in names and not {"system", "prompt_options"} <= names and where.split(":")[1] not in ours
+    }
+    assert not loose
+
+
+def test_how_a_model_is_asked_is_handed_on_in_one_object() -> None:
+    loose = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not {w.arg for w in node.keywords} & {"chat_template", "system"}:
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called not in ("apply_chat_template", "replace", "Task"):
+                loose.append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert not loose

@@ -25,7 +25,7 @@ from catchment.capabilities.evaluate import (
     settle_path,
 )
 from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
-from catchment.capabilities.prompts import Encoded, expected_answer
+from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Speed, measure_speed
 from catchment.capabilities.tasks import (
@@ -44,6 +44,7 @@ __all__ = [
     "ASK",
     "CHOICE_SCORERS",
     "CONTINUE",
+    "DATE",
     "GENERATED_SCORERS",
     "SCORERS",
     "DoubleKeyError",
@@ -53,13 +54,16 @@ __all__ = [
     "Item",
     "OnRows",
     "Prepared",
+    "PromptOptions",
     "Scores",
     "Speed",
     "Task",
     "agreement",
     "agreement_rows",
+    "apply_template",
     "context_length",
     "cost_tokens",
+    "date_note",
     "distinct_keys",
     "evaluate",
     "expected_answer",

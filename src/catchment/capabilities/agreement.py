@@ -29,7 +29,7 @@ from catchment.capabilities.evaluate import (
     settle_path,
     unwrap,
 )
-from catchment.capabilities.prompts import Encoded
+from catchment.capabilities.prompts import Encoded, PromptOptions
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, TaskError
 from catchment.models import without_trace
@@ -49,6 +49,7 @@ def agreement(
     format: str | None = None,
     chat_template: str = "auto",
     system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -89,13 +90,14 @@ def agreement(
         raise InputError(f"task {task.name!r} has scorer {task.scorer!r}; expected 'agreement', or a list of prompts.")
     base, base_tokenizer = unwrap(base, tokenizer)
     tuned, tuned_tokenizer = unwrap(tuned, tokenizer)
+    asked = PromptOptions.of(prompt_options, chat_template, system)
     if base_tokenizer is None or tuned_tokenizer is None:
         raise InputError("agreement(base, tuned, ...): expected tokenizer=..., because a model has none.")
     warnings = gates.check_task(task)
     items = sample(task.items, limit, seed)
     contexts = [n for n in map(engines.context_length, (base, tuned)) if n is not None]
     prepared = prepare(
-        base_tokenizer, task, format=format, items=items, chat_template=chat_template, system=system,
+        base_tokenizer, task, format=format, items=items, prompt_options=asked,
         context=min(contexts, default=None), drop_long=drop_long,
     )  # fmt: skip
     one = make_engine(base, base_tokenizer, batch_tokens)
@@ -104,9 +106,12 @@ def agreement(
     rows = tuple(found[item.id] for item in items if item.id in found)
     if prepared.dropped:
         warnings.append(f"{len(prepared.dropped)} prompts longer than the context were left out")
+    note = asked.note_for(base_tokenizer, task)
+    warnings += [note] if note else []
     conditions = {
         "format": prepared.form.name,
-        "chat_template": chat_template,
+        "chat_template": asked.chat_template,
+        "system": asked.system_for(task),
         "batch_tokens": one.batch_tokens,
         "packed": one.packed,
         "shared_prefix": prepared.prefix,

@@ -13,7 +13,7 @@ import torch
 from catchment.capabilities import classifiers, gates, prompts, scorers, speed
 from catchment.capabilities import engine as engines
 from catchment.capabilities.engine import Engine, Prefix
-from catchment.capabilities.prompts import Encoded
+from catchment.capabilities.prompts import Encoded, PromptOptions
 from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
 from catchment.models import without_trace
@@ -129,20 +129,23 @@ def prepare(
     items: Sequence[Item] | None = None,
     chat_template: str = "auto",
     system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     context: int | None = None,
     drop_long: bool = False,
 ) -> Prepared:
     """Encode, check lengths, find the shared prefix. No forward pass.
 
+    How the items are put is in ``prompt_options``, or else in ``chat_template`` and ``system``.
+
     Raises:
         GateError: prompts longer than ``context`` (unless ``drop_long``).
     """
-    form = format_of(task, format)
+    form, asked = format_of(task, format), PromptOptions.of(prompt_options, chat_template, system)
     items = task.items if items is None else items
     if task.scorer == "text":
         encoded = _encode_passages(tokenizer, items)
         return Prepared(task, form, tuple(encoded), 0, context or 0, sum(len(e.answers[0]) for e in encoded))
-    encoded = prompts.encode(tokenizer, task, form, items=items, chat_template=chat_template, system=system)
+    encoded = prompts.encode(tokenizer, task, form, items=items, prompt_options=asked)
     generated = task.max_new_tokens if task.scorer in (*GENERATED_SCORERS, "agreement") else 0
     lengths = {
         e.item.id: len(e.prompt) + max([generated, *(len(a) - 1 for a in e.answers)], default=0) for e in encoded
@@ -324,6 +327,7 @@ def evaluate(
     format: str | None = None,
     chat_template: str = "auto",
     system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -341,7 +345,8 @@ def evaluate(
         model: a :class:`~catchment.models.LoadedModel`, or a transformers model (then give ``tokenizer``).
         task: what to measure; see :class:`~catchment.capabilities.Task`.
         format: name of one of the task's formats; the first by default.
-        chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
+        chat_template, system: how the model is asked; see :class:`~catchment.capabilities.PromptOptions`.
+        prompt_options: the two in one object, instead of them.
         limit: score a seeded random subset of this many items.
         batch_tokens: padded tokens per forward pass; measured when ``None``.
         drop_long: leave out items that do not fit into the context (they are named in the warnings).
@@ -360,6 +365,7 @@ def evaluate(
         0.71
     """
     model, tokenizer = unwrap(model, tokenizer)
+    asked = PromptOptions.of(prompt_options, chat_template, system)
     warnings = gates.check_task(task)
     items = sample(task.items, limit, seed)
     if task.scorer == "classify":
@@ -372,7 +378,7 @@ def evaluate(
         raise InputError(f"evaluate({type(model).__name__}, ...): expected tokenizer=..., because the model has none.")
     check_causal(model)
     prepared = prepare(
-        tokenizer, task, format=format, items=items, chat_template=chat_template, system=system,
+        tokenizer, task, format=format, items=items, prompt_options=asked,
         context=engines.context_length(model), drop_long=drop_long,
     )  # fmt: skip
     engine = make_engine(model, tokenizer, batch_tokens)
@@ -381,10 +387,12 @@ def evaluate(
     if prepared.dropped:
         names = ", ".join(prepared.dropped[:3]) + (", ..." if len(prepared.dropped) > 3 else "")
         warnings.append(f"{len(prepared.dropped)} items longer than the context were left out ({names})")
-    warnings += gates.check_rows(task, ordered) + engine.notes
+    note = asked.note_for(tokenizer, task)
+    warnings += gates.check_rows(task, ordered) + engine.notes + ([note] if note else [])
     conditions = {
         "format": prepared.form.name,
-        "chat_template": chat_template,
+        "chat_template": asked.chat_template,
+        "system": asked.system_for(task),
         "batch_tokens": engine.batch_tokens,
         "packed": engine.packed,
         "shared_prefix": prepared.prefix,

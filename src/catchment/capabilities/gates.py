@@ -170,7 +170,7 @@ def check_lengths(task: Task, lengths: Mapping[str, int], limit: int | None) -> 
         raise GateError(
             f"task {task.name!r}: {len(over)} of {len(lengths)} prompts are longer than the model's context of "
             f"{limit} tokens (longest: item {worst}, {over[worst]} tokens, answer included); use fewer shots, shorter "
-            f"items, or --drop-long to leave these items out for both models."
+            f"items or another task; compare and scan can leave these items out for both models (--drop-long)."
         )
 
 

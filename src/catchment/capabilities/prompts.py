@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
 from catchment.errors import InputError, TaskError
+from catchment.models import template_hash, tokenizer_hash
+
+DATE = datetime(2024, 7, 26)
+"""What a chat template is told that today is, on whatever day it is asked: else rows of two days would belong to
+different prompts. It is the day that the templates of Llama 3 take where they are told none."""
+CODES = "aAwdebhBmyYHIpMSfjUWVGucxXFTDR%"
+"""Of ``strftime``; each also as ``%-d`` is, without zeros before it."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +40,134 @@ class Encoded:
     sizes: tuple[int, ...]
 
 
-def chat_template_text(tokenizer: Any, task: Task, chat_template: str) -> str | None:
-    """The template to apply to this task, or ``None``.
+@dataclass(frozen=True)
+class PromptOptions:
+    """How a model is asked. One of these goes to whatever encodes an item or a row, so that the same item becomes the
+    same tokens wherever it is scored.
 
-    ``"none"``: never. ``"auto"``: the tokenizer's own, for tasks of style ``"ask"``. Otherwise the path of a
-    Jinja file, applied to tasks of style ``"ask"``.
+    Attributes:
+        chat_template: ``"auto"``: the tokenizer's own; ``"none"``; or the path of a Jinja file. Applied to tasks of
+            style ``"ask"`` and to conversations.
+        system: System prompt in place of the tasks' own; ``None``: each task's own, where it has one.
+        jinja: The text of that file. It is read once, when this is made: what the file becomes later changes nothing.
 
     Raises:
-        InputError: the path is not a readable file, or the tokenizer has several templates and none is the default.
+        InputError: ``chat_template`` is none of these, or the file is no text.
+
+    >>> PromptOptions("none", "Be brief.").conditions(None)["system"]
+    'Be brief.'
     """
-    if chat_template not in ("auto", "none") and not Path(chat_template).is_file():
-        raise InputError(f"--chat-template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
-    if chat_template == "none" or task.style == "continue":
-        return None
-    if chat_template != "auto":
-        return Path(chat_template).read_text(encoding="utf-8")
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict):
+
+    chat_template: str = "auto"
+    system: str | None = None
+    jinja: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chat_template", str(self.chat_template))
+        if self.chat_template not in ("auto", "none") and self.jinja is None:
+            object.__setattr__(self, "jinja", _read_template(self.chat_template))
+
+    @classmethod
+    def of(cls, given: PromptOptions | None, chat_template: str, system: str | None) -> PromptOptions:
+        """What a caller has given: the object, or its two parts.
+
+        Raises:
+            InputError: Both.
+        """
+        if given is None:
+            return cls(chat_template, system)
+        if chat_template != "auto" or system is not None:
+            raise InputError(
+                f"chat_template {chat_template!r} and system {system!r} beside prompt_options={given}; expected either "
+                "the two or the object that holds them."
+            )
+        return given
+
+    def template(self, tokenizer: Any) -> str | None:
+        """The Jinja text to apply; ``None`` without any.
+
+        Raises:
+            InputError: The tokenizer has several templates and none of them is the default.
+        """
+        if self.chat_template != "auto":
+            return self.jinja
+        own = getattr(tokenizer, "chat_template", None)
+        if not isinstance(own, Mapping):
+            return own
         if "default" not in own:
             raise InputError(
-                f"the tokenizer has the chat templates {sorted(own)} and no default; expected --chat-template PATH "
-                f"with one of them, or 'none'."
+                f"the tokenizer has the chat templates {sorted(own)} and no default; expected the path of a file with "
+                "one of them as chat_template (--chat-template), or 'none'."
             )
         return own["default"]
-    return own
+
+    def template_for(self, tokenizer: Any, task: Task) -> str | None:
+        """The template that wraps the task's prompts; ``None`` for a task that continues text."""
+        return None if task.style == "continue" else self.template(tokenizer)
+
+    def note_for(self, tokenizer: Any, task: Task) -> str | None:
+        """What a reader must know of the prompts."""
+        return date_note(self.template_for(tokenizer, task))
+
+    def system_for(self, task: Task) -> str | None:
+        """The system prompt of the task's items."""
+        return task.system if self.system is None or task.keeps_system else self.system
+
+    @property
+    def key(self) -> str:
+        """``chat_template``, a file by its content: what a folder of results remembers."""
+        if self.jinja is None:
+            return self.chat_template
+        return f"sha256:{hashlib.sha256(self.jinja.encode()).hexdigest()}"
+
+    def conditions(self, tokenizer: Any) -> dict[str, Any]:
+        """What decides the tokens of an item beside its task; equal conditions give equal tokens."""
+        return {
+            "chat_template": self.key,
+            "template": template_hash(tokenizer) if self.chat_template == "auto" else "",
+            "system": self.system,
+            "tokenizer": tokenizer_hash(tokenizer),
+        }
+
+
+def apply_template(tokenizer: Any, template: str, messages: Sequence[Mapping[str, Any]], *, ask: bool) -> str:
+    """The messages as one text; ``ask``: up to where an answer begins. A template that writes the date writes
+    :data:`DATE`. It raises what the template raises."""
+    return tokenizer.apply_chat_template(
+        list(messages), chat_template=_dated(template), tokenize=False, add_generation_prompt=ask
+    )
+
+
+def _dated(template: str) -> str:
+    """The template with ``strftime_now`` as a macro of its own, because transformers hands no function to it. The line
+    break behind the macro belongs to its tag, so the template begins where a line begins, as before."""
+    if "strftime_now" not in template:
+        return template
+    day = ""
+    for code in CODES:
+        value = DATE.strftime(f"%{code}")
+        day += f"|replace('%-{code}', {value.lstrip('0') or '0'!r})|replace('%{code}', {value!r})"
+    return f"{{% macro strftime_now(format) %}}{{{{ format{day} }}}}{{% endmacro %}}\n{template}"
+
+
+def date_note(template: str | None) -> str | None:
+    """A sentence for the record where the template writes the date."""
+    if template is None or "strftime_now" not in template:
+        return None
+    return f"the chat template writes the date; it was told {DATE:%d %B %Y}, so that measurements of all days compare"
+
+
+def _read_template(chat_template: str) -> str:
+    path = Path(chat_template)
+    if not path.is_file():
+        raise InputError(f"chat_template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"chat_template {chat_template!r} cannot be read ({type(error).__name__}: {error}); expected a Jinja file "
+            "in UTF-8."
+        ) from error
 
 
 def expected_answer(item: Item, scorer: str) -> str | None:
@@ -85,10 +198,12 @@ def _shot_answer(task: Task, shot: Item) -> str:
 def render(tokenizer: Any, task: Task, item: Item, form: Format, template: str | None, system: str | None) -> str:
     """The prompt as text, up to where the answer begins. The separator before the answer is not part of it.
 
+    Args:
+        template, system: Of :class:`PromptOptions`, for this task.
+
     Raises:
         TaskError: the chat template refuses the messages (some have no system role).
     """
-    system = system if system is not None else task.system
     if template is None:
         parts = [system] if system else []
         parts += [form.fill(shot) + form.separator + _shot_answer(task, shot) for shot in task.shots]
@@ -99,9 +214,7 @@ def render(tokenizer: Any, task: Task, item: Item, form: Format, template: str |
         messages.append({"role": "assistant", "content": _shot_answer(task, shot)})
     messages.append({"role": "user", "content": form.fill(item)})
     try:
-        return tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        return apply_template(tokenizer, template, messages, ask=True)
     except Exception as error:  # templates are programs: they raise what they like
         raise TaskError(
             f"task {task.name!r}, item {item.id}: the chat template failed ({type(error).__name__}: {error}); expected "
@@ -150,15 +263,17 @@ def encode(
     items: Sequence[Item] | None = None,
     chat_template: str = "auto",
     system: str | None = None,
+    prompt_options: PromptOptions | None = None,
 ) -> list[Encoded]:
-    """Encode all items of a task under one format.
+    """Encode all items of a task under one format, asked as ``prompt_options`` say, or their two parts.
 
     Prompt and answer are tokenized together and split at the length of the prompt alone, white space at the end of the
     prompt going to the answer: the convention of the lm-evaluation-harness, so that decisions are comparable. Where
     the answer is generated only blanks go over to it, because a line break at the end is part of the request.
     """
     items = task.items if items is None else items
-    template = chat_template_text(tokenizer, task, chat_template)
+    asked = PromptOptions.of(prompt_options, chat_template, system)
+    template, system = asked.template_for(tokenizer, task), asked.system_for(task)
     separator = "" if template is not None else form.separator
     contexts, continuations = [], []
     for item in items:

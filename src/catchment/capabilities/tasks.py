@@ -108,6 +108,8 @@ class Task:
         chance: Expected score of guessing. ``None``: derived (choice: mean of 1/len(choices); else 0).
         max_new_tokens, stop: Limits of a greedy generation.
         function: For scorer ``"callable"``: ``function(item, answer) -> float`` in [0, 1].
+        system: System prompt of the items; one given where the model is asked takes its place.
+        keeps_system: It does not, because the items belong with this one, as rows that were trained under it do.
         version: Raised when the items or their meaning change.
         notes: What a user is to know of how the items were read; a comparison gives them as warnings.
     """
@@ -125,6 +127,7 @@ class Task:
     system: str | None = None
     description: str = ""
     version: int = 1
+    keeps_system: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -158,6 +161,7 @@ class Task:
             [[i.prompt, i.choices, i.gold] for i in self.shots],
             [self.scorer, self.style, self.max_new_tokens, self.stop, self.system, self.version],
             _code(self.function),
+            *(["keeps system"] if self.keeps_system else []),
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import TrainerCallback
 
-from catchment.capabilities import GENERATED_SCORERS, Scores, Task, evaluate, sample
+from catchment.capabilities import GENERATED_SCORERS, PromptOptions, Scores, Task, evaluate, sample
 from catchment.errors import InputError
 from catchment.records import Row
 from catchment.runs import make_folder, read_json, write_atomic
@@ -66,7 +66,8 @@ class CapabilityCallback(TrainerCallback):
             whether it had been stopped: then it ends at once (a plain ``Trainer`` takes one step before it looks).
         alpha: Error over all tasks and evaluations.
         batch_tokens: Padded tokens per forward pass; measured once when ``None``.
-        chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
+        chat_template, system: How the model is asked; see :class:`~catchment.capabilities.PromptOptions`.
+        prompt_options: The two in one object, instead of them.
         table: Print a table of the results at the end of the training.
 
     Attributes:
@@ -103,6 +104,8 @@ class CapabilityCallback(TrainerCallback):
         alpha: float = 0.05,
         batch_tokens: int | None = None,
         chat_template: str = "auto",
+        system: str | None = None,
+        prompt_options: PromptOptions | None = None,
         table: bool = True,
     ) -> None:
         self.tasks = _checked_tasks(tasks)
@@ -117,7 +120,8 @@ class CapabilityCallback(TrainerCallback):
         self.eval_on_start, self.eval_steps = eval_on_start, eval_steps
         self.limit, self.seed, self.margin, self.alpha = limit, seed, margin, alpha
         self.max_drop, self.on_drop, self.table = max_drop, on_drop, table
-        self.tokenizer, self.batch_tokens, self.chat_template = tokenizer, batch_tokens, chat_template
+        self.asked = PromptOptions.of(prompt_options, chat_template, system)
+        self.tokenizer, self._tokenizer, self.batch_tokens = tokenizer, tokenizer, batch_tokens
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.history: list[Evaluation] = []
         self.stopped: str | None = None
@@ -135,6 +139,7 @@ class CapabilityCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         _check_whole(args)
+        self._tokenizer = self.tokenizer if self.tokenizer is not None else kwargs.get("processing_class")
         self.history, self.stopped = [], None
         later = math.ceil(state.max_steps / self.eval_steps) if self.eval_steps else 1
         self._looks = max(1, later)
@@ -177,8 +182,7 @@ class CapabilityCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _scores(self, given: dict[str, Any]) -> dict[str, Scores]:
-        tokenizer = self.tokenizer if self.tokenizer is not None else given.get("processing_class")
-        if tokenizer is None:
+        if self._tokenizer is None:
             raise InputError(
                 "CapabilityCallback: no tokenizer; expected CapabilityCallback(..., tokenizer=...) or "
                 "Trainer(..., processing_class=tokenizer)."
@@ -188,8 +192,8 @@ class CapabilityCallback(TrainerCallback):
             scores = evaluate(
                 given["model"],
                 task,
-                tokenizer=tokenizer,
-                chat_template=self.chat_template,
+                tokenizer=self._tokenizer,
+                prompt_options=self.asked,
                 limit=self.limit,
                 seed=self.seed,
                 batch_tokens=self.batch_tokens,
@@ -247,7 +251,8 @@ class CapabilityCallback(TrainerCallback):
 
     def _conditions(self) -> dict[str, Any]:
         tasks = {task.name: task.hash() for task in self.tasks}
-        return {"tasks": tasks, "limit": self.limit, "seed": self.seed, "chat_template": self.chat_template}
+        asked = self.asked.conditions(self._tokenizer)
+        return {"tasks": tasks, "limit": self.limit, "seed": self.seed, **asked}
 
     def _resume(self, args: Any, state: Any) -> None:
         """Stand where the evaluations up to this step left the callback, on every process."""

@@ -324,6 +324,8 @@ def as_task(rows: Rows, name: str = "tuned_on", limit: int | None = None, seed: 
     one assistant turn count as prompts (a system message is allowed where all rows share it). Classification:
     ``classify``.
 
+    A system message of the rows stands, whatever system prompt the model is asked under: they are trained with theirs.
+
     Args:
         limit: a seeded sample of this many items; ``None`` for all.
 
@@ -361,6 +363,7 @@ def as_task(rows: Rows, name: str = "tuned_on", limit: int | None = None, seed: 
         scorer = "exact"
     longest = max(len(answer.encode()) for answer in answers)  # no token is shorter than a byte
     task = Task(name, _apart(items), scorer, plain, system=systems.pop(), max_new_tokens=longest + 8)
+    task = replace(task, keeps_system=task.system is not None)
     return _measurable(task, limit, seed)
 
 

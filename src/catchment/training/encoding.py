@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+from catchment.capabilities import PromptOptions, apply_template, date_note
 from catchment.errors import InputError
 from catchment.training.data import Message, Rows
 
@@ -60,6 +60,7 @@ def encode_rows(
     max_length: int,
     chat_template: str = "auto",
     system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     completion_only: bool = True,
 ) -> Encoded:
     """Token ids and labels of all rows, in their order.
@@ -73,6 +74,7 @@ def encode_rows(
         max_length: longest example in tokens; longer ones are cut at the end, and one warning counts them.
         chat_template: ``"auto"``: the tokenizer's own where it has one; ``"none"``; or the path of a Jinja file.
         system: system message where a row has none; in plain text it stands before the prompt.
+        prompt_options: the two in one object, instead of them.
         completion_only: loss on completions (assistant turns) alone; otherwise on everything.
 
     Returns:
@@ -88,14 +90,17 @@ def encode_rows(
     """
     if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
         raise InputError(f"max_length {max_length!r}: expected a whole number of at least 2 tokens.")
-    if system and rows.kind in ("text", "classification"):
+    asked = PromptOptions.of(prompt_options, chat_template, system)
+    if asked.system and rows.kind in ("text", "classification"):
         raise InputError(
-            f"system {system!r:.60} with rows of kind {rows.kind!r}: expected prompts or messages. Omit it."
+            f"system {asked.system!r:.60} with rows of kind {rows.kind!r}: expected prompts or messages. Omit it."
         )
     if rows.kind == "classification":
         return _encode_classes(rows, tokenizer, max_length)
-    template = chat_template_of(tokenizer, chat_template) if rows.kind != "text" else None
-    marked = _mark_rows(rows, tokenizer, template, chat_template, system, completion_only)
+    template = asked.template(tokenizer) if rows.kind != "text" else None
+    if date_note(template) is not None:
+        warnings.warn(str(date_note(template)), stacklevel=2)
+    marked = _mark_rows(rows, tokenizer, template, asked.chat_template, asked.system, completion_only)
     if tokenizer.eos_token_id is None and any(text.ends for text in marked):
         warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=2)
     examples: list[Example] = []
@@ -139,25 +144,6 @@ def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] 
 
 
 # What is learned of a row
-
-
-def chat_template_of(tokenizer: Any, chat_template: str) -> str | None:
-    """The Jinja text to apply, chosen as :func:`~catchment.capabilities.evaluate` chooses it for questions."""
-    if chat_template == "none":
-        return None
-    if chat_template != "auto":
-        if not Path(chat_template).is_file():
-            raise InputError(f"chat_template {chat_template!r}: expected 'auto', 'none' or the path of a Jinja file.")
-        return Path(chat_template).read_text(encoding="utf-8")
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, Mapping):
-        if "default" not in own:
-            raise InputError(
-                f"the tokenizer has the chat templates {sorted(own)} and no default; expected chat_template PATH with "
-                f"one of them, or 'none'."
-            )
-        return own["default"]
-    return own
 
 
 def _mark_rows(
@@ -233,9 +219,7 @@ class _Chat:
 
     def render(self, messages: Sequence[Message], ask: bool = False) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
-            )
+            return apply_template(self.tokenizer, self.template, messages, ask=ask)
         except Exception as error:  # templates are programs: they raise what they like
             roles = ", ".join(sorted({message["role"] for message in messages}))
             raise InputError(

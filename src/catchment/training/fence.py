@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from catchment.capabilities import Task
+from catchment.capabilities import PromptOptions, Task
 from catchment.errors import InputError, ModelError
 from catchment.records import FenceLook, Row
 from catchment.runs import read_json
@@ -108,7 +108,8 @@ class Fence(TrainerCallback):
         move: What is pulled; see :class:`Move`.
         eval_steps: N.
         tokenizer: For the prompts; by default the trainer's ``processing_class``.
-        chat_template: ``"auto"``, ``"none"`` or the path of a Jinja file.
+        chat_template, system: How the model is asked; see :class:`~catchment.capabilities.PromptOptions`.
+        prompt_options: The two in one object, instead of them.
         alpha: Error over all looks and tasks.
         near: Share of ``max_drop`` to which a pull goes back; above it a task is near, which is told and no more.
         patience: Pulls after which a drop that is shown to be broken again stops the training. So does the second
@@ -148,6 +149,8 @@ class Fence(TrainerCallback):
         eval_steps: int = 50,
         tokenizer: Any = None,
         chat_template: str = "auto",
+        system: str | None = None,
+        prompt_options: PromptOptions | None = None,
         alpha: float = 0.05,
         near: float = 0.75,
         patience: int = 3,
@@ -161,7 +164,8 @@ class Fence(TrainerCallback):
         _check_settings(max_drop, alpha, near, slow, eval_steps, patience)
         self.max_drop, self.alpha, self.near, self.slow = max_drop, alpha, near, slow
         self.move, self.eval_steps, self.patience, self.seed = move, int(eval_steps), int(patience), seed
-        self.tokenizer, self.chat_template, self.batch_tokens = tokenizer, chat_template, batch_tokens
+        self.asked = PromptOptions.of(prompt_options, chat_template, system)
+        self.tokenizer, self._tokenizer, self.batch_tokens = tokenizer, tokenizer, batch_tokens
         self.output_dir = Path(output_dir) if output_dir is not None else None
         self.history: list[FenceLook] = []
         self.stopped: str | None = None
@@ -173,6 +177,7 @@ class Fence(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         _check_training(args)
         self.history, self.stopped = [], None
+        self._tokenizer = self.tokenizer if self.tokenizer is not None else given.get("processing_class")
         if state.is_world_process_zero:
             self._begin(state.global_step, given)
         if state.global_step > 0:
@@ -196,12 +201,11 @@ class Fence(TrainerCallback):
         self._write(BASE_FILE, {"conditions": self._conditions(), "engine": engine, "scores": self._base})
 
     def _scorer(self, given: Mapping[str, Any], kept: Mapping[str, Any] | None) -> Scorer:
-        tokenizer = self.tokenizer if self.tokenizer is not None else given.get("processing_class")
-        if tokenizer is None:
+        if self._tokenizer is None:
             raise InputError("Fence: no tokenizer; expected Fence(tokenizer=...) or Trainer(processing_class=...).")
         if kept is not None:  # the path is not chosen anew on weights that have moved
-            return Scorer(given["model"], tokenizer, self.chat_template, **kept["engine"])
-        return Scorer(given["model"], tokenizer, self.chat_template, self.batch_tokens)
+            return Scorer(given["model"], self._tokenizer, self.asked, **kept["engine"])
+        return Scorer(given["model"], self._tokenizer, self.asked, self.batch_tokens)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         ends = control.should_training_stop or state.global_step >= state.max_steps
@@ -329,7 +333,7 @@ class Fence(TrainerCallback):
 
     def _conditions(self) -> dict[str, Any]:
         tasks = {task.name: task.hash() for task in self.tasks}
-        return {"tasks": tasks, "seed": self.seed, "chat_template": self.chat_template, "chunk": CHUNK}
+        return {"tasks": tasks, "seed": self.seed, "chunk": CHUNK, **self.asked.conditions(self._tokenizer)}
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         if self.output_dir is None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from catchment.capabilities import Item, Prepared, Task, context_length, make_engine, prepare, run
+from catchment.capabilities import Item, Prepared, PromptOptions, Task, context_length, make_engine, prepare, run
 from catchment.errors import InputError, ModelError, NonFiniteError
 from catchment.landscape import (
     Batch,
@@ -90,6 +90,7 @@ class Scorer:
     """The one evaluation path, on prompts that are encoded once. Outputs that are not finite count as wrong.
 
     Args:
+        asked: How the model is asked.
         batch_tokens: Padded tokens per forward pass; measured when ``None``.
         packed: The layout that was chosen before; ``None``: it is chosen at the first scores.
     """
@@ -98,11 +99,11 @@ class Scorer:
         self,
         model: Any,
         tokenizer: Any,
-        chat_template: str = "auto",
+        asked: PromptOptions,
         batch_tokens: int | None = None,
         packed: bool | None = None,
     ) -> None:
-        self.engine, self.chat_template = make_engine(model, tokenizer, batch_tokens), chat_template
+        self.engine, self.asked = make_engine(model, tokenizer, batch_tokens), asked
         if packed is not None:
             self.engine.packed, self.engine.checked = packed, True
         self._prepared: dict[tuple[str, str], Prepared] = {}
@@ -116,9 +117,7 @@ class Scorer:
         key = (task.name, task.items[0].id)
         if key not in self._prepared:
             context = context_length(self.engine.model)
-            self._prepared[key] = prepare(
-                self.engine.tokenizer, task, chat_template=self.chat_template, context=context
-            )
+            self._prepared[key] = prepare(self.engine.tokenizer, task, prompt_options=self.asked, context=context)
         return self._prepared[key]
 
     def __call__(self, task: Task) -> list[Row]:
@@ -256,6 +255,8 @@ def pilot_room(
     seed: int = 0,
     level: float = 0.95,
     chat_template: str = "auto",
+    system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     batch_tokens: int | None = None,
     files: Sequence[Path] = (),
 ) -> dict[str, PilotRoom]:
@@ -272,6 +273,7 @@ def pilot_room(
             weights that may move.
         directions: Random directions beside it.
         seed: Of the random directions.
+        chat_template, system: How the model is asked; ``prompt_options``: both in one object, instead of them.
         files: Safetensors files that hold the weights, so that no copy of them is needed.
 
     Cost: the items, ``1 + (1 + directions) * rungs`` times at most.
@@ -288,7 +290,7 @@ def pilot_room(
         )
     rungs = tuple(scales) if scales is not None else _default_ladder(way.subspace, model)
     crossing(rungs, [0.0] * len(rungs), max_drop)  # refuses a ladder that does not rise, before anything is measured
-    scorer = Scorer(model, tokenizer, chat_template, batch_tokens)
+    scorer = Scorer(model, tokenizer, PromptOptions.of(prompt_options, chat_template, system), batch_tokens)
     grounds = [_ground(scorer, task, max_drop) for task in tasks]
     randoms = [gaussian(way.subspace, seed, index) for index in range(directions)]
     family = len(tasks) * len(rungs) * (2 if randoms else 1)

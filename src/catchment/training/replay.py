@@ -7,16 +7,26 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from catchment.capabilities import CHOICE_SCORERS, Task, context_length, prepare, without_trace
+from catchment.capabilities import (
+    CHOICE_SCORERS,
+    PromptOptions,
+    Task,
+    apply_template,
+    context_length,
+    prepare,
+    without_trace,
+)
 from catchment.errors import InputError
 from catchment.models import calls_of
 from catchment.training.batches import Collator, groups, to_device
-from catchment.training.encoding import IGNORE, Example, chat_template_of
+from catchment.training.data import Message
+from catchment.training.encoding import IGNORE, Example
 
 TOP = 64
 """Next tokens whose probabilities are kept at each place; the others count as one."""
@@ -39,6 +49,8 @@ def self_generated(
     max_answer_tokens: int | None = None,
     seed: int = 0,
     chat_template: str = "auto",
+    system: str | None = None,
+    prompt_options: PromptOptions | None = None,
     temperature: float = 1.0,
     batch_size: int = 16,
 ) -> list[dict[str, Any]]:
@@ -67,10 +79,13 @@ def self_generated(
         max_new_tokens: Of each message, answer or text; less where the context ends before.
         max_answer_tokens: Of each answer (chat), if not ``max_new_tokens``.
         chat_template: ``"auto"`` (the tokenizer's own, if any), ``"none"`` or the path of a Jinja file.
+        system: System message with which each conversation begins; texts without a template have none.
+        prompt_options: The two in one object, instead of them.
         temperature: Above 0. Only 1 gives the KL.
 
     Returns:
-        ``{"messages": [user, assistant], "cut": bool}`` or ``{"text": str, "cut": bool}``.
+        ``{"messages": [user, assistant], "cut": bool}``, before them the system message if there is one; or
+        ``{"text": str, "cut": bool}``.
 
     Raises:
         InputError: A setting out of range, or a template that leaves no place for a user's message.
@@ -82,13 +97,14 @@ def self_generated(
         given = f"n {n}, max_new_tokens {max_new_tokens}, max_answer_tokens {max_answer_tokens}, "
         given += f"batch_size {batch_size}, temperature {temperature}"
         raise InputError(f"{given}: expected at least 1 each, and a temperature above 0.")
-    template = chat_template_of(tokenizer, chat_template)
+    asked = PromptOptions.of(prompt_options, chat_template, system)
+    chat = _Opening(tokenizer, asked.template(tokenizer), asked.system)
     writer = _Writer(model, tokenizer, max_new_tokens, temperature, seed)
     rows: list[dict[str, Any]] = []
     with without_trace(model):
         for at in range(0, n, batch_size):
             numbers = range(at, min(at + batch_size, n))
-            rows += _texts(writer, numbers) if template is None else _chats(writer, numbers, template, answer)
+            rows += _texts(writer, numbers) if chat.template is None else _chats(writer, numbers, chat, answer)
     if len(rows) < n:
         warnings.warn(f"{n - len(rows)} of {n} self-generated rows were empty and are left out", stacklevel=2)
     return rows
@@ -96,18 +112,26 @@ def self_generated(
 
 def answered(
     model: Any, tokenizer: Any, task: Task, *, max_new_tokens: int = 32, chat_template: str = "auto",
-    batch_size: int = 16,
+    system: str | None = None, prompt_options: PromptOptions | None = None, batch_size: int = 16,
 ) -> list[Example]:  # fmt: skip
     """The task's prompts, each with what the model says to it, greedily; labels on the answer.
 
     Where choices are scored, each prompt with each of its choices instead: the places at which the score is made. An
     answer that goes on beyond ``max_new_tokens`` is learned as far as it goes. Leaves no trace. Items that do not fit
-    into the context are left out.
+    into the context are left out, with one warning. They are put as :class:`~catchment.capabilities.PromptOptions` say,
+    or its two parts.
 
     Cost: one forward pass over the prompts and up to ``max_new_tokens`` decoding steps, in batches; for choices none.
     """
     context = context_length(model)
-    made = prepare(tokenizer, task, chat_template=chat_template, context=context, drop_long=True)
+    asked = PromptOptions.of(prompt_options, chat_template, system)
+    made = prepare(tokenizer, task, prompt_options=asked, context=context, drop_long=True)
+    if made.dropped:
+        warnings.warn(
+            f"{len(made.dropped)} of {len(task.items)} items of {task.name!r} do not fit into the context of {context} "
+            "tokens and are left out",
+            stacklevel=2,
+        )
     if task.scorer in CHOICE_SCORERS:
         pairs = [(list(e.prompt), list(choice)) for e in made.encoded for choice in _unlike(e.answers)]
         return [{"input_ids": prompt + choice, "labels": [IGNORE] * len(prompt) + choice} for prompt, choice in pairs]
@@ -314,9 +338,9 @@ def _random_token(writer: _Writer, number: int) -> int:
     return known[int(torch.randint(len(known), (1,), generator=writer.stream(number, "first")))]
 
 
-def _chats(writer: _Writer, numbers: Sequence[int], template: str, most: int) -> list[dict[str, Any]]:
+def _chats(writer: _Writer, numbers: Sequence[int], chat: _Opening, most: int) -> list[dict[str, Any]]:
     tokenizer = writer.tokenizer
-    before, after = _turn(tokenizer, template)
+    before, after = chat.turn()
     whole = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     special = set(_encode(tokenizer, after.strip())[:1]) & whole
     opening = _encode(tokenizer, before) or [tokenizer.bos_token_id or tokenizer.eos_token_id or 0]
@@ -330,36 +354,45 @@ def _chats(writer: _Writer, numbers: Sequence[int], template: str, most: int) ->
             users[number] = message.strip()
     if not users:
         return []
-    prompts = [_encode(tokenizer, _render(tokenizer, template, message, answer=True)) for message in users.values()]
+    prompts = [_encode(tokenizer, chat.render(message, answer=True)) for message in users.values()]
     answers = writer.write(prompts, list(users), "assistant", writer.ends | special, most)
     rows = []
     for message, (ids, cut) in zip(users.values(), answers, strict=True):
         answer = tokenizer.decode(ids, skip_special_tokens=True)
         if answer.strip():
-            said = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
+            said = [*chat.messages(message), {"role": "assistant", "content": answer}]
             rows.append({"messages": said, "cut": cut})
     return rows
 
 
-def _turn(tokenizer: Any, template: str) -> tuple[str, str]:
-    """What the template writes before and after a user's message."""
-    before, found, after = _render(tokenizer, template, MARK, answer=False).partition(MARK)
-    if not found:
-        raise InputError("the chat template leaves out the user's message; expected one that shows it. Try 'none'.")
-    return before, after
+@dataclass(frozen=True)
+class _Opening:
+    """How a conversation begins: the template, and the system message if there is one."""
 
+    tokenizer: Any
+    template: str | None
+    system: str | None
 
-def _render(tokenizer: Any, template: str, message: str, *, answer: bool) -> str:
-    try:
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}], chat_template=template, tokenize=False,
-            add_generation_prompt=answer,
-        )  # fmt: skip
-    except Exception as error:  # templates are programs: they raise what they like
-        raise InputError(
-            f"the chat template failed on one user message ({type(error).__name__}: {error}); expected one that takes "
-            f"it. Use another template, or 'none'."
-        ) from error
+    def messages(self, message: str) -> list[Message]:
+        user = {"role": "user", "content": message}
+        return [{"role": "system", "content": self.system}, user] if self.system else [user]
+
+    def turn(self) -> tuple[str, str]:
+        """What the template writes before and after a user's message."""
+        before, shown, after = self.render(MARK, answer=False).partition(MARK)
+        if not shown:
+            raise InputError("the chat template leaves out the user's message; expected one that shows it. Try 'none'.")
+        return before, after
+
+    def render(self, message: str, *, answer: bool) -> str:
+        try:
+            return apply_template(self.tokenizer, str(self.template), self.messages(message), ask=answer)
+        except Exception as error:  # templates are programs: they raise what they like
+            given = "a system message and one of the user" if self.system else "one user message"
+            raise InputError(
+                f"the chat template failed on {given} ({type(error).__name__}: {error}); expected one that takes it. "
+                f"Use another template, 'none', or no system prompt."
+            ) from error
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from catchment import models, report
-from catchment.capabilities import GENERATED_SCORERS, Item, Task, agreement_rows, gates, sample
+from catchment.capabilities import GENERATED_SCORERS, Item, PromptOptions, Task, agreement_rows, gates, sample
 from catchment.errors import ModelError
 from catchment.records import AgreementResult, Comparison, Drift, Flip, Room, Row, TextResult, from_json, to_json
 from catchment.runs import Store, cell_key, write_atomic
@@ -59,9 +59,11 @@ def compare(
     return run_comparison(CompareSettings(base, tuned, **options), progress or Progress(), tokenizer)
 
 
-def run_comparison(settings: CompareSettings, progress: Progress, tokenizer: Any = None) -> Comparison:
-    """:func:`compare` with checked settings."""
-    job = open_job(settings, progress, tokenizer)
+def run_comparison(
+    settings: CompareSettings, progress: Progress, tokenizer: Any = None, asked: PromptOptions | None = None
+) -> Comparison:
+    """:func:`compare` with checked settings. ``asked`` stands in place of their chat template and system prompt."""
+    job = open_job(settings, progress, tokenizer, asked)
     if settings.out is None:
         return _work(job)
     with Store(job.out).lock("compare"):
@@ -197,8 +199,8 @@ def _conditions(job: Job) -> dict[str, Any]:
     return {
         "sampling": "items are a sample of a population; the statement is about these two models",
         "intervals": f"paired over items, simultaneous over {len(job.tasks)} tasks (Bonferroni)",
-        "chat_template": s.chat_template,
-        "system": s.system,
+        "chat_template": job.base.asked.chat_template,
+        "system": job.base.asked.system,
         "seed": s.seed,
         "dtype": job.base.card.dtype,
         "attention": job.base.card.attention,

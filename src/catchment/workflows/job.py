@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import Task, gates, measure_speed, resolve_tasks
+from catchment.capabilities import PromptOptions, Task, gates, measure_speed, resolve_tasks
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
@@ -110,17 +110,16 @@ def batch_tokens(side: Side, asked: int | None) -> int:
     return engine.batch_tokens
 
 
-def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any) -> Job:
+def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any, asked: PromptOptions | None = None) -> Job:
+    """Read and check everything. ``asked``: how the models are asked, where a caller has read it already."""
     started = time.perf_counter()
     tasks = resolve_tasks(settings.tasks)
     task_warnings = {task.name: gates.check_task(task) for task in tasks}
     text, prompts = _unscored(settings, tasks)
+    asked = asked or PromptOptions(settings.chat_template, settings.system)
     progress.status("reading the models")
     shared = settings.model_options()
-    shape = {
-        "chat_template": settings.chat_template, "system": settings.system, "drop_long": settings.drop_long,
-        "tokenizer": tokenizer,
-    }  # fmt: skip
+    shape: dict[str, Any] = {"asked": asked, "drop_long": settings.drop_long, "tokenizer": tokenizer}
     for spec, revision in ((settings.base, settings.revision), (settings.tuned, settings.tuned_revision)):
         if isinstance(spec, (str, Path)):
             models.resolve(str(spec), revision)  # a name that means nothing is said before anything is loaded
@@ -165,7 +164,10 @@ def _check_kinds(settings: CompareSettings, base: Side, tuned: Side) -> None:
     """Refuse before anything is measured what could only fail afterwards."""
     if settings.prompts and base.card.tokenizer_hash != tuned.card.tokenizer_hash:
         raise TaskError("--prompts: agreement needs one tokenizer for both models; theirs differ. Leave out --prompts.")
-    for option, given in (("--prompts", settings.prompts), ("--recover", settings.recover)):
+    for option, given in (
+        ("--prompts", settings.prompts), ("--recover", settings.recover), ("--system", base.asked.system),
+        ("--chat-template FILE", base.asked.jinja),
+    ):  # fmt: skip
         if given and (base.classifies or tuned.classifies):
             raise InputError(f"{option} is for language models; {base.card.name} is a {base.card.architecture}.")
 
@@ -184,7 +186,7 @@ def _comparable(base: Side, tuned: Side) -> list[str]:
         found.append(f"precision differs ({a.quantization or a.dtype} against {b.quantization or b.dtype})")
     if a.tokenizer_hash != b.tokenizer_hash:
         found.append("tokenizers differ: tasks are compared as text, log-probabilities per token are not")
-    if a.template_hash != b.template_hash and base.chat_template == "auto":
+    if a.template_hash != b.template_hash and base.asked.chat_template == "auto":
         found.append("chat templates differ: each model was asked in its own (use --chat-template FILE for one)")
     if a.architecture != b.architecture:
         found.append(f"architectures differ ({a.architecture} against {b.architecture}): drift is not defined")
@@ -198,7 +200,7 @@ def _fingerprint(settings: CompareSettings, base: Side, tuned: Side) -> dict[str
         "base_config": base.card.config_hash,
         "tuned_config": tuned.card.config_hash,
         "dtype": base.card.dtype,
-        "chat_template": settings.chat_template,
-        "system": settings.system,
+        "chat_template": base.asked.key,
+        "system": base.asked.system,
         "seed": settings.seed,
     }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,11 @@ import torch
 
 from catchment import models
 from catchment.capabilities import (
+    DATE,
     Engine,
     Item,
     Prepared,
+    PromptOptions,
     Task,
     classifiers,
     context_length,
@@ -44,8 +45,7 @@ class Side:
     role: Literal["base", "tuned"]
     spec: Any
     options: dict[str, Any]
-    chat_template: str = "auto"
-    system: str | None = None
+    asked: PromptOptions
     drop_long: bool = False
     tokenizer: Any = None
     _card: ModelCard | None = None
@@ -68,7 +68,11 @@ class Side:
     def loaded(self) -> models.LoadedModel:
         if self._loaded is None:
             ready = isinstance(self.spec, models.LoadedModel)
-            self._loaded = self.spec if ready else models.load(self.spec, tokenizer=self.tokenizer, **self.options)
+            self._loaded = (
+                with_tokenizer(self.spec, self.tokenizer)
+                if ready
+                else models.load(self.spec, tokenizer=self.tokenizer, **self.options)
+            )
             self._refuse_another(self._loaded.card)
             gates.check_model(
                 self._loaded.card.name, self._loaded.newly_initialised, models.non_finite(self._loaded.model)
@@ -102,30 +106,29 @@ class Side:
 
     def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
         loaded = self.loaded
+        note = self.asked.note_for(loaded.tokenizer, task)
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
         return prepare(
-            loaded.tokenizer, task, format=form, items=items, chat_template=self.chat_template, system=self.system,
+            loaded.tokenizer, task, format=form, items=items, prompt_options=self.asked,
             context=context_length(loaded.model), drop_long=self.drop_long,
         )  # fmt: skip
 
     def template_hash(self, task: Task) -> str:
-        if self.chat_template == "none" or task.style == "continue":
+        if task.style == "continue" or self.asked.chat_template == "none":
             return "none"
-        if self.chat_template == "auto":
-            return self.card.template_hash
-        path = Path(self.chat_template)
-        if not path.is_file():
-            raise InputError(f"--chat-template {self.chat_template!r}: expected 'auto', 'none' or a Jinja file.")
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return self.card.template_hash if self.asked.chat_template == "auto" else self.asked.key
 
     def conditions(self, task: Task, form: str) -> dict[str, Any]:
         """Everything that decides a row: the address of its cell."""
-        card = self.card
+        card, template = self.card, self.template_hash(task)
         return {
             "weights": card.weights_hash,
             "config": card.config_hash,
             "tokenizer": card.tokenizer_hash,
-            "template": self.template_hash(task),
-            "system": self.system,
+            "template": template,
+            "system": self.asked.system,
+            **({} if template == "none" else {"date": f"{DATE:%Y-%m-%d}"}),
             "task": task.hash(),
             "name": task.name,
             "format": form,
@@ -145,6 +148,27 @@ class Side:
         own = self.conditions(ground.prepared.task, ground.prepared.form.name)
         conditions = {**own, "moved": dict(address)}
         return store.cell(cell_key(conditions), conditions)
+
+
+def with_tokenizer(loaded: models.LoadedModel, tokenizer: Any) -> models.LoadedModel:
+    """The model asked with this tokenizer instead of its own; as it is with ``None``.
+
+    Raises:
+        InputError: The tokenizer of a loaded model by its name.
+    """
+    if tokenizer is None or tokenizer is loaded.tokenizer:
+        return loaded
+    if isinstance(tokenizer, (str, Path)):
+        raise InputError(
+            f"tokenizer {str(tokenizer)!r} for the loaded model {loaded.spec!r}: expected a tokenizer object, or the "
+            "model by its name."
+        )
+    card = replace(
+        loaded.card,
+        tokenizer_hash=models.tokenizer_hash(tokenizer),
+        template_hash=models.template_hash(tokenizer),
+    )
+    return replace(loaded, tokenizer=tokenizer, card=card)
 
 
 def environment(card: ModelCard) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from catchment import models
-from catchment.capabilities import Item, Prepared, Task, context_length, make_engine, prepare, run, sample
+from catchment.capabilities import Item, Task, make_engine, run, sample
 from catchment.errors import ModelError, StoreError
 from catchment.records import Recovered, Row
 from catchment.runs import cell_key
@@ -185,10 +185,7 @@ def _measured(
         if any(i.id not in have for i in items[task.name]):
             job.progress.status(f"{candidate.name} · {task.name}")
             engine = engine or make_engine(model, job.base.loaded.tokenizer, job.plan.batch_tokens)
-            prepared: Prepared = prepare(
-                engine.tokenizer, task, format=form, items=items[task.name], chat_template=job.settings.chat_template,
-                system=job.settings.system, context=context_length(model), drop_long=job.settings.drop_long,
-            )  # fmt: skip
+            prepared = job.base.prepare(task, form, items[task.name])
 
             def keep(rows: list[Row], _: int) -> None:
                 cell.append(rows)  # noqa: B023

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment import landscape, models
-from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, gates, resolve_tasks, sample
+from catchment.capabilities import GENERATED_SCORERS, Prepared, PromptOptions, Task, gates, resolve_tasks, sample
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
 from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
@@ -164,10 +164,8 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     for spec in settings.through:
         models.resolve(str(spec))  # a name that means nothing is said before anything is measured
     progress.status("reading the model")
-    side = Side(
-        "base", settings.model, settings.model_options(), settings.chat_template, settings.system,
-        settings.drop_long, tokenizer,
-    )  # fmt: skip
+    asked = PromptOptions(settings.chat_template, settings.system)
+    side = Side("base", settings.model, settings.model_options(), asked, settings.drop_long, tokenizer)
     side.loaded.movable()
     if side.classifies:
         raise ModelError(f"{side.card.name} is a {side.card.architecture}; scan takes causal language models.")
@@ -186,8 +184,8 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
     if settings.out is not None and distributed.first():
         fingerprint = {
             "model": side.card.weights_hash, "config": side.card.config_hash, "dtype": side.card.dtype,
-            "subspace": subspace.hash, "seed": settings.seed, "chat_template": settings.chat_template,
-            "system": settings.system,
+            "subspace": subspace.hash, "seed": settings.seed, "chat_template": asked.key,
+            "system": asked.system,
         }  # fmt: skip
         claim_folder(settings.out, fingerprint, "scan")
     alone = distributed.processes() == 1

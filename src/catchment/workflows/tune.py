@@ -115,7 +115,8 @@ def _work(job: TuneJob) -> Tune:
     if job.protected and not job.settings.no_plain:
         names.append(PLAIN)
     runs = [train(job, name, fenced=name == PROTECTED) for name in names]
-    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings]
+    told = set(job.warnings)
+    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings if text not in told]
     comparison = None
     against: tuple[Against, ...] = ()
     if distributed.first() and not job.classifies:
@@ -152,13 +153,13 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
     job.progress.status(f"what the {run.name} tune cost")
     settings = CompareSettings(
         job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
-        margin=_margin(job), alpha=s.alpha, chat_template=s.chat_template,
-        system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
+        margin=_margin(job), alpha=s.alpha,
+        seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
         dtype="auto", tuned_revision=_revision(job, run), device=s.device,
         attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    return run_comparison(settings, job.progress)
+    return run_comparison(settings, job.progress, job.tokenizer, job.asked)
 
 
 def _margin(job: TuneJob) -> float:
@@ -181,7 +182,10 @@ def _tuned(job: TuneJob, run: TuneRun) -> Any:
 
     whole = (Path(run.path) / "config.json").is_file()
     if whole:
-        return models.load(run.path, tokenizer=job.loaded.tokenizer)
+        card = job.loaded.card  # asked on the same device and path as the base was
+        return models.load(
+            run.path, tokenizer=job.loaded.tokenizer, device=card.device, attn_implementation=card.attention
+        )
     model = copy.deepcopy(job.loaded.model)
     if (Path(run.path) / "adapter_config.json").is_file():
         from peft import PeftModel
@@ -198,13 +202,13 @@ def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Agai
     s = job.settings
     settings = CompareSettings(
         _tuned(job, runs[1]), _tuned(job, runs[0]), tasks=tuple(tasks), limit=s.limit, margin=s.max_drop, alpha=s.alpha,  # type: ignore[arg-type]
-        chat_template=s.chat_template, system=s.system, seed=s.seed, batch_tokens=s.batch_tokens, text="none",
+        seed=s.seed, batch_tokens=s.batch_tokens, text="none",
         formats=1, room=False, revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
         dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
         device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    found = run_comparison(settings, job.progress)
+    found = run_comparison(settings, job.progress, job.tokenizer, job.asked)
     return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)
 
 
@@ -236,7 +240,9 @@ def _record(
         rooms=rooms,
         against=against,
         comparison=comparison,
-        conditions=environment(job.loaded.card),
+        conditions={
+            **environment(job.loaded.card), "chat_template": job.asked.chat_template, "system": job.asked.system,
+        },
         warnings=tuple(dict.fromkeys(job.warnings)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip

@@ -15,6 +15,8 @@ from typing import Any
 from catchment import models
 from catchment.capabilities import (
     GENERATED_SCORERS,
+    Prepared,
+    PromptOptions,
     Task,
     context_length,
     evaluate,
@@ -64,9 +66,16 @@ class Protected:
 
 @dataclass
 class TuneJob:
-    """One tune at work."""
+    """One tune at work.
+
+    Attributes:
+        asked: How the model is asked, by everything in it.
+        tokenizer: That of the caller, where it is not the base's own.
+    """
 
     settings: TuneSettings
+    asked: PromptOptions
+    tokenizer: Any
     method: Method
     loaded: models.LoadedModel
     train: Rows
@@ -131,6 +140,7 @@ def open_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None)
 
 
 def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob:
+    asked = PromptOptions(settings.chat_template, settings.system)
     progress.status("reading the data")
     rows = read_rows(settings.data)
     held_out = settings.held_out if settings.held_out < 1 else int(settings.held_out)
@@ -147,6 +157,13 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
         raise InputError(f"--pull {settings.pull:g} is a protection: name what it is to protect, --protect TASK.")
     if classifies and guarded:
         raise InputError("--protect needs a language model, and classification rows train a classifier; leave it out.")
+    if classifies and (asked.system or asked.jinja):
+        raise InputError(
+            f"--system {asked.system!r}, --chat-template {asked.chat_template!r}: classification rows train a "
+            "classifier, which is asked nothing; leave them out."
+        )
+    if asked.system and rows.kind == "text":
+        warnings.warn("--system is for the tasks only: rows of text are trained as they stand", stacklevel=2)
     protected = [_protected(task, settings) for task in guarded]
     progress.status("reading the base")
     head = _head(rows)
@@ -163,17 +180,18 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     longest = min(settings.max_length, context_length(loaded.model) or settings.max_length)
     if longest < settings.max_length:
         warnings.warn(f"max-length {settings.max_length} is lowered to the model's context of {longest}", stacklevel=2)
-    encoded = _encoded(train, loaded, settings, longest)
+    encoded = _encoded(train, loaded, asked, longest)
     examples = encoded.examples
     if settings.packing:
         examples = pack(examples, longest, model=loaded.model)
     few = held.of(_drawn(held.rows, settings.seed))
     job = TuneJob(
-        settings, method, loaded, train, held, encoded, examples,
-        _encoded(few, loaded, settings, longest) if len(few) else None,
+        settings, asked, None if tokenizer is None else loaded.tokenizer, method, loaded, train, held, encoded,
+        examples, _encoded(few, loaded, asked, longest) if len(few) else None,
         protected, tasks, settings.out or Path("."), progress,
     )  # fmt: skip
     _spare(job)
+    _check_asked(job)
     _admit(job)
     return job
 
@@ -195,10 +213,7 @@ def _spare(job: TuneJob) -> None:
     each = 0.0
     for item in job.protected:
         few = sample(item.guard.items, min(16, len(item.guard.items)), job.settings.seed)
-        made = prepare(
-            job.loaded.tokenizer, item.guard, items=few, chat_template=job.settings.chat_template,
-            context=context_length(job.loaded.model),
-        )  # fmt: skip
+        made = prepared(job, item.guard.with_items(few))
         each += made.tokens / len(few)
     wanted = int(3 * job.tokens / (LOOKS * max(each, 1.0)))
     n = min(max(LEAST_GUARD, min(GUARD, wanted)), *(len(p.guard.items) for p in job.protected))
@@ -317,9 +332,27 @@ def _fewer(limit: int | None, task: Task) -> int | None:
     return None if limit is None or limit >= len(task.items) else limit
 
 
-def _encoded(rows: Rows, loaded: models.LoadedModel, settings: TuneSettings, longest: int) -> Encoded:
-    system = None if rows.kind in ("text", "classification") else settings.system
-    return encode_rows(rows, loaded.tokenizer, max_length=longest, chat_template=settings.chat_template, system=system)
+def _encoded(rows: Rows, loaded: models.LoadedModel, asked: PromptOptions, longest: int) -> Encoded:
+    if rows.kind in ("text", "classification"):  # nobody is asked in them
+        asked = dataclasses.replace(asked, system=None)
+    return encode_rows(rows, loaded.tokenizer, max_length=longest, prompt_options=asked)
+
+
+def prepared(job: TuneJob, task: Task) -> Prepared:
+    """The task's items as the base is asked with them, before, during and after the training."""
+    return prepare(job.loaded.tokenizer, task, prompt_options=job.asked, context=context_length(job.loaded.model))
+
+
+def _check_asked(job: TuneJob) -> None:
+    """Encode all that is asked later: a prompt beyond the context, or one that the template refuses, is said before
+    the training and not after it."""
+    kept = {item.guard.name for item in job.protected}
+    others = [task for task in job.tasks if task.name not in kept]
+    parts = [part for p in job.protected for part in (p.pilot, p.replayed, p.guard, p.judged)]
+    parts += [task.with_items(sample(task.items, job.settings.limit, job.settings.seed)) for task in others]
+    own = None if job.classifies else own_task(job)
+    for part in [*parts, *([own] if own else [])]:
+        prepared(job, part)
 
 
 def _admit(job: TuneJob) -> None:
@@ -327,7 +360,7 @@ def _admit(job: TuneJob) -> None:
     for item in job.protected:
         job.progress.status(f"what the base can do · {item.guard.name}")
         scores = evaluate(
-            job.loaded.model, item.guard, tokenizer=job.loaded.tokenizer, chat_template=job.settings.chat_template,
+            job.loaded.model, item.guard, tokenizer=job.loaded.tokenizer, prompt_options=job.asked,
             batch_tokens=job.batch_tokens,
         )  # fmt: skip
         admitted, reason = admission(
@@ -354,7 +387,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
     names = (
         "method_args", "sparsity", "epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing",
         "training_args", "held_out", "protect", "max_drop", "replay", "replay_weight", "pull", "fence_steps",
-        "chat_template", "system", "seed", "eval_steps", "on_drop",
+        "seed", "eval_steps", "on_drop",
     )  # fmt: skip
     judged = ("alpha",) if s.protect else ()
     watched = ("tasks", "eval_limit", "margin", "alpha") if s.eval_steps and s.on_drop == "stop" else ()
@@ -365,6 +398,7 @@ def _fingerprint(job: TuneJob) -> dict[str, Any]:
         "data": job.train.fingerprint,
         "method": job.method.name,
         "learning_rate": job.rate,
+        **job.asked.conditions(job.loaded.tokenizer),
         **{name: getattr(s, name) if not isinstance(getattr(s, name), tuple) else [str(v) if not isinstance(v, Task)
            else v.name for v in getattr(s, name)] for name in (*names, *judged, *watched)},
     }  # fmt: skip

@@ -52,7 +52,7 @@ def fence_of(job: TuneJob, name: str, tuning: Tuning) -> Fence | None:
     return Fence(
         [item.guard for item in job.protected], max_drop=s.max_drop, move=tuning,
         eval_steps=s.fence_steps or max(1, job.steps // 8), tokenizer=job.loaded.tokenizer,
-        chat_template=s.chat_template, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
+        prompt_options=job.asked, alpha=s.alpha, seed=s.seed, output_dir=job.out / "fence" / name,
         batch_tokens=job.batch_tokens,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def watch_of(job: TuneJob, name: str) -> CapabilityCallback | None:
         [seen.get(task.name, task) for task in job.tasks], eval_steps=s.eval_steps, limit=s.eval_limit, seed=s.seed,
         margin=s.margin, alpha=s.alpha,
         tokenizer=job.loaded.tokenizer, on_drop=s.on_drop, table=False, output_dir=job.out / "watch" / name,  # type: ignore[arg-type]
-        batch_tokens=job.batch_tokens, chat_template=s.chat_template,
+        batch_tokens=job.batch_tokens, prompt_options=job.asked,
     )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
     found: list[tuple[str, Any]] = []
     for item in job.protected:
         job.progress.status(f"the base answers what is replayed · {item.guard.name}")
-        answers = answered(model, tokenizer, item.replayed, max_new_tokens=ANSWER_TOKENS, chat_template=s.chat_template)
+        answers = answered(model, tokenizer, item.replayed, max_new_tokens=ANSWER_TOKENS, prompt_options=job.asked)
         short = [example for example in answers if len(example["input_ids"]) <= job.max_length]
         if len(short) < len(answers):
             warnings.warn(
@@ -112,7 +112,7 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
     job.progress.status("the base writes what is replayed")
     wanted = math.ceil(per_batch * job.steps * s.accumulation * distributed.processes())
     own = self_generated(
-        model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, chat_template=s.chat_template,
+        model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, prompt_options=job.asked,
         max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), max_answer_tokens=OPENING_TOKENS,
         batch_size=REPLAY_BATCH, temperature=REPLAY_TEMPERATURE,
     )  # fmt: skip
@@ -133,9 +133,8 @@ def _replayed(job: TuneJob, rows: list[dict[str, Any]], *, needed: bool = True) 
     tokenizer, most = job.loaded.tokenizer, job.max_length
     examples = []
     if rows:
-        examples = encode_rows(
-            read_rows(rows), tokenizer, max_length=sys.maxsize, chat_template=job.settings.chat_template
-        ).examples
+        asked = dataclasses.replace(job.asked, system=None)  # it stands in the rows, where they are conversations
+        examples = encode_rows(read_rows(rows), tokenizer, max_length=sys.maxsize, prompt_options=asked).examples
     ends = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     whole = [_without_end(e, ends) if was else e for e, was in zip(examples, cut, strict=True)]
     short = [{name: values[:most] for name, values in example.items()} for example in whole]
@@ -191,7 +190,7 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
     way = first_direction(model, batches, support)
     found = pilot_room(
         model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, max_drop=job.settings.max_drop,
-        seed=job.settings.seed, chat_template=job.settings.chat_template, batch_tokens=job.batch_tokens,
+        seed=job.settings.seed, prompt_options=job.asked, batch_tokens=job.batch_tokens,
         files=job.loaded.files, scales=_scales(job), directions=1,
     )  # fmt: skip
     rooms = tuple(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from catchment.capabilities import prompts
+from catchment.capabilities import PromptOptions, prompts
 from catchment.capabilities.tasks import CONTINUE, Format, Item, Task
 from catchment.errors import InputError, TaskError
 from tests import tiny
@@ -197,3 +197,91 @@ def test_expected_answer(item: Item, scorer: str, expected: str | None) -> None:
 def test_lettered_choices() -> None:
     form = Format("letters", "{prompt}\n{choices}\nAnswer:")
     assert form.fill(ITEM) == "What is 12 + 7?\nA. 19\nB. 17\nC. a cat\nAnswer:"
+
+
+# ------------------------------------------------------------------------------------------------- PromptOptions
+
+
+def test_the_object_and_its_two_parts_ask_alike(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}>", encoding="utf-8")
+    tokenizer = tiny.tiny_tokenizer(chat=True)
+    for options in ({}, {"system": "Be brief."}, {"chat_template": "none"}, {"chat_template": path, "system": "Be."}):
+        two = encode(tokenizer, task(shots=SHOTS, system="Own."), **options)
+        assert encode(tokenizer, task(shots=SHOTS, system="Own."), prompt_options=PromptOptions(**options)) == two
+    for part in ({"system": "Be brief."}, {"chat_template": "none"}):
+        with pytest.raises(InputError, match="expected either the two or the object"):
+            encode(tokenizer, task(), prompt_options=PromptOptions(), **part)
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("[{{ messages[0].content }}]", encoding="utf-8")
+    asked, tokenizer = PromptOptions(str(path)), tiny.tiny_tokenizer()
+    before = asked.conditions(tokenizer)
+    path.write_text("something else", encoding="utf-8")
+    assert encode(tokenizer, task(), prompt_options=asked).text == f"[{FORM.fill(ITEM)}]"
+    assert replace(asked, system="Be brief.").template(tokenizer) == "[{{ messages[0].content }}]"
+    assert PromptOptions(str(path)).conditions(tokenizer) != before
+    path.unlink()
+    (tmp_path / "b.jinja").write_text("[{{ messages[0].content }}]", encoding="utf-8")
+    assert PromptOptions(str(tmp_path / "b.jinja")).conditions(tokenizer) == before
+
+
+def test_conditions_tell_apart_what_gives_other_tokens() -> None:
+    chat = tiny.tiny_tokenizer(chat=True)
+    others = [
+        PromptOptions().conditions(tiny.tiny_tokenizer(chat=WITH_DEFAULT_SYSTEM)),
+        PromptOptions().conditions(tiny.tiny_tokenizer(chat=True, bos=False)),
+        PromptOptions("none").conditions(chat),
+        PromptOptions(system="Be brief.").conditions(chat),
+    ]
+    same = PromptOptions().conditions(chat)
+    assert all(other != same for other in others)
+    assert same == PromptOptions().conditions(tiny.tiny_tokenizer(chat=True))
+
+
+@pytest.mark.parametrize("style", ["ask", "continue"])
+def test_a_file_that_is_no_text(tmp_path: Path, style: Any) -> None:
+    (tmp_path / "chat.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"cannot be read \(UnicodeDecodeError"):
+        encode(tiny.tiny_tokenizer(), task(style=style), chat_template=str(tmp_path / "chat.jinja"))
+    with pytest.raises(InputError, match="expected 'auto', 'none' or the path"):
+        PromptOptions(str(tmp_path))
+
+
+def test_a_system_prompt_that_belongs_to_the_items_stands() -> None:
+    tokenizer = tiny.tiny_tokenizer(chat=True)
+    kept = task(system="Of the rows.", keeps_system=True)
+    assert encode(tokenizer, kept, system="Given.") == encode(tokenizer, task(system="Of the rows."))
+    assert kept.hash() != task(system="Of the rows.").hash()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{%- if strftime_now is defined %}{%- set d = strftime_now('%d %b %Y') %}{%- else %}{%- set d = 'never' %}"
+        "{%- endif %}<|system|>\n{{ d }}</s>\n" + tiny.CHAT,
+        "\n  {% for m in messages %}{{ m['content'] }} {{ strftime_now('%A, %B %-d, %Y, %H:%M') }}\n{% endfor %}",
+        "  {% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}\n {{ day() }} {{ messages[0].content }}",
+        "{{ strftime_now('%j %% %-m %e %T %U') }}",
+    ],
+)
+def test_the_date_of_a_template_is_the_same_on_every_day(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers itself renders it on that day."""
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    tokenizer = tiny.tiny_tokenizer(chat=template)
+    ours = encode(tokenizer, task()).text
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return cls(2024, 7, 26)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Then)
+    messages = [{"role": "user", "content": FORM.fill(ITEM)}]
+    assert ours == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert "26" in ours or "208" in ours

@@ -251,7 +251,8 @@ def test_a_resumed_training_keeps_its_start(tmp_path: Path) -> None:
     assert [e.step for e in again.history] == [0, 2, 4]
     assert [e.scores["places"].rows for e in again.history] == [e.scores["places"].rows for e in watch.history]
     assert again.results == watch.results
-    for given in ({}, {"output_dir": tmp_path / "watch", "limit": 6}):
+    there = {"output_dir": tmp_path / "watch"}
+    for given in ({}, {**there, "limit": 6}, {**there, "system": "Be brief."}, {**there, "chat_template": "none"}):
         with pytest.warns(UserWarning, match="resumes at step 2 and output_dir holds no earlier evaluation"):
             other = resumed(**given)
         assert [e.step for e in other.history] == [2, 4]

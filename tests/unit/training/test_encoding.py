@@ -11,11 +11,11 @@ import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catchment.capabilities import prepare
+from catchment.capabilities import evaluate, prepare
 from catchment.errors import InputError
 from catchment.training.data import as_task, read_rows
 from catchment.training.encoding import IGNORE, Encoded, encode_rows
-from tests.tiny import CHAT, TEXT, tiny_tokenizer
+from tests.tiny import CHAT, TEXT, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
 
@@ -331,3 +331,16 @@ def test_classes() -> None:
 def test_a_second_call_is_equal() -> None:
     for name, rows in (("bos", SUMS), ("chat", TURNS), ("slow", BLANK)):
         assert encode(rows, TOKENIZERS[name]) == encode(rows, TOKENIZERS[name])
+
+
+def test_a_template_that_writes_the_date_is_told_the_same_day_in_training_and_questions() -> None:
+    tokenizer = tiny_tokenizer(chat="Today is {{ strftime_now('%d %b %Y') }}. " + CHAT)
+    with pytest.warns(UserWarning, match="writes the date; it was told 26 July 2024"):
+        (example, *_) = encode_rows(read_rows(SUMS), tokenizer, max_length=256).examples
+    assert tokenizer.decode(example["input_ids"]).startswith("<s>Today is 26 Jul 2024. <|user|>")
+    task = as_task(read_rows(SUMS))
+    assert task is not None
+    asked = prepare(tokenizer, task).encoded[0].prompt
+    assert tuple(example["input_ids"][: len(asked)]) == asked
+    scores = evaluate(tiny_llama(), task, tokenizer=tokenizer, batch_tokens=512, limit=2)
+    assert any("26 July 2024" in warning for warning in scores.warnings)

@@ -115,3 +115,19 @@ def test_other_processes_do_as_the_main_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert other.x == main.x
     assert any(look.factor < 1 for look in first.history)
     assert first.history == second.history
+
+
+def test_a_resume_asks_as_the_base_was_asked(tmp_path: Path) -> None:
+    """Guard scores under another prompt are no base to measure drops from."""
+    path, moved = tmp_path / "chat.jinja", tmp_path / "moved.jinja"
+    path.write_text("{{ messages[0].content }}")
+    toy = Toy()
+    given: dict[str, Any] = {"chat_template": str(path), "system": "Be brief.", "output_dir": tmp_path / "fence"}
+    Loop(fenced(toy, **given), toy).begin()
+    Loop(fenced(toy, **given), toy, global_step=3).begin()
+    path.rename(moved)
+    Loop(fenced(toy, **{**given, "chat_template": str(moved)}), toy, global_step=3).begin()  # the same text
+    path.write_text("{{ messages[0].content | trim }}")
+    for other in ({"system": None}, {"system": "Be kind."}, {"chat_template": "none"}, {"chat_template": str(path)}):
+        with pytest.raises(InputError, match="holds the base's scores under"):
+            Loop(fenced(toy, **{**given, **other}), toy, global_step=3).begin()

@@ -324,3 +324,35 @@ def test_of_choices_all_are_replayed_and_of_letters_one_stands_for_all() -> None
         assert len(found) == rows
         tails = {tuple(label for label in e["labels"] if label != IGNORE) for e in found}
         assert tails == ({a for e in encoded for a in e.answers} if rows == 4 else {encoded[0].answers[0]})
+
+
+def test_the_base_writes_and_answers_under_the_system_prompt() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer(chat=True)
+    rows = self_generated(model, tokenizer, 4, max_new_tokens=6, system="Be brief.")
+    assert rows
+    assert [[m["role"] for m in row["messages"]] for row in rows] == [["system", "user", "assistant"]] * len(rows)
+    assert {row["messages"][0]["content"] for row in rows} == {"Be brief."}
+    bare = self_generated(model, tokenizer, 4, max_new_tokens=6)
+    assert [row["messages"][-2:] for row in rows] != [row["messages"] for row in bare]
+    plain = self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6, system="Be brief.")  # nobody is asked there
+    assert plain == self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6)
+    strict = tiny_tokenizer(chat="{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHAT)
+    with pytest.raises(InputError, match=r"failed on a system message and one of the user .*no system prompt"):
+        self_generated(model, strict, 2, max_new_tokens=6, system="Be brief.")
+    task = Task("t", (Item("2 + 2?", gold="4"),), "exact")
+    (example, *_) = answered(model, tokenizer, task, max_new_tokens=4, system="Be brief.")
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": task.formats[0].fill(task.items[0])},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt = [1, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+    assert example["input_ids"][: len(prompt)] == prompt
+    assert example["labels"][: len(prompt) + 1].count(-100) == len(prompt)
+
+
+def test_items_beyond_the_context_are_named() -> None:
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    task = Task("t", (Item("2 + 2?", gold="4"), Item("cat " * 300, gold="cat")), "exact")
+    with pytest.warns(UserWarning, match="1 of 2 items of 't' do not fit into the context"):
+        assert len(answered(model, tokenizer, task, max_new_tokens=4)) == 1
