@@ -11,9 +11,11 @@ from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.engine import Engine, context_length, without_trace
 from catchment.capabilities.evaluate import (
+    AllTooLongError,
     OnRows,
     Prepared,
     Scores,
+    Work,
     cost_tokens,
     evaluate,
     format_of,
@@ -22,10 +24,11 @@ from catchment.capabilities.evaluate import (
     run,
     sample,
     settle_path,
+    workload,
 )
 from catchment.capabilities.prompts import Encoded, expected_answer
 from catchment.capabilities.sources import resolve_tasks
-from catchment.capabilities.speed import Speed, measure_speed
+from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
 from catchment.capabilities.tasks import (
     ASK,
     CHOICE_SCORERS,
@@ -43,15 +46,18 @@ __all__ = [
     "CONTINUE",
     "GENERATED_SCORERS",
     "SCORERS",
+    "AllTooLongError",
     "Encoded",
     "Engine",
     "Format",
     "Item",
     "OnRows",
+    "Pace",
     "Prepared",
     "Scores",
     "Speed",
     "Task",
+    "Work",
     "agreement",
     "agreement_rows",
     "context_length",
@@ -61,6 +67,7 @@ __all__ = [
     "format_of",
     "gates",
     "make_engine",
+    "measure_pace",
     "measure_speed",
     "packs",
     "prepare",
@@ -69,6 +76,7 @@ __all__ = [
     "sample",
     "settle_path",
     "without_trace",
+    "workload",
 ]
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from catchment.capabilities.engine import Engine, context_length, last_logits, without_trace
+from catchment.capabilities.engine import (
+    Engine,
+    context_length,
+    greedy_tokens,
+    last_logits,
+    supports_packing,
+    without_trace,
+)
 from catchment.errors import ModelError
 
 
@@ -43,16 +50,13 @@ def measure_speed(engine: Engine, *, width: int = 64, patience: float = 4.0) -> 
             rows = max(1, size // width)
             ids = torch.randint(0, vocabulary, (rows, width), generator=generator).to(engine.device)
             try:
-                if size == sizes[0]:
-                    last_logits(engine, 1, input_ids=ids)
-                _sync(engine.device)
-                begin = time.perf_counter()
-                last_logits(engine, 1, input_ids=ids)
-                _sync(engine.device)
+                seconds = _timed(engine, ids)
+                if size == sizes[0] and seconds < patience / 4:  # the first pass of all may be slower than others
+                    seconds = _timed(engine, ids)
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 break
-            speed = rows * width / (time.perf_counter() - begin)
+            speed = rows * width / max(seconds, 1e-9)
             if speed > best.tokens_per_second:
                 grown = speed > 1.08 * best.tokens_per_second
                 best = Speed(speed, size)
@@ -63,6 +67,118 @@ def measure_speed(engine: Engine, *, width: int = 64, patience: float = 4.0) -> 
             if time.perf_counter() - started > patience / 4:
                 break
     return best
+
+
+def _timed(engine: Engine, ids: torch.Tensor) -> float:
+    """Seconds of one forward pass."""
+    _sync(engine.device)
+    begin = time.perf_counter()
+    last_logits(engine, 1, input_ids=ids, attention_mask=torch.ones_like(ids))
+    _sync(engine.device)
+    return time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long one model takes on this machine.
+
+    Attributes:
+        read: Seconds per token that is read, many at a time.
+        step: Seconds per step of decoding, one token for each of ``rows`` answers.
+        rows: Answers that were decoded together when a step was timed.
+    """
+
+    read: float
+    step: float = 0.0
+    rows: int = 1
+
+    def seconds(self, read: float, generated: float, items: int, rows: int | None = None) -> float:
+        """Upper estimate for ``items`` that each read and generate so many tokens, at most ``rows`` in a batch.
+
+        A step for more answers than were timed is taken to cost in proportion, one for fewer the same.
+        """
+        together = min(self.rows, rows or self.rows)
+        return items * read * self.read + generated * self.step * max(1.0, items / together)
+
+
+WIDTH = 16
+"""Tokens of a row when a model is timed."""
+ROWS = (1, 4, 16, 64)
+
+
+def measure_pace(engine: Engine, patience: float = 2.0) -> Pace:
+    """Time reading and decoding on a few tokens.
+
+    Rows grow by 4 while passes are expected to end within ``patience`` seconds; of a slow model one pass of each kind
+    is timed, whatever it takes.
+    """
+    started = time.perf_counter()
+
+    def left(share: float) -> float:
+        return share * patience - (time.perf_counter() - started)
+
+    with without_trace(engine.model):
+        read = _read_pace(engine, lambda: left(0.5))
+        step, rows = _step_pace(engine, lambda: left(1.0))
+    return Pace(read, step, rows)
+
+
+def _tokens(engine: Engine, rows: int) -> torch.Tensor:
+    width = min(WIDTH, max((context_length(engine.model) or WIDTH) // 2, 1))
+    vocabulary = engine.model.get_input_embeddings().weight.shape[0]
+    return torch.randint(0, vocabulary, (rows, width), generator=torch.Generator().manual_seed(0)).to(engine.device)
+
+
+def _read_pace(engine: Engine, left: Callable[[], float]) -> float:
+    """Seconds per token read, at the best number of rows that the time allows."""
+    best = float("inf")
+    for rows in ROWS:
+        ids = _tokens(engine, rows)
+        try:
+            seconds = _timed(engine, ids)
+            if rows == ROWS[0] and seconds < left() / 8:  # the first pass of all may be slower than others
+                seconds = _timed(engine, ids)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        grown = seconds / ids.numel() < best / 1.08
+        best = min(best, seconds / ids.numel())
+        if not grown or 4 * seconds > left():
+            break
+    return best
+
+
+def _step_pace(engine: Engine, left: Callable[[], float]) -> tuple[float, int]:
+    """Seconds per step of decoding, and the rows that it was timed with."""
+    if not engine.packed or supports_packing(engine.model, 2 * WIDTH) is not None:
+        return _plain_step(engine), 1
+    seconds, timed = 0.0, 1
+    for rows in ROWS[1:]:
+        ids = _tokens(engine, rows)[:, :4]
+        try:
+            began = time.perf_counter()
+            mask = torch.ones_like(ids)
+            logits, cache = last_logits(engine, 1, input_ids=ids, attention_mask=mask, use_cache=True)
+            if cache is None:
+                return _plain_step(engine), 1
+            _sync(engine.device)
+            begin = time.perf_counter()
+            last_logits(engine, 1, input_ids=logits[:, -1].argmax(-1)[:, None], past_key_values=cache, use_cache=True)
+            _sync(engine.device)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        seconds, timed = time.perf_counter() - begin, rows
+        if 4 * (time.perf_counter() - began) > left():
+            break
+    return seconds, timed
+
+
+def _plain_step(engine: Engine) -> float:
+    """Of a model that generates one answer at a time: half of what two tokens take."""
+    begin = time.perf_counter()
+    greedy_tokens(engine, _tokens(engine, 1)[0, :4].tolist(), 2)
+    return (time.perf_counter() - begin) / 2
 
 
 def halving_on_oom(run: Callable[[list[int]], list[Any]], batch: list[int], notes: list[str]) -> list[Any]:

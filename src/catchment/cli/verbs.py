@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,7 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def _compare(arguments: list[str]) -> int:
+    started = time.perf_counter()
     command = parse_compare(arguments)
     settings = CompareSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(CompareSettings)})
     from rich.console import Console
@@ -184,7 +186,7 @@ def _compare(arguments: list[str]) -> int:
         if settings.dry_run:
             plan = workflows.plan_only(settings, progress)
         else:
-            comparison = workflows.run_comparison(settings, progress)
+            comparison = workflows.run_comparison(settings, progress, started=started)
     if settings.dry_run:
         console.print(_plan_table(plan))
         return 0
