@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,21 +85,18 @@ class Pace:
 
     Attributes:
         read: Seconds per token that is read, many at a time.
-        step: Seconds per step of decoding, one token for each of ``rows`` answers.
-        rows: Answers that were decoded together when a step was timed.
+        step: Seconds per step of decoding, however many answers are decoded together.
+        token: Seconds beside, per token that is decoded.
     """
 
     read: float
     step: float = 0.0
-    rows: int = 1
+    token: float = 0.0
 
-    def seconds(self, read: float, generated: float, items: int, rows: int | None = None) -> float:
-        """Upper estimate for ``items`` that each read and generate so many tokens, at most ``rows`` in a batch.
-
-        A step for more answers than were timed is taken to cost in proportion, one for fewer the same.
-        """
-        together = min(self.rows, rows or self.rows)
-        return items * read * self.read + generated * self.step * max(1.0, items / together)
+    def seconds(self, read: float, generated: float, items: int, rows: int) -> float:
+        """For ``items`` that each read and generate so many tokens, at most ``rows`` in a batch."""
+        batches = math.ceil(items / rows)
+        return items * read * self.read + generated * (batches * self.step + items * self.token)
 
 
 WIDTH = 16
@@ -119,8 +117,8 @@ def measure_pace(engine: Engine, patience: float = 2.0) -> Pace:
 
     with without_trace(engine.model):
         read = _read_pace(engine, lambda: left(0.5))
-        step, rows = _step_pace(engine, lambda: left(1.0))
-    return Pace(read, step, rows)
+        step, token = _step_pace(engine, lambda: left(1.0))
+    return Pace(read, step, token)
 
 
 def _tokens(engine: Engine, rows: int) -> torch.Tensor:
@@ -148,30 +146,44 @@ def _read_pace(engine: Engine, left: Callable[[], float]) -> float:
     return best
 
 
-def _step_pace(engine: Engine, left: Callable[[], float]) -> tuple[float, int]:
-    """Seconds per step of decoding, and the rows that it was timed with."""
+def _step_pace(engine: Engine, left: Callable[[], float]) -> tuple[float, float]:
+    """Seconds per step of decoding and per token of it, from steps with few and with many rows; where only few were
+    timed, all of it is taken to be by token. A model that generates one answer at a time has tokens only."""
     if not engine.packed or supports_packing(engine.model, 2 * WIDTH) is not None:
-        return _plain_step(engine), 1
-    seconds, timed = 0.0, 1
+        return 0.0, _plain_step(engine)
+    timed: list[tuple[int, float]] = []
     for rows in ROWS[1:]:
-        ids = _tokens(engine, rows)[:, :4]
         try:
             began = time.perf_counter()
-            mask = torch.ones_like(ids)
-            logits, cache = last_logits(engine, 1, input_ids=ids, attention_mask=mask, use_cache=True)
-            if cache is None:
-                return _plain_step(engine), 1
-            _sync(engine.device)
-            begin = time.perf_counter()
-            last_logits(engine, 1, input_ids=logits[:, -1].argmax(-1)[:, None], past_key_values=cache, use_cache=True)
-            _sync(engine.device)
+            seconds = _step(engine, rows)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
-        seconds, timed = time.perf_counter() - begin, rows
+        if seconds is None:
+            return 0.0, _plain_step(engine)
+        timed.append((rows, seconds))
         if 4 * (time.perf_counter() - began) > left():
             break
-    return seconds, timed
+    (few, low), (many, high) = timed[0], timed[-1]
+    if few == many:
+        return 0.0, low / few
+    token = max(high - low, 0.0) / (many - few)
+    return max(low - few * token, 0.0), token
+
+
+def _step(engine: Engine, rows: int) -> float | None:
+    """Seconds of one step of decoding so many rows; ``None`` where the model gives no cache."""
+    ids = _tokens(engine, rows)[:, :4]
+    mask = torch.ones_like(ids)
+    logits, cache = last_logits(engine, 1, input_ids=ids, attention_mask=mask, use_cache=True)
+    if cache is None:
+        return None
+    following = logits[:, -1].argmax(-1)[:, None]
+    _sync(engine.device)
+    begin = time.perf_counter()
+    last_logits(engine, 1, input_ids=following, past_key_values=cache, use_cache=True)
+    _sync(engine.device)
+    return time.perf_counter() - begin
 
 
 def _plain_step(engine: Engine) -> float:

@@ -221,5 +221,5 @@ def edges(t: TaskPlan, budgeted: bool) -> list[int]:
     """Where the rounds of a task begin and end. Fixed places, so that comparisons that share rows share batches too."""
     places = {0, PILOT, *range(PILOT, t.items, t.chunk)}
     if budgeted:
-        places |= {*STAGES, *range(t.chunk, PILOT, t.chunk)}
+        places |= {*(stage for stage in STAGES if stage >= t.chunk), *range(t.chunk, PILOT, t.chunk)}
     return [*sorted(p for p in places if p < t.items), t.items]

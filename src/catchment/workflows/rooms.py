@@ -20,11 +20,8 @@ from catchment.records import Room, Row
 from catchment.statistics import ladder
 from catchment.workflows import limits, results
 from catchment.workflows.job import CPU_BATCH, Job
-from catchment.workflows.rounds import ROOM_SHARE, Measuring, save_plan
+from catchment.workflows.rounds import ROOM_SHARE, Measuring, late, room_items, save_plan
 
-MOST_ITEMS, LEAST_ITEMS = 256, 32
-RAY_POINTS = 6
-"""Points of a ray, as far as plans go."""
 TAU = 0.1
 TYPICAL = Design(ladder(1 / 16, 16.0, 9), depth=0, items_each=8, fixed=True)
 """Random moves: scales as multiples of the tune's own alpha."""
@@ -51,7 +48,7 @@ def _rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
     if not _possible(job) or not tasks:
         return ()
     if job.plan.room_items is None:
-        job.plan = dataclasses.replace(job.plan, room_items=_items(job, state, tasks))
+        job.plan = dataclasses.replace(job.plan, room_items=room_items(job, state, tasks, job.clock.left))
         save_plan(job)
     if job.plan.room_items == 0:
         job.warnings.append("no room: the budget ended before it")
@@ -85,19 +82,6 @@ def _possible(job: Job) -> bool:
     return job.settings.room and not same and not (a.quantization or b.quantization or job.base.classifies)
 
 
-def _items(job: Job, state: Measuring, tasks: list[Task]) -> int:
-    """Items per point: as many as the time left can pay for; 0 where it pays for too few."""
-    budget, prices = job.plan.budget, state.prices
-    if budget is None:
-        return MOST_ITEMS
-    if prices is not None:
-        each = RAY_POINTS * sum(prices.each(job.plan.of(task.name), budget) for task in tasks) / 2
-    else:
-        each = RAY_POINTS * sum(job.plan.of(task.name).tokens for task in tasks) / (job.plan.speed or 1.0)
-    items = int(0.8 * job.clock.left / max(each, 1e-9))
-    return 0 if items < LEAST_ITEMS // 2 else max(LEAST_ITEMS, min(MOST_ITEMS, items))
-
-
 def _ground(job: Job, task: Task) -> Ground:
     form = task.formats[0].name
     base, tuned = (job.table(side, task, form) for side in job.sides)
@@ -123,7 +107,7 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
         if evaluator.frozen or job.plan.budget is None:
             return False
         spent = job.clock.elapsed - started
-        return job.clock.late or (job.resumed and spent > ROOM_SHARE * job.plan.budget)
+        return late(job) or (job.resumed and spent > ROOM_SHARE * job.plan.budget)
 
     job.progress.status("room of the fine-tune")
     card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet

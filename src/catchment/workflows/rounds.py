@@ -21,6 +21,10 @@ PILOT_SHARE = 1 / 3
 """Of the time left that the pilot may take."""
 ROOM_SHARE = 0.3
 """Of the time left after the pilot that is kept for the room."""
+MOST_ROOM, LEAST_ROOM = 256, 32
+"""Items per point of a room."""
+RAY_POINTS = 6
+"""Points of a room, as far as plans go."""
 RECOVER_SHARE = 0.4
 """Of the time left after the pilot that is kept for ``--recover``."""
 REFINED, WORTH = 3, 0.1
@@ -87,12 +91,26 @@ def settle(job: Job, state: Measuring) -> None:
     if job.plan.budget is not None and not job.resumed:
         if job.settings.recover is not None:
             job.clock.later = RECOVER_SHARE * max(job.clock.left, 0.0)
-        room = ROOM_SHARE if job.settings.room and not job.base.classifies else 0.0
-        left = (1 - room) * max(job.clock.left, 0.0)
+        room = ROOM_SHARE * job.clock.left
+        wanted = job.settings.room and not job.base.classifies and room_items(job, state, job.tasks, room) > 0
+        left = max(job.clock.left - (room if wanted else 0.0), 0.0)
         state.end = job.clock.elapsed + left
         job.plan = _allocated(job, state, left)
         job.progress.plan(job.plan.sentence())
     save_plan(job)
+
+
+def room_items(job: Job, state: Measuring, tasks: list[Task], seconds: float) -> int:
+    """Items per point of the room of these tasks that so many seconds pay for; 0 where they are too few."""
+    budget, prices = job.plan.budget, state.prices
+    if budget is None:
+        return MOST_ROOM
+    if prices is not None:
+        each = RAY_POINTS * sum(prices.each(job.plan.of(task.name), budget) for task in tasks) / 2
+    else:
+        each = RAY_POINTS * sum(job.plan.of(task.name).tokens for task in tasks) / (job.plan.speed or 1.0)
+    items = int(0.8 * seconds / max(each, 1e-9))
+    return 0 if items < LEAST_ROOM // 2 else max(LEAST_ROOM, min(MOST_ROOM, items))
 
 
 def _allocated(job: Job, state: Measuring, left: float) -> Plan:
@@ -165,9 +183,9 @@ def pilot(job: Job, state: Measuring) -> None:
                 break
     for task in job.measured:
         result = job.result(task)
-        if state.reached[task.name] >= min(PILOT, job.plan.of(task.name).available):
-            if not result.admitted and result.tuned - result.base < 0.1:
-                state.closed.add(task.name)
+        whole = state.reached[task.name] >= min(PILOT, job.plan.of(task.name).available)
+        if whole and not result.admitted and result.tuned - result.base < 0.1:
+            state.closed.add(task.name)
 
 
 def _first_stage(job: Job, prices: Prices) -> int:
@@ -193,9 +211,11 @@ def _stage(job: Job, state: Measuring, stage: int) -> bool:
     assert prices is not None
     for task in sorted(job.tasks, key=lambda t: prices.seconds(t.name, stage)):
         start, stop = state.reached.get(task.name, 0), min(stage, job.plan.of(task.name).available)
-        if stop > start:
-            if not _measure(job, state, task, start, stop):
-                return False
+        if stop <= start or prices.seconds(task.name, stop - start) > job.clock.left:
+            continue  # what does not fit into the pilot may fit into what comes after it
+        if not _measure(job, state, task, start, stop):
+            return False
+        if task in job.measured:
             job.progress.row(job.result(task), final=False)
     return True
 
@@ -246,14 +266,16 @@ def rounds(job: Job, state: Measuring) -> None:
 
 
 def _rounds(job: Job, state: Measuring) -> bool:
-    """Whether every planned item was reached. A task whose items do not fit is left, and the others go on."""
-    steps = sorted(
-        (stop, number, start)
+    """Whether every planned item was reached. Few items of every task come before many of any, and of as many the
+    cheaper ones first. A task whose items do not fit is left, and the others go on."""
+    prices = state.prices
+    steps = [
+        (stop, prices.seconds(task.name, stop - start) if prices else 0.0, number, start)
         for number, task in enumerate(job.tasks)
         for start, stop in pairwise(edges(job.plan.of(task.name), job.plan.budget is not None))
-    )
+    ]
     left: set[str] = set()
-    for stop, number, start in steps:
+    for stop, _, number, start in sorted(steps):
         task = job.tasks[number]
         if task.name in left or stop <= state.reached.get(task.name, 0):
             continue
@@ -327,3 +349,8 @@ def said(job: Job) -> list[str]:
 def unmeasured(job: Job) -> list[str]:
     """Tasks without a row of both models."""
     return [task.name for task in job.tasks if task not in job.measured]
+
+
+def late(job: Job) -> bool:
+    """Whether the budget is spent."""
+    return job.clock.late

@@ -1,4 +1,4 @@
-"""What measuring will cost: tokens of each task, timed on each of the two models, and corrected by what was measured."""
+"""What measuring will cost: tokens of each task, timed on each of the two models, corrected by what was measured."""
 
 from __future__ import annotations
 
