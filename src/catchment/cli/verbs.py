@@ -203,9 +203,9 @@ def _compare(arguments: list[str]) -> int:
     return 1 if broken else 0
 
 
-def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
+def _carried_out(verb: str, command: Any, settings: Any, started: float) -> tuple[Any, Any]:
     """Run ``scan`` or ``tune``, or print its plan: the console, and the record, which a plan has none of. Of several
-    processes only the first one prints."""
+    processes only the first one prints. ``started``: when the command began, on ``time.monotonic``."""
     from rich.console import Console
 
     from catchment.cli.live import LiveProgress
@@ -215,8 +215,12 @@ def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
 
     console = Console(stderr=command.json, quiet=not workflows.first_process())
     with LiveProgress(console) as progress:
-        work = getattr(workflows, f"{verb}_plan" if settings.dry_run else f"run_{verb}")
-        found = work(settings, progress)
+        if settings.dry_run:
+            found = getattr(workflows, f"{verb}_plan")(settings, progress)
+        elif verb == "scan":
+            found = workflows.run_scan(settings, progress, started=started)
+        else:
+            found = workflows.run_tune(settings, progress)
     if settings.dry_run:
         for line in found:
             console.print(line, highlight=False)
@@ -229,9 +233,10 @@ def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
 
 
 def _scan(arguments: list[str]) -> int:
+    started = time.monotonic()
     command = parse_scan(arguments)
     settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
-    console, found = _carried_out("scan", command, settings)
+    console, found = _carried_out("scan", command, settings, started)
     if found is not None and not command.json:
         from catchment import report
 
@@ -243,7 +248,7 @@ def _scan(arguments: list[str]) -> int:
 def _tune(arguments: list[str]) -> int:
     command = parse_tune(arguments)
     settings = TuneSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(TuneSettings)})
-    console, found = _carried_out("tune", command, settings)
+    console, found = _carried_out("tune", command, settings, time.monotonic())
     if found is None:
         return 0
     from catchment import report, workflows

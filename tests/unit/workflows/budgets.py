@@ -1,4 +1,4 @@
-"""Models on a simulated machine: every forward pass moves a clock on, so that budgets are tested exactly and at once."""
+"""Models on a simulated machine: every forward pass moves a clock on, so that budgets are tested without waiting."""
 
 from __future__ import annotations
 

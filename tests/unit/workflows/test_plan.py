@@ -94,7 +94,9 @@ def test_rounds_begin_and_end_at_fixed_places(items: int, chunk: int, budgeted: 
 
 
 def test_a_plan_survives_its_file() -> None:
-    plan = dataclasses.replace(allocate(make_plan(), {"t0": 0.1, "t1": 0.1}, 30.0, set(), 2), cut=True, recover=(8, 9, 6))
+    plan = dataclasses.replace(
+        allocate(make_plan(), {"t0": 0.1, "t1": 0.1}, 30.0, set(), 2), cut=True, recover=(8, 9, 6)
+    )
     assert Plan.from_json(plan.to_json()) == plan
 
 
