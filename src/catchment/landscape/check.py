@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -15,6 +16,8 @@ from catchment.records import Row, SelfCheck
 REALISED = 0.02
 """How far from 1 the realised size of the largest move may be before a scan is not trusted."""
 CENTRE = 1e-9
+FEW = 4
+"""Items per task where there is no time for all."""
 
 
 def check(
@@ -24,7 +27,7 @@ def check(
     *,
     plane_cosine: float | None = None,
     items: int = 16,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[float], bool] = lambda seconds: False,
 ) -> SelfCheck:
     """Compare the score at displacement 0 with the model's own, the realised move with the intended one (at the
     smallest and the largest scale), and the weights' hash after with the one before. Puts the model back.
@@ -32,7 +35,8 @@ def check(
     Cost: two evaluations of up to ``items`` items per task, few displacements, one hash of the weights.
 
     Args:
-        items: Per task, to compare scores on; one of each at first, and the others unless ``stop`` says so.
+        items: Per task, to compare scores on: one of each at first, which tells what the others take.
+        stop: Whether so many more seconds are too many; then it is fewer items.
     """
     mover = evaluator.mover
     notes: list[str] = []
@@ -68,14 +72,15 @@ def check(
     )  # fmt: skip
 
 
-def _centre(evaluator: Evaluator, items: int, stop: Callable[[], bool]) -> float:
+def _centre(evaluator: Evaluator, items: int, stop: Callable[[float], bool]) -> float:
     """Largest difference of a score or log-probability between the model untouched and at displacement 0, on the same
     items in the same batches."""
-    worst = 0.0
-    for start, end in ((0, 1), (1, items)):
-        if start and stop():
-            break
-        wanted = {name: ground.items[start:end] for name, ground in evaluator.grounds.items()}
+    began = time.monotonic()
+    worst = _difference(evaluator, {name: ground.items[:1] for name, ground in evaluator.grounds.items()})
+    each = time.monotonic() - began
+    most = next((n for n in (items, FEW) if not stop(each * (n - 1))), 1)
+    if most > 1:
+        wanted = {name: ground.items[1:most] for name, ground in evaluator.grounds.items()}
         worst = max(worst, _difference(evaluator, {name: ids for name, ids in wanted.items() if ids}))
     return worst
 

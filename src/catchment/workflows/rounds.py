@@ -27,6 +27,8 @@ RAY_POINTS = 6
 """Points of a room, as far as plans go."""
 RECOVER_SHARE = 0.4
 """Of the time left after the pilot that is kept for ``--recover``."""
+CHEAP = 0.2
+"""Of the time left, over all tasks: what takes no more is measured first."""
 REFINED, WORTH = 3, 0.1
 """How often the numbers of items are raised at most, and the share of the budget that must be left for it."""
 
@@ -200,8 +202,9 @@ def _first_stage(job: Job, prices: Prices) -> int:
 
 
 def _stage_seconds(job: Job, state: Measuring, stage: int) -> float:
+    """Of the tasks that were begun."""
     assert state.prices is not None
-    more = {t.task: min(stage, t.available) - state.reached.get(t.task, 0) for t in job.plan.tasks}
+    more = {name: min(stage, job.plan.of(name).available) - n for name, n in state.reached.items()}
     return sum(state.prices.seconds(name, n) for name, n in more.items() if n > 0)
 
 
@@ -267,15 +270,16 @@ def rounds(job: Job, state: Measuring) -> None:
 
 def _rounds(job: Job, state: Measuring) -> bool:
     """Whether every planned item was reached. Few items of every task come before many of any, and of as many the
-    cheaper ones first. A task whose items do not fit is left, and the others go on."""
-    prices = state.prices
-    steps = [
-        (stop, prices.seconds(task.name, stop - start) if prices else 0.0, number, start)
-        for number, task in enumerate(job.tasks)
-        for start, stop in pairwise(edges(job.plan.of(task.name), job.plan.budget is not None))
-    ]
+    cheaper ones first; but tasks that take hardly any time come before all. A task whose items do not fit is left, and
+    the others go on."""
+    steps = []
+    for number, task in enumerate(job.tasks):
+        pairs = list(pairwise(edges(job.plan.of(task.name), job.plan.budget is not None)))
+        prices = [state.prices.seconds(task.name, stop - start) if state.prices else 0.0 for start, stop in pairs]
+        dear = sum(prices) > CHEAP * job.clock.left / len(job.tasks)
+        steps += [(dear, stop, price, number, start) for (start, stop), price in zip(pairs, prices, strict=True)]
     left: set[str] = set()
-    for stop, _, number, start in sorted(steps):
+    for _, stop, _, number, start in sorted(steps):
         task = job.tasks[number]
         if task.name in left or stop <= state.reached.get(task.name, 0):
             continue

@@ -144,8 +144,8 @@ def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
         items = job.kept.check_items or CHECK_ITEMS
         end = job.clock.budget - min(RESERVE, job.clock.budget / 4) / 2
 
-        def late() -> bool:
-            return not job.frozen and job.clock.spent > end
+        def late(seconds: float) -> bool:
+            return bool(distributed.agreed(not job.frozen and job.clock.spent + seconds > end))
 
         return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
     except Exception as error:

@@ -109,7 +109,7 @@ def solved(model: Any, task: Task) -> Task:
 def pair(machine: Machine, slower: float = 1.0, **costs: float) -> Any:
     """A tiny base and a tuned copy that moved a little and is ``slower`` times as slow; ``costs`` as of
     :meth:`Machine.run`."""
-    base, tuned = tiny.tiny_llama(), tiny.tiny_llama()
+    base, tuned = tiny.tiny_llama(num_hidden_layers=1), tiny.tiny_llama(num_hidden_layers=1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in tuned.parameters():
