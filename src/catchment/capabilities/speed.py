@@ -152,7 +152,7 @@ def _step_pace(engine: Engine, left: Callable[[], float]) -> tuple[float, float]
     if not engine.packed or supports_packing(engine.model, 2 * WIDTH) is not None:
         return 0.0, _plain_step(engine)
     timed: list[tuple[int, float]] = []
-    for rows in ROWS[1:]:
+    for rows in ROWS:
         try:
             began = time.perf_counter()
             seconds = _step(engine, rows)

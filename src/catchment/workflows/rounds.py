@@ -195,7 +195,7 @@ def _first_stage(job: Job, prices: Prices) -> int:
     it would only make smaller batches."""
 
     def seconds(number: int) -> float:
-        return sum(prices.seconds(t.task, min(STAGES[number], t.available)) for t in job.plan.tasks)
+        return sum(prices.at_most(t.task, min(STAGES[number], t.available)) for t in job.plan.tasks)
 
     most = max(job.clock.left / 3, min(timing.WORTH * seconds(0), job.clock.left))
     return max((number for number in range(len(STAGES)) if seconds(number) <= most), default=0)
@@ -236,12 +236,15 @@ def _measure(job: Job, state: Measuring, task: Task, start: int, stop: int, form
     form = form or task.formats[0].name
     before = {item.id for item in sample(task.items, start, job.settings.seed)} if start else set()
     items = [i for i in sample(task.items, stop, job.settings.seed) if i.id not in before]
-    parts = []
+    parts, began = [], job.clock.elapsed
     try:
         for side in job.sides:
             job.progress.status(f"{task.name} · {form} · {side.role}")
             parts.append(fill(side, job.store, task, form, items, job.plan.batch_tokens, job.progress))
     except OutOfTimeError:
+        if state.prices is not None:
+            begun = [len(items) if number <= len(parts) else 0 for number in range(2)]
+            state.prices.fell_short(task.name, begun, job.clock.elapsed - began)
         return False
     for side, part in zip(job.sides, parts, strict=True):
         job.add(side, task, form, part.rows)
@@ -296,7 +299,8 @@ def _raised(job: Job, state: Measuring) -> bool:
     if budget is None or job.resumed or job.plan.cut or state.end - job.clock.elapsed < WORTH * budget:
         return False
     plan = _allocated(job, state, state.end - job.clock.elapsed)
-    if all(new.items < old.items + STAGES[0] for new, old in zip(plan.tasks, job.plan.tasks, strict=True)):
+    pairs = zip(plan.tasks, job.plan.tasks, strict=True)
+    if all(new.items < old.items + min(STAGES[0], max(old.items, 1)) for new, old in pairs):
         return False
     job.plan = plan
     save_plan(job)

@@ -24,11 +24,13 @@ WORTH = 1.25
 
 @dataclass(frozen=True)
 class Load:
-    """What an item of a task asks for, in the mean: tokens to read and to generate, and padded tokens of its row."""
+    """What an item of a task asks for, in the mean: tokens to read and to generate, and padded tokens of its row.
+    ``most``: tokens that it may generate, where a model does not stop after an answer as long as the right one."""
 
     read: float
     generated: float = 0.0
     width: float = 1.0
+    most: float = 0.0
 
 
 @dataclass
@@ -47,28 +49,40 @@ class Prices:
     batch_tokens: int
     ratios: dict[str, float] = field(default_factory=dict)
 
-    def foretold(self, task: str, items: Sequence[int]) -> float:
-        """Seconds for so many items on base and tuned, as timed."""
+    def foretold(self, task: str, items: Sequence[int], *, most: bool = False) -> float:
+        """Seconds for so many items on base and tuned, as timed; ``most``: with the longest answers."""
         load = self.loads[task]
+        generated = load.most if most else load.generated
         rows = max(1, int(self.batch_tokens / max(load.width, 1.0)))
         pairs = zip(self.paces, items, strict=True)
-        return sum(pace.seconds(load.read, load.generated, n, rows) for pace, n in pairs if n)
+        return sum(pace.seconds(load.read, generated, n, rows) for pace, n in pairs if n)
 
     def seconds(self, task: str, items: int) -> float:
         """Seconds for so many items on both models."""
         return self.foretold(task, (items, items)) * self.ratios.get(task, 1.0)
+
+    def at_most(self, task: str, items: int) -> float:
+        """The same; with the longest answers as long as nothing was measured of the task."""
+        if task in self.ratios:
+            return self.seconds(task, items)
+        return self.foretold(task, (items, items), most=True)
 
     def learn(self, task: str, items: Sequence[int], seconds: float) -> None:
         """Note what so many fresh items took."""
         if any(items) and (foretold := self.foretold(task, items)) > 0:
             self.ratios[task] = seconds / foretold
 
+    def fell_short(self, task: str, items: Sequence[int], seconds: float) -> None:
+        """Note that so many items were not done after so many seconds; they are taken to need twice as many."""
+        if any(items) and (foretold := self.foretold(task, items)) > 0:
+            self.ratios[task] = max(self.ratios.get(task, 1.0), 2 * seconds / foretold)
+
     def chunk(self, t: TaskPlan, budget: float) -> int:
         """Items between two looks at the clock: the most that take a small share of the budget, or hardly more than
         the fewest do."""
-        least = self.seconds(t.task, min(CHUNKS[-1], t.available))
+        least = self.at_most(t.task, min(CHUNKS[-1], t.available))
         most = max(CHUNK_SHARE * budget, WORTH * least)
-        return next((n for n in CHUNKS if self.seconds(t.task, min(n, t.available)) <= most), CHUNKS[-1])
+        return next((n for n in CHUNKS if self.at_most(t.task, min(n, t.available)) <= most), CHUNKS[-1])
 
     def each(self, t: TaskPlan, budget: float) -> float:
         """Seconds per item in chunks."""
@@ -85,7 +99,8 @@ def load_of(side: Side, task: Task, seed: int) -> tuple[Load, float]:
     n = len(prepared.encoded)
     work: Work = workload(task, prepared.encoded, prepared.prefix)
     width = max(len(e.prompt) - prepared.prefix + sum(len(a) - 1 for a in e.answers) for e in prepared.encoded)
-    return Load((work.read + prepared.prefix / n) / n, work.generated / n, width), prepared.tokens / len(few)
+    longest = task.max_new_tokens if work.generated else 0
+    return Load((work.read + prepared.prefix / n) / n, work.generated / n, width, longest), prepared.tokens / len(few)
 
 
 def time_models(job: Job, loads: dict[str, Load], budget: float) -> Prices:
