@@ -15,12 +15,13 @@ import torch
 import transformers as tf
 
 import catchment
-from catchment.capabilities import Item, Task
+from catchment.capabilities import Item, Pace, Task
 from catchment.cli.verbs import parse_compare, run
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
 from catchment.models import known
 from catchment.settings import CompareSettings, read_config
-from catchment.workflows import Progress, measure, plan_only, rounds
+from catchment.workflows import Progress, measure, plan_only, rounds, timing
+from catchment.workflows.clock import OutOfTimeError
 from catchment.workflows.recover import halves
 from tests import tiny
 from tests.integration.test_compare import compare, folder, home, make_task, numbers, write_task
@@ -85,13 +86,21 @@ def test_classifiers_with_a_budget(classifiers: Path) -> None:
 
 
 def test_a_cut_comparison_is_read_back_as_it_was(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine stands still after the pilot and one round: what was reached is the plan of a second run."""
     task = solved(folder, 600)
-    looks = iter([False])
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "late", lambda job: not job.resumed and next(looks, True))
+        real = rounds.fill
+
+        def fill(side: Any, store: Any, task: Task, form: str, items: Any, *rest: Any) -> Any:
+            if len(side.cell(store, task, form).rows()) >= 320:
+                raise OutOfTimeError("the budget ended before this was measured.")
+            return real(side, store, task, form, items, *rest)
+
+        patch.setattr(rounds, "fill", fill)
         first = compare(folder, out=tmp_path / "out", budget="10m", tasks=[task])
-    assert 64 < first["echo"].n < 600
+    assert first["echo"].n == 320
     assert first.plan["cut"]
+    assert any("fewer items than planned" in line for line in first.warnings)
     again = compare(folder, out=tmp_path / "out", budget="10m", tasks=[task])
     assert numbers(again) == numbers(first)
     assert again.warnings == first.warnings
@@ -103,16 +112,28 @@ def test_a_renamed_task_in_an_old_folder(folder: Path, tmp_path: Path) -> None:
     assert compare(folder, out=tmp_path / "out", formats=1, tasks=[renamed])["other"].n == 120
 
 
-def test_a_larger_budget_on_measured_rows_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models are timed at 100 tokens a second together."""
+    monkeypatch.setattr(timing, "measure_pace", lambda engine, patience: Pace(0.005))
+
+
+def test_rows_that_were_measured_say_nothing_of_what_others_cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pilot's rows lie in the store and take no time; the plan after it still reckons with the speed."""
+    said: list[str] = []
+
+    class Said(Progress):
+        def plan(self, sentence: str) -> None:
+            said.append(sentence)
+
     task = solved(folder, 400)
-    compare(folder, tasks=[task], formats=1)
-    monkeypatch.setattr(rounds, "_speed", lambda job: 100.0)
-    comparison = compare(folder, tasks=[task], formats=1, budget="60s")
-    assert 16 <= comparison["echo"].n < 400
+    compare(folder, tasks=[task], formats=1, limit=64)
+    slow(monkeypatch)
+    compare(folder, tasks=[task], formats=1, budget="60s", progress=Said())
+    assert all(64 <= int(sentence.split(" items")[0]) < 400 for sentence in said[:2])
 
 
 def test_a_dry_run_with_a_budget_says_what_it_buys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "_speed", lambda job: 100.0)
+    slow(monkeypatch)
     settings = CompareSettings(
         str(folder / "base"), str(folder / "tuned"), tasks=(str(folder / "echo.jsonl"),), text="none", budget="20s"
     )

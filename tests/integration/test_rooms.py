@@ -183,7 +183,8 @@ def test_a_room_that_was_interrupted_goes_on_within_its_share(
 
 def test_a_budget_is_kept_with_the_room_in_it(pair: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that is a hundred times slower than it is, the clock ends the room soon after the budget."""
-    from catchment.workflows import rooms, rounds
+    from catchment.capabilities import Pace
+    from catchment.workflows import clock, rooms, timing
 
     spent = 0.0
     run = rooms.Evaluator._run
@@ -194,13 +195,13 @@ def test_a_budget_is_kept_with_the_room_in_it(pair: Path, task: Task, monkeypatc
         return run(self, part)
 
     monkeypatch.setattr(rooms.Evaluator, "_run", slow)
-    monkeypatch.setattr(rounds, "_speed", lambda job: 10000.0)
-    monkeypatch.setattr(rooms, "late", lambda job: job.elapsed + spent > job.plan.budget - rounds.RESERVE)
+    monkeypatch.setattr(timing, "measure_pace", lambda engine, patience: Pace(0.00005))
+    monkeypatch.setattr(rooms, "late", lambda job: job.clock.elapsed + spent > job.plan.budget - clock.reserve(20.0))
     comparison = compare(str(pair / "base"), str(pair / "far"), task, budget="20s")
     (room,) = comparison.rooms
     honest(room)
     largest = 0.02 * 160 + 2
-    assert spent < 20 - rounds.RESERVE + largest
+    assert spent < 20 - clock.reserve(20.0) + largest
     assert room.worst is None
 
 

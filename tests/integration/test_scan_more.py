@@ -19,7 +19,18 @@ from catchment.errors import CatchmentError, GateError, InputError, ModelError, 
 from catchment.records import Scan, from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
-from tests.integration.test_scan import FEW, QUICK, forwards, honest, models, scan, stable, store_lines, task
+from tests.integration.test_scan import (
+    FEW,
+    QUICK,
+    forwards,
+    honest,
+    models,
+    scan,
+    spent_on_own_scores,
+    stable,
+    store_lines,
+    task,
+)
 
 __all__ = ["forwards", "home", "models", "run_cli", "task"]
 torch.set_num_threads(1)
@@ -403,5 +414,6 @@ def test_gradients_under_an_adapter_are_refused(task: Task) -> None:
 
 
 def test_a_task_that_can_never_be_inside_is_said(models: Path) -> None:
-    found = scan(models, limit=24, **{**QUICK, "tau": 0.1, "budget": "0.02s"})
+    with spent_on_own_scores():
+        found = scan(models, limit=24, **{**QUICK, "tau": 0.1})
     assert any("no scale can be shown to be inside" in warning and "--limit" in warning for warning in found.warnings)

@@ -12,9 +12,11 @@ from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.engine import Engine, context_length
 from catchment.capabilities.evaluate import (
+    AllTooLongError,
     OnRows,
     Prepared,
     Scores,
+    Work,
     cost_tokens,
     evaluate,
     format_of,
@@ -23,11 +25,12 @@ from catchment.capabilities.evaluate import (
     run,
     sample,
     settle_path,
+    workload,
 )
 from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
 from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
 from catchment.capabilities.sources import resolve_tasks
-from catchment.capabilities.speed import Speed, measure_speed
+from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
 from catchment.capabilities.tasks import (
     ASK,
     CHOICE_SCORERS,
@@ -48,16 +51,19 @@ __all__ = [
     "GENERATED_SCORERS",
     "SCORERS",
     "DoubleKeyError",
+    "AllTooLongError",
     "Encoded",
     "Engine",
     "Format",
     "Item",
     "OnRows",
+    "Pace",
     "Prepared",
     "PromptOptions",
     "Scores",
     "Speed",
     "Task",
+    "Work",
     "agreement",
     "agreement_rows",
     "apply_template",
@@ -71,6 +77,7 @@ __all__ = [
     "gates",
     "local_options",
     "make_engine",
+    "measure_pace",
     "measure_speed",
     "packs",
     "parse_table",
@@ -80,6 +87,7 @@ __all__ = [
     "sample",
     "settle_path",
     "without_trace",
+    "workload",
 ]
 
 

@@ -13,7 +13,7 @@ per answer. Which path was taken is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Engine:
         batch_tokens: Padded tokens per forward pass.
         notes: What a reader must know about how the numbers were made.
         checked: The packed layout was compared with the plain path on this model.
+        check: Called before every forward pass; raises where no more may be measured.
     """
 
     model: Any
@@ -43,6 +44,7 @@ class Engine:
     batch_tokens: int = 1024
     notes: list[str] = field(default_factory=list)
     checked: bool = False
+    check: Callable[[], None] = lambda: None
 
     @property
     def base(self) -> Any:
@@ -212,6 +214,7 @@ def _token_logprobs(logits: Tensor, targets: Tensor, block: int = 512) -> list[f
 
 def last_logits(engine: Engine, keep: int, cache: Any = None, **inputs: Any) -> tuple[Tensor, Any]:
     """Logits of the last ``keep`` positions after what ``cache`` holds, and the cache if one was asked for."""
+    engine.check()
     calls = calls_of(engine.model)
     if calls.some_logits is not None:
         inputs[calls.some_logits] = keep
@@ -283,6 +286,7 @@ def plain_logprobs(engine: Engine, prompts: Sequence[Ids], answers: Sequence[Seq
             text = [*p, *a[:-1]]
             ids[k, : len(text)] = torch.tensor(text)
             mask[k, : len(text)] = 1
+        engine.check()
         logits = engine.model(input_ids=ids.to(engine.device), attention_mask=mask.to(engine.device)).logits
         for k, (i, j, p, a) in enumerate(part):
             steps = logits[k, len(p) - 1 : len(p) - 1 + len(a)]
@@ -404,7 +408,7 @@ def _plain_generate(
     logprobs = plain_logprobs(engine, prompts, golds)
     answers = []
     for i, prompt in enumerate(prompts):
-        new = _greedy(engine, prompt, max_new_tokens, stop)
+        new = greedy_tokens(engine, prompt, max_new_tokens, stop)
         ended = bool(new) and new[-1] in engine.stop_ids
         new = new[:-1] if ended else new
         text = engine.tokenizer.decode(new, skip_special_tokens=True)
@@ -415,16 +419,18 @@ def _plain_generate(
     return answers
 
 
-def _greedy(engine: Engine, prompt: Ids, max_new_tokens: int, stop: Sequence[str]) -> list[int]:
+def greedy_tokens(engine: Engine, prompt: Ids, max_new_tokens: int, stop: Sequence[str] = ()) -> list[int]:
     """New tokens of one prompt, the one that ends the answer included. The model's own generation config is set
     aside: it may hold a repetition penalty, which is not greedy decoding."""
     from transformers import GenerationConfig
 
     def finished(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        engine.check()
         text = engine.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
         return torch.tensor([_stopped(text, stop) is not None], device=ids.device)
 
     ids = torch.tensor([list(prompt)], device=engine.device)
+    engine.check()
     owner, stops = engine.base, sorted(engine.stop_ids)
     saved, owner.generation_config = owner.generation_config, GenerationConfig()
     try:

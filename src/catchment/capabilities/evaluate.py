@@ -23,6 +23,10 @@ OnRows = Callable[[list[Row], int], None]
 """Called after every batch with its rows and the tokens it cost."""
 
 
+class AllTooLongError(TaskError):
+    """Every prompt that was given is longer than the context."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """One row per item, in the order of the task's items, with the conditions they were measured under."""
@@ -88,17 +92,32 @@ def batches(encoded: Sequence[Encoded], prefix: int, batch_tokens: int) -> list[
     return groups
 
 
+@dataclass(frozen=True)
+class Work:
+    """Tokens of some items, behind the prefix that they share: read at once, and generated one by one (expected)."""
+
+    read: int
+    generated: float = 0.0
+
+
+def workload(task: Task, encoded: Sequence[Encoded], prefix: int) -> Work:
+    """What items ask of a model. An answer that is generated is expected to be as long as the right ones are in the
+    mean; where none is known, as long as it may be."""
+    read = sum(len(e.prompt) - prefix + sum(len(a) - 1 for a in e.answers) for e in encoded)
+    if task.scorer not in (*GENERATED_SCORERS, "agreement"):
+        return Work(read)
+    known = [len(a) for e in encoded for a in e.answers]
+    expected = min(task.max_new_tokens, (sum(known) / len(known) + 1) if known else task.max_new_tokens)
+    return Work(read, expected * len(encoded))
+
+
 def cost_tokens(task: Task, encoded: Sequence[Encoded], prefix: int) -> int:
     """Tokens that a task costs: prompts behind the shared prefix, answers, and expected generation.
 
     A generated token is counted as 3: decoding reads all weights for one token a row.
     """
-    own = sum(len(e.prompt) - prefix + sum(len(a) - 1 for a in e.answers) for e in encoded)
-    if task.scorer in (*GENERATED_SCORERS, "agreement"):
-        known = [len(a) for e in encoded for a in e.answers]
-        expected = min(task.max_new_tokens, (sum(known) / len(known) + 1) if known else task.max_new_tokens)
-        own += int(3 * expected * len(encoded))
-    return prefix + own
+    work = workload(task, encoded, prefix)
+    return prefix + work.read + int(3 * work.generated)
 
 
 @dataclass(frozen=True)
@@ -139,6 +158,7 @@ def prepare(
 
     Raises:
         GateError: prompts longer than ``context`` (unless ``drop_long``).
+        AllTooLongError: with ``drop_long``, no prompt is left.
     """
     form, asked = format_of(task, format), PromptOptions.of(prompt_options, chat_template, system)
     items = task.items if items is None else items
@@ -155,7 +175,7 @@ def prepare(
         dropped = tuple(name for name, n in lengths.items() if n > context)
         encoded = [e for e in encoded if lengths[e.item.id] <= context]
         if not encoded:
-            raise TaskError(f"task {task.name!r}: every prompt is longer than the context of {context} tokens.")
+            raise AllTooLongError(f"task {task.name!r}: every prompt is longer than the context of {context} tokens.")
     else:
         gates.check_lengths(task, lengths, context)
     prefix = engines.common_prefix([e.prompt for e in encoded])

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,7 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
 
 
 def _compare(arguments: list[str]) -> int:
+    started = time.perf_counter()
     command = parse_compare(arguments)
     settings = CompareSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(CompareSettings)})
     from rich.console import Console
@@ -187,7 +189,7 @@ def _compare(arguments: list[str]) -> int:
         if settings.dry_run:
             plan = workflows.plan_only(settings, progress)
         else:
-            comparison = workflows.run_comparison(settings, progress)
+            comparison = workflows.run_comparison(settings, progress, started=started)
     if settings.dry_run:
         console.print(_plan_table(plan))
         return 0
@@ -211,9 +213,9 @@ def _unproven(comparison: Comparison, bound: float) -> list[str]:
     return [said] if names else []
 
 
-def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
+def _carried_out(verb: str, command: Any, settings: Any, started: float) -> tuple[Any, Any]:
     """Run ``scan`` or ``tune``, or print its plan: the console, and the record, which a plan has none of. Of several
-    processes only the first one prints."""
+    processes only the first one prints. ``started``: when the command began, on ``time.monotonic``."""
     from rich.console import Console
 
     from catchment.cli.live import LiveProgress
@@ -223,8 +225,12 @@ def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
 
     console = Console(stderr=command.json, quiet=not workflows.first_process())
     with LiveProgress(console) as progress:
-        work = getattr(workflows, f"{verb}_plan" if settings.dry_run else f"run_{verb}")
-        found = work(settings, progress)
+        if settings.dry_run:
+            found = getattr(workflows, f"{verb}_plan")(settings, progress)
+        elif verb == "scan":
+            found = workflows.run_scan(settings, progress, started=started)
+        else:
+            found = workflows.run_tune(settings, progress)
     if settings.dry_run:
         for line in found:
             console.print(line, highlight=False)
@@ -237,9 +243,10 @@ def _carried_out(verb: str, command: Any, settings: Any) -> tuple[Any, Any]:
 
 
 def _scan(arguments: list[str]) -> int:
+    started = time.monotonic()
     command = parse_scan(arguments)
     settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
-    console, found = _carried_out("scan", command, settings)
+    console, found = _carried_out("scan", command, settings, started)
     if found is not None and not command.json:
         from catchment import report
 
@@ -251,7 +258,7 @@ def _scan(arguments: list[str]) -> int:
 def _tune(arguments: list[str]) -> int:
     command = parse_tune(arguments)
     settings = TuneSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(TuneSettings)})
-    console, found = _carried_out("tune", command, settings)
+    console, found = _carried_out("tune", command, settings, time.monotonic())
     if found is None:
         return 0
     from catchment import report, workflows

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from catchment.landscape.directions import gaussian
 from catchment.landscape.evaluator import Evaluator
 from catchment.models import weights_hash
-from catchment.records import SelfCheck
+from catchment.records import Row, SelfCheck
 
 REALISED = 0.02
 """How far from 1 the realised size of the largest move may be before a scan is not trusted."""
 CENTRE = 1e-9
+FEW = 4
+"""Items per task where there is no time for all."""
 
 
 def check(
-    evaluator: Evaluator, scales: Sequence[float], hash_before: str, *, plane_cosine: float | None = None
+    evaluator: Evaluator,
+    scales: Sequence[float],
+    hash_before: str,
+    *,
+    plane_cosine: float | None = None,
+    items: int = 16,
+    stop: Callable[[float], bool] = lambda seconds: False,
 ) -> SelfCheck:
     """Compare the score at displacement 0 with the model's own, the realised move with the intended one (at the
     smallest and the largest scale), and the weights' hash after with the one before. Puts the model back.
 
-    Cost: two evaluations of up to 16 items per task, two displacements, one hash of the weights.
+    Cost: two evaluations of up to ``items`` items per task, few displacements, one hash of the weights.
+
+    Args:
+        items: Per task, to compare scores on: one of each at first, which tells what the others take.
+        stop: Whether so many more seconds are too many; then it is fewer items.
     """
     mover = evaluator.mover
     notes: list[str] = []
     failed = False
-    centre = _centre(evaluator)
+    centre = _centre(evaluator, items, stop)
     if centre > CENTRE:
         failed = True
         notes.append(f"scores at displacement 0 differ from the model's own by up to {centre:.2g}")
@@ -59,26 +72,38 @@ def check(
     )  # fmt: skip
 
 
-def _centre(evaluator: Evaluator) -> float:
+def _centre(evaluator: Evaluator, items: int, stop: Callable[[float], bool]) -> float:
     """Largest difference of a score or log-probability between the model untouched and at displacement 0, on the same
     items in the same batches."""
+    began = time.monotonic()
+    worst = _difference(evaluator, {name: ground.items[:1] for name, ground in evaluator.grounds.items()})
+    each = time.monotonic() - began
+    most = next((n for n in (items, FEW) if not stop(each * (n - 1))), 1)
+    if most > 1:
+        wanted = {name: ground.items[1:most] for name, ground in evaluator.grounds.items()}
+        worst = max(worst, _difference(evaluator, {name: ids for name, ids in wanted.items() if ids}))
+    return worst
+
+
+def _difference(evaluator: Evaluator, wanted: Mapping[str, Sequence[str]]) -> float:
     worst = 0.0
-    wanted = {name: ground.items[:16] for name, ground in evaluator.grounds.items()}
     evaluator.mover.restore()
-    own = {name: evaluator.fresh(name, items) for name, items in wanted.items()}
+    own = {name: evaluator.fresh(name, ids) for name, ids in wanted.items()}
     direction = gaussian(evaluator.mover.subspace, 0, 0)
     with evaluator.mover.at((direction, 0.0)):
-        there = {name: evaluator.fresh(name, items) for name, items in wanted.items()}
+        there = {name: evaluator.fresh(name, ids) for name, ids in wanted.items()}
     for name in wanted:
         for item, row in own[name].items():
-            other = there[name][item]
-            if row.flags != other.flags:  # one of the two is not finite, or a tie was broken
-                worst = 1.0
-                continue
-            pairs = [(row.score, other.score), *zip(row.logprobs, other.logprobs, strict=True)]
-            pairs += [] if row.companion is None or other.companion is None else [(row.companion, other.companion)]
-            worst = max(worst, *(abs(a - b) for a, b in pairs))
+            worst = max(worst, _apart(row, there[name][item]))
     return worst
+
+
+def _apart(row: Row, other: Row) -> float:
+    if row.flags != other.flags:  # one of the two is not finite, or a tie was broken
+        return 1.0
+    pairs = [(row.score, other.score), *zip(row.logprobs, other.logprobs, strict=True)]
+    pairs += [] if row.companion is None or other.companion is None else [(row.companion, other.companion)]
+    return max(abs(a - b) for a, b in pairs)
 
 
 def tied(model: nn.Module) -> int:

@@ -66,7 +66,12 @@ class Hessian:
     """
 
     def __init__(
-        self, model: Any, weights: Mapping[str, Tensor], batches: Sequence[Batch], project: Project | None = None
+        self,
+        model: Any,
+        weights: Mapping[str, Tensor],
+        batches: Sequence[Batch],
+        project: Project | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.weights, self.batches = model, dict(weights), list(batches)
         self.tokens = scored_tokens(self.batches)
@@ -81,6 +86,7 @@ class Hessian:
         if self.size == 0:
             raise InputError("the projection keeps none of the weights; expected a support with at least one entry.")
         self.products = 0
+        self.check = check
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Entries of the support as one vector, shape (k,); what lies outside is dropped."""
@@ -109,6 +115,7 @@ class Hessian:
             pairs = [(name, leaf) for name, group in leaves.items() for leaf in group]
             inputs = [leaf for _, leaf in pairs]
             for batch in self.batches:
+                self.check()
                 loss = batch_loss(self.model, batch) / self.tokens
                 if not loss.requires_grad:
                     continue  # it depends on none of the weights
@@ -341,6 +348,7 @@ def curvature(
     seed: int = 0,
     level: float = 0.95,
     project: Project | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Curvature:
     """Loss, gradient norm, top eigenvalues and trace of the Hessian over the subspace.
 
@@ -349,12 +357,13 @@ def curvature(
 
     Args:
         steps: Lanczos steps. products: for the trace. seed: of the start vector and of the probes.
+        check: called before every pass over a batch; raises where no more may be measured.
 
     Raises:
         InputError: see :class:`Hessian`, :func:`top_eigenvalues`, :func:`trace`.
         ModelError: the loss, or a product with the Hessian, is not finite.
     """
-    hessian = Hessian(model, weights, batches, project)
+    hessian = Hessian(model, weights, batches, project, check)
     loss, gradient = accumulate_gradient(model, weights, batches)
     slope = float(hessian.flatten(gradient).norm())
     del gradient

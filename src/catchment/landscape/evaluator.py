@@ -29,7 +29,8 @@ _JSON = "json#"  # no label begins like this, so no "label:item" is taken for it
 
 
 class NotStoredError(CatchmentError):
-    """Rows were asked for that the store does not have, of a frozen evaluator or without a way to measure them."""
+    """Rows were asked for that the store does not have, of a frozen evaluator or without a way to measure them: no move
+    was given, or no time is left."""
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,14 @@ class Evaluator:
         if missing:
             self._settle(missing)
             begin = time.perf_counter()
-            self.mover.place(*moves)
-            for task, items in missing.items():
-                have, fresh = found[task], self.fresh(task, items)
-                self._keep(task, family, label, {item: row for item, row in fresh.items() if item not in have})
-                found[task] = fresh | have  # a row that was kept stays as it is: batches may round otherwise
-            self.seconds += time.perf_counter() - begin
+            try:
+                self.mover.place(*moves)
+                for task, items in missing.items():
+                    have, fresh = found[task], self.fresh(task, items)
+                    self._keep(task, family, label, {item: row for item, row in fresh.items() if item not in have})
+                    found[task] = fresh | have  # a row that was kept stays as it is: batches may round otherwise
+            finally:
+                self.seconds += time.perf_counter() - begin
         self.broken += sum(BROKEN in row.flags for rows in found.values() for row in rows.values())
         return found
 

@@ -105,6 +105,7 @@ def _look(
 ) -> tuple[float, dict[str, Tensor] | None]:
     """Loss and, but at the last step, gradient at a point of the sphere; NaN where the loss is not finite: that is
     further than any score can tell, and the points before count."""
+    evaluator.engine.check()
     with evaluator.mover.at((direction, radius)):
         evaluator.mover.drop()
         try:
@@ -271,6 +272,7 @@ class _Hunt:
     def _home(self) -> tuple[float, float, Stored | None]:
         """Loss, RMS of the gradient and its direction, if any, at the model's own weights: taken once per hunt."""
         if self.home is None:
+            self.evaluator.engine.check()
             mover = self.evaluator.mover
             mover.restore()
             mover.drop()

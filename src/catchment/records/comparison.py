@@ -153,7 +153,8 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The record of ``catchment compare``: written to ``OUT/comparison.json``."""
+    """The record of ``catchment compare``: written to ``OUT/comparison.json``. ``unmeasured``: tasks that were asked
+    for and that a budget left without an item."""
 
     base: ModelCard
     tuned: ModelCard
@@ -171,6 +172,7 @@ class Comparison:
     conditions: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    unmeasured: tuple[str, ...] = ()
     created: str = ""
     schema_version: int = SCHEMA_VERSION
 

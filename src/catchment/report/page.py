@@ -62,7 +62,7 @@ def _page(comparison: Comparison, flip_bytes: int, **more: Any) -> str:
 def tune_html(tune: Tune) -> str:
     """The page of a tune: how it went, what the protection saved, and the comparison of what is delivered."""
     c = tune.comparison
-    label = words.headline_label(c.tasks) if c else ""
+    label = words.headline_label(c.tasks, c.unmeasured) if c else ""
     harmful = tune.headline == "harmful"
     title = f"Harmful: {label[:1].lower()}{label[1:]}" if harmful and label else label or tune.headline
     more = {
@@ -145,7 +145,7 @@ def frame(styles: Sequence[str], scripts: Sequence[str]) -> dict[str, Any]:
 
 
 def _common(comparison: Comparison) -> dict[str, Any]:
-    return {"c": comparison, "title": words.clean(words.headline_label(comparison.tasks))}
+    return {"c": comparison, "title": words.clean(words.headline_label(comparison.tasks, comparison.unmeasured))}
 
 
 def _figures(comparison: Comparison) -> dict[str, Any]:

@@ -143,19 +143,24 @@ def with_verdict(tasks: Sequence[TaskResult], verdict: Verdict) -> list[TaskResu
     return chosen
 
 
-def headline_of(tasks: Sequence[TaskResult]) -> Headline:
+def headline_of(tasks: Sequence[TaskResult], unmeasured: Sequence[str] = ()) -> Headline:
     """One word for a comparison: ``trade`` (gained and lost), ``loss``, ``gain``, ``clean`` (no gain, and each
-    measurable task was *shown* to be kept) or ``open`` (neither gain nor loss shown, something undecided)."""
+    measurable task was *shown* to be kept) or ``open`` (neither gain nor loss shown, something undecided or left
+    unmeasured)."""
     verdicts = {task.verdict for task in tasks}
     if "lost" in verdicts:
         return "trade" if "gained" in verdicts else "loss"
     if "gained" in verdicts:
         return "gain"
-    return "clean" if "kept" in verdicts and "undecided" not in verdicts else "open"
+    return "clean" if "kept" in verdicts and "undecided" not in verdicts and not unmeasured else "open"
 
 
 def verdict_sentence(
-    tasks: Sequence[TaskResult], margin: float, alpha: float, subject: str = "This fine-tune"
+    tasks: Sequence[TaskResult],
+    margin: float,
+    alpha: float,
+    subject: str = "This fine-tune",
+    unmeasured: Sequence[str] = (),
 ) -> tuple[Headline, str]:
     """The verdict over all tasks in plain words.
 
@@ -167,9 +172,10 @@ def verdict_sentence(
         margin: The largest drop that still counts as kept, as a fraction of the score scale.
         alpha: Error rate over all intervals together.
         subject: What the sentence is about; begins it.
+        unmeasured: Tasks that a budget left without an item.
 
     Returns:
-        The headline (see :func:`headline_of`) and one to three sentences.
+        The headline (see :func:`headline_of`) and one to four sentences.
 
     Raises:
         InputError: ``tasks`` is empty.
@@ -188,10 +194,12 @@ def verdict_sentence(
     if not changes and not kept:
         clauses.insert(0, f"For {subject[:1].lower()}{subject[1:]} neither a gain nor a loss was shown")
     sentence = "; ".join(clauses)
-    return headline_of(tasks), f"{sentence[:1].upper()}{sentence[1:]}. {_caveat(tasks, alpha)}"
+    missing = f" Not measured within the budget: {_named(unmeasured)}." if unmeasured else ""
+    text = f"{sentence[:1].upper()}{sentence[1:]}.{missing} {_caveat(tasks, alpha)}"
+    return headline_of(tasks, unmeasured), text
 
 
-def headline_label(tasks: Sequence[TaskResult]) -> str:
+def headline_label(tasks: Sequence[TaskResult], unmeasured: Sequence[str] = ()) -> str:
     """The verdict as a title of a few words, e.g. ``Gained arithmetic, lost recall``."""
     gained, lost, kept, undecided = (
         [task.task for task in with_verdict(tasks, verdict)] for verdict in ("gained", "lost", "kept", "undecided")
@@ -199,10 +207,13 @@ def headline_label(tasks: Sequence[TaskResult]) -> str:
     parts = [f"{verb} {_few(names)}" for verb, names in (("gained", gained), ("lost", lost)) if names]
     if undecided:
         parts.append(f"{_few(undecided)} undecided" if parts or kept else "nothing decided yet")
-    elif gained and not lost and kept:
+    elif gained and not lost and kept and not unmeasured:
         parts.append("kept the rest")
     if kept and not gained and not lost:
-        parts.insert(0, f"kept {_few(kept)}" if undecided else "kept everything that could be measured")
+        whole = not undecided and not unmeasured
+        parts.insert(0, "kept everything that could be measured" if whole else f"kept {_few(kept)}")
+    if unmeasured:
+        parts.append(f"{_few(unmeasured)} not measured")
     title = ", ".join(parts) or "nothing could be measured"
     return title[:1].upper() + title[1:]
 

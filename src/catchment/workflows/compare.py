@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from catchment import models, report
-from catchment.capabilities import GENERATED_SCORERS, Item, PromptOptions, Task, agreement_rows, gates, sample
+from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
 from catchment.errors import ModelError
-from catchment.records import AgreementResult, Comparison, Drift, Flip, Room, Row, TextResult, from_json, to_json
-from catchment.runs import Store, cell_key, write_atomic
+from catchment.records import Comparison, Drift, Flip, Room, from_json, to_json
+from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings
 from catchment.workflows import results, rounds
+from catchment.workflows.extras import Extras, measure_extras, said
 from catchment.workflows.job import Job, as_settings, open_job
-from catchment.workflows.measure import POLICY, environment, fill
+from catchment.workflows.measure import POLICY, environment
 from catchment.workflows.plan import Plan
 from catchment.workflows.progress import Progress
 from catchment.workflows.recover import check_recover, recover
@@ -60,10 +60,15 @@ def compare(
 
 
 def run_comparison(
-    settings: CompareSettings, progress: Progress, tokenizer: Any = None, asked: PromptOptions | None = None
+    settings: CompareSettings,
+    progress: Progress,
+    tokenizer: Any = None,
+    asked: PromptOptions | None = None,
+    started: float | None = None,
 ) -> Comparison:
-    """:func:`compare` with checked settings. ``asked`` stands in place of their chat template and system prompt."""
-    job = open_job(settings, progress, tokenizer, asked)
+    """:func:`compare` with checked settings. ``asked`` stands in place of their chat template and system prompt;
+    ``started``: when the command began, on ``time.perf_counter``."""
+    job = open_job(settings, progress, tokenizer, asked, started)
     if settings.out is None:
         return _work(job)
     with Store(job.out).lock("compare"):
@@ -80,15 +85,22 @@ def plan_only(settings: CompareSettings, progress: Progress) -> Plan:
 def _work(job: Job) -> Comparison:
     if job.settings.recover is not None:
         check_recover(job)
-    rounds.settle_plan(job)
-    rounds.rounds(job)
-    rounds.formats(job)
+    state = rounds.open_plan(job)
     drift = _drift(job)
-    found = rooms(job)
-    comparison = _record(job, drift, found)
+    rounds.pilot(job, state)
+    extras = measure_extras(job) if job.plan.budget is not None else None
+    rounds.settle(job, state)
+    rounds.rounds(job, state)
+    rounds.formats(job, state)
+    extras = extras or measure_extras(job)
+    ways = rooms(job, state)
+    comparison = _record(job, drift, ways, extras)
     if job.settings.recover is not None:
         job.progress.status("looking for the best point between base and tuned")
-        comparison = dataclasses.replace(comparison, recovered=recover(job))
+        job.clock.later = 0.0
+        recovered, notes = recover(job, state)
+        warnings = (*comparison.warnings, *notes)
+        comparison = dataclasses.replace(comparison, recovered=recovered, warnings=warnings)
     if job.settings.out is not None:
         write_atomic(job.out / "comparison.json", to_json(comparison))
         report.write_page(comparison, job.out / "report.html")
@@ -115,47 +127,17 @@ def _drift(job: Job) -> Drift | None:
     return drift
 
 
-def _text_rows(job: Job, task: Task) -> tuple[dict[str, Row], dict[str, Row]]:
-    found = []
-    for side in job.sides:
-        job.progress.status(f"bits per byte · {side.role}")
-        found.append(
-            fill(side, job.store, task, task.formats[0].name, task.items, job.plan.batch_tokens, job.progress).rows
-        )
-    return found[0], found[1]
-
-
-def _agreement(job: Job, task: Task) -> dict[str, Row]:
-    """Unlabelled prompts: both models at once, on the base's greedy answers."""
-    items: Sequence[Item] = sample(task.items, job.settings.limit, job.settings.seed)
-    form = task.formats[0].name
-    conditions = {**job.base.conditions(task, form), "against": job.tuned.conditions(task, form)}
-    cell = job.store.cell(cell_key(conditions), conditions)
-    have = cell.rows()
-    if any(item.id not in have for item in items):
-        job.progress.status(f"agreement · {task.name}")
-        prepared = job.base.prepare(task, form, items)
-        a, b = (side.engine(job.plan.batch_tokens) for side in job.sides)
-        for row in agreement_rows(a, b, prepared, done=set(have), on_rows=lambda rows, _: cell.append(rows)):
-            have[row.item] = row
-    return {item.id: have[item.id] for item in items if item.id in have}
-
-
-def _record(job: Job, drift: Drift | None, found: tuple[Room, ...]) -> Comparison:
+def _record(job: Job, drift: Drift | None, ways: tuple[Room, ...], extras: Extras) -> Comparison:
     s = job.settings
-    tasks = tuple(dataclasses.replace(job.result(task), formats=job.format_results(task)) for task in job.tasks)
-    texts: tuple[TextResult, ...] = ()
-    if job.text is not None and job.plan.text:
-        texts = (results.text_result(job.text.name, *_text_rows(job, job.text), alpha=s.alpha),)
-    agreements: tuple[AgreementResult, ...] = ()
-    if job.prompts is not None:
-        agreements = (results.agreement_result(job.prompts.name, _agreement(job, job.prompts), alpha=s.alpha),)
+    tasks = tuple(dataclasses.replace(job.result(task), formats=job.format_results(task)) for task in job.measured)
     _twins(job, drift)
     flips: list[Flip] = []
-    for task in job.tasks:
+    for task in job.measured:
         tables = [job.table(side, task, task.formats[0].name) for side in job.sides]
         flips += results.flips(task, task.formats[0], *tables)
-    headline, verdict = report.verdict_sentence(tasks, s.margin, s.alpha)
+    missing = tuple(rounds.unmeasured(job))
+    headline, verdict = report.verdict_sentence(tasks, s.margin, s.alpha, unmeasured=missing)
+    warnings = [*job.warnings, *rounds.said(job), *said(job), *job.base.notes, *job.tuned.notes]
     return Comparison(
         base=job.base.card,
         tuned=job.tuned.card,
@@ -165,13 +147,14 @@ def _record(job: Job, drift: Drift | None, found: tuple[Room, ...]) -> Compariso
         margin=s.margin,
         alpha=s.alpha,
         flips=tuple(flips),
-        texts=texts,
-        agreements=agreements,
+        texts=extras.texts,
+        agreements=extras.agreements,
         drift=drift,
-        rooms=found,
+        rooms=ways,
+        unmeasured=missing,
         conditions=_conditions(job),
         plan={**json.loads(job.plan.to_json()), "sentence": job.plan.sentence()},
-        warnings=tuple(dict.fromkeys([*job.warnings, *job.base.notes, *job.tuned.notes])),
+        warnings=tuple(dict.fromkeys(warnings)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -212,5 +195,10 @@ def _conditions(job: Job) -> dict[str, Any]:
 
 
 def broken_bounds(comparison: Comparison, bound: float) -> list[str]:
-    """Tasks that break ``--fail-if-drop``; see :func:`~catchment.workflows.results.shown_drops`."""
-    return results.shown_drops(comparison.tasks, bound, "--fail-if-drop")
+    """What breaks ``--fail-if-drop``: drops (see :func:`~catchment.workflows.results.shown_drops`), and tasks of which
+    nothing was measured that could. One sentence each."""
+    unknown = [
+        f"{name} was not measured within the budget, so --fail-if-drop {bound:g} is not shown to hold"
+        for name in comparison.unmeasured
+    ]
+    return unknown + results.shown_drops(comparison.tasks, bound, "--fail-if-drop")

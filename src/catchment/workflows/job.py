@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import PromptOptions, Task, gates, measure_speed, resolve_tasks
+from catchment.capabilities import PromptOptions, Task, gates, measure_speed, resolve_tasks, sample
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
 from catchment.settings import CompareSettings, cache_dir
 from catchment.workflows import distributed, results
+from catchment.workflows.clock import Clock
 from catchment.workflows.measure import Side
-from catchment.workflows.plan import Plan
+from catchment.workflows.plan import CHUNKS, PILOT, Plan
 from catchment.workflows.progress import Progress
 
 CPU_BATCH = 1024
@@ -56,23 +57,42 @@ class Job:
     store: Store
     out: Path
     progress: Progress
-    started: float
+    clock: Clock
     warnings: list[str] = field(default_factory=list)
     task_warnings: dict[str, list[str]] = field(default_factory=dict)
     plan: Plan = field(default_factory=lambda: Plan((), None, CPU_BATCH))
     rows: dict[tuple[str, str, str], dict[str, Row]] = field(default_factory=dict)
-    resumed: bool = False
+    orders: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def sides(self) -> tuple[Side, Side]:
         return self.base, self.tuned
 
     @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.started
+    def resumed(self) -> bool:
+        """Whether a frozen plan was taken up."""
+        return self.clock.resumed
+
+    @property
+    def measured(self) -> list[Task]:
+        """Tasks that have rows of both models; a budget may end before a task's first item."""
+        return [t for t in self.tasks if all(self.table(side, t, t.formats[0].name) for side in self.sides)]
 
     def table(self, side: Side, task: Task, form: str) -> dict[str, Row]:
         return self.rows.setdefault((side.role, task.name, form), {})
+
+    def add(self, side: Side, task: Task, form: str, rows: dict[str, Row]) -> None:
+        """Put rows into a table, in an order that does not depend on the steps in which they were measured: sums
+        round the same in a run that goes on."""
+        if task.name not in self.orders:
+            size, order = len(task.items), dict[str, None]()
+            for stop in (*range(PILOT, size, CHUNKS[0]), size):
+                order |= dict.fromkeys(item.id for item in sample(task.items, stop, self.settings.seed))
+            self.orders[task.name] = list(order)
+        table = self.table(side, task, form)
+        known = {**table, **rows}
+        table.clear()
+        table.update({name: known[name] for name in self.orders[task.name] if name in known})
 
     def result(self, task: Task) -> TaskResult:
         """The task's result from the rows of the default format measured so far."""
@@ -110,9 +130,21 @@ def batch_tokens(side: Side, asked: int | None) -> int:
     return engine.batch_tokens
 
 
-def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any, asked: PromptOptions | None = None) -> Job:
-    """Read and check everything. ``asked``: how the models are asked, where a caller has read it already."""
-    started = time.perf_counter()
+def open_job(
+    settings: CompareSettings,
+    progress: Progress,
+    tokenizer: Any,
+    asked: PromptOptions | None = None,
+    started: float | None = None,
+) -> Job:
+    """Read what the two names mean, and refuse what cannot be compared.
+
+    Args:
+        asked: How the models are asked, where a caller has read it already.
+        started: When the command began, on ``time.perf_counter``; now by default.
+    """
+    clock = Clock(time.perf_counter() if started is None else started, settings.seconds)
+    progress.clock(clock.remaining)
     tasks = resolve_tasks(settings.tasks)
     task_warnings = {task.name: gates.check_task(task) for task in tasks}
     text, prompts = _unscored(settings, tasks)
@@ -123,12 +155,12 @@ def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any, aske
     for spec, revision in ((settings.base, settings.revision), (settings.tuned, settings.tuned_revision)):
         if isinstance(spec, (str, Path)):
             models.resolve(str(spec), revision)  # a name that means nothing is said before anything is loaded
-    base = Side("base", settings.base, {**shared, "revision": settings.revision}, **shape)
+    base = Side("base", settings.base, {**shared, "revision": settings.revision}, **shape, check=clock.check)
     own = {**shared, "revision": settings.tuned_revision}
     named = isinstance(settings.tuned, (str, Path))
     if named and shared["dtype"] == "auto" and base.card.quantization is None:
         own["dtype"] = base.card.dtype
-    tuned = Side("tuned", settings.tuned, own, **shape)
+    tuned = Side("tuned", settings.tuned, own, **shape, check=clock.check)
     warnings = _comparable(base, tuned)
     _check_kinds(settings, base, tuned)
     if base.classifies:
@@ -137,7 +169,7 @@ def open_job(settings: CompareSettings, progress: Progress, tokenizer: Any, aske
     if settings.out is not None:
         claim_folder(settings.out, _fingerprint(settings, base, tuned), "comparison")
     store = Store(settings.store or cache_dir() / "store")
-    return Job(settings, base, tuned, tasks, text, prompts, store, out, progress, started, warnings, task_warnings)
+    return Job(settings, base, tuned, tasks, text, prompts, store, out, progress, clock, warnings, task_warnings)
 
 
 def _unscored(settings: CompareSettings, tasks: list[Task]) -> tuple[Task | None, Task | None]:

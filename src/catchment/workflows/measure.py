@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 from catchment import models
 from catchment.capabilities import (
     DATE,
+    AllTooLongError,
     Engine,
     Item,
     Prepared,
@@ -40,7 +41,7 @@ POLICY = "sorted-1"
 @dataclass
 class Side:
     """One of the two models: its card at once where the files are known, its weights only when something is to be
-    measured."""
+    measured. ``check`` is called before every forward pass, and raises where no more may be measured."""
 
     role: Literal["base", "tuned"]
     spec: Any
@@ -52,6 +53,7 @@ class Side:
     _loaded: models.LoadedModel | None = None
     _engine: Engine | None = None
     notes: list[str] = field(default_factory=list)
+    check: Callable[[], None] = lambda: None
 
     @property
     def card(self) -> ModelCard:
@@ -97,12 +99,18 @@ class Side:
         if self._engine is None:
             loaded = self.loaded
             self._engine = make_engine(loaded.model, loaded.tokenizer, batch_tokens)
+            self._engine.check = self.check
+        self._engine.batch_tokens = batch_tokens or self._engine.batch_tokens
         return self._engine
 
     @property
     def engine_notes(self) -> list[str]:
         """What the engine has said so far of how its rows were made; a classifier has none."""
         return [] if self._engine is None else self._engine.notes
+
+    def hear(self, cell: Cell) -> None:
+        """Take over what was said when the rows of a cell were made, by this process or another."""
+        self.notes += [note for note in cell.notes() if note not in self.notes]
 
     def prepare(self, task: Task, form: str, items: Sequence[Item]) -> Prepared:
         loaded = self.loaded
@@ -194,28 +202,58 @@ class Measured:
 def fill(
     side: Side, store: Store, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, progress: Progress
 ) -> Measured:
-    """Measure the items that the store does not have; every batch is stored when it is done."""
+    """Measure the items that the store does not have; every batch is stored when it is done.
+
+    Raises:
+        OutOfTimeError: The side's clock ended before every item was measured. What was measured is stored.
+    """
     cell = side.cell(store, task, form)
     have = cell.rows()
     missing = [item.id for item in items if item.id not in have]
-    seconds = 0.0
-    if missing:
+    if not missing:
+        side.hear(cell)
+        return Measured({item.id: have[item.id] for item in items}, 0.0, 0)
 
-        def keep(rows: list[Row], tokens: int) -> None:
-            side.loaded.unchanged()
-            cell.note(side.engine_notes)
-            cell.append(rows)
-            progress.advance(tokens)
+    def keep(rows: list[Row], tokens: int) -> None:
+        side.loaded.unchanged()
+        cell.note(side.engine_notes)
+        cell.append(rows)
+        have.update({row.item: row for row in rows})
+        progress.advance(tokens)
+        if any(name not in have for name in missing):
+            side.check()
 
-        if task.scorer == "classify":
-            loaded = side.loaded
-            begin = time.perf_counter()
-            fresh = classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=set(have), on_rows=keep).rows
-        else:
-            engine, prepared = side.engine(batch_tokens), side.prepare(task, form, items)
-            begin = time.perf_counter()
-            fresh = run(engine, prepared, done=set(have), on_rows=keep)
-        have.update({row.item: row for row in fresh})
-        seconds = time.perf_counter() - begin
-    side.notes += [note for note in cell.notes() if note not in side.notes]
+    side.check()
+    work = _classified if task.scorer == "classify" else _scored
+    try:
+        begin = work(side, task, form, items, batch_tokens, set(have), keep)
+    finally:
+        side.hear(cell)
+    seconds = time.perf_counter() - begin
     return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))
+
+
+Keep = Callable[[list[Row], int], None]
+
+
+def _classified(
+    side: Side, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
+) -> float:
+    """Returns when measuring began: the model was loaded then."""
+    loaded = side.loaded
+    begin = time.perf_counter()
+    classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=done, on_rows=keep)
+    return begin
+
+
+def _scored(
+    side: Side, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
+) -> float:
+    engine = side.engine(batch_tokens)
+    try:
+        prepared = side.prepare(task, form, items)
+    except AllTooLongError:  # these few; that some item of the task fits was seen when the plan was made
+        return time.perf_counter()
+    begin = time.perf_counter()
+    run(engine, prepared, done=done, on_rows=keep)
+    return begin

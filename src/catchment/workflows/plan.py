@@ -1,13 +1,14 @@
 """The plan of a comparison: which items, in which rounds, what they cost, and what interval width they buy.
 
 A plan is frozen in the record. A time budget first measures a pilot of every task on both models, then fixes the
-number of items once; a resumed run follows it.
+numbers of items; where time is left at their end they are raised. A resumed run follows the last numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,18 @@ from catchment.statistics import expected_half_width
 
 PILOT = 64
 """Items per task in the first round: enough to see speed and admission, few enough to show a row soon."""
+STAGES = (4, 16, PILOT)
+"""Items per task at which a pilot within a budget looks at the clock."""
+CHUNKS = (256, 64, 16, 4)
+"""Items per task between two looks at the clock after the pilot; the largest that takes a small share of a budget."""
 FORMAT_ITEMS = 200
 FLIP_RATE = 0.05
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Items of one task: ``items`` of ``available`` under the default format, ``format_items`` under the others."""
+    """Items of one task: ``items`` of ``available`` under the default format, ``format_items`` under the others;
+    ``pilot`` were measured when the numbers were fixed, and ``chunk`` are measured between two looks at the clock."""
 
     task: str
     available: int
@@ -32,13 +38,24 @@ class TaskPlan:
     tokens: float = 0.0
     seconds: float | None = None
     half_width: float = 0.0
+    chunk: int = CHUNKS[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``frozen``: the numbers of items are final. ``doubled``: mean half-width that twice the budget would buy.
-    ``text``: bits per byte are measured. ``cut``: the budget ended before the planned items did. ``room_items``: items
-    per point of the room, once they are known; ``room_done``: nothing more is measured for it."""
+    """What is measured.
+
+    Attributes:
+        speed: Tokens per second that the base reads.
+        frozen: The numbers of items are final.
+        doubled: Mean half-width that twice the budget would buy.
+        text: Bits per byte are measured.
+        text_items, prompt_items: Passages and unlabelled prompts that were reached; all where ``None``.
+        cut: The budget ended before the planned items did.
+        room_items: Items per point of the room, once they are known.
+        room_done: Nothing more is measured for it.
+        recover: Of ``--recover`` within a budget: items per task to choose on and to judge on, and candidates.
+    """
 
     tasks: tuple[TaskPlan, ...]
     budget: float | None
@@ -48,9 +65,12 @@ class Plan:
     half_width: float = 0.0
     doubled: float | None = None
     text: bool = True
+    text_items: int | None = None
+    prompt_items: int | None = None
     cut: bool = False
     room_items: int | None = None
     room_done: bool = False
+    recover: tuple[int, int, int] | None = None
 
     def of(self, name: str) -> TaskPlan:
         return next(t for t in self.tasks if t.task == name)
@@ -62,13 +82,29 @@ class Plan:
     def from_json(text: str) -> Plan:
         content: dict[str, Any] = json.loads(text)
         tasks = tuple(TaskPlan(**t) for t in content.pop("tasks"))
-        return Plan(tasks=tasks, **content)
+        recover = content.pop("recover", None)
+        return Plan(tasks=tasks, recover=None if recover is None else tuple(recover), **content)
+
+    def with_tasks(self, **changes: Mapping[str, Any]) -> Plan:
+        """The plan with fields of its tasks replaced: ``items={"recall": 4}``."""
+        tasks = []
+        for t in self.tasks:
+            own = {name: values[t.task] for name, values in changes.items() if t.task in values}
+            tasks.append(dataclasses.replace(t, **own))
+        return dataclasses.replace(self, tasks=tuple(tasks))
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Tasks that get no item."""
+        return tuple(t.task for t in self.tasks if t.items < 1)
 
     def sentence(self) -> str:
         """What the plan buys, in words."""
-        total = sum(t.items for t in self.tasks)
-        text = f"{total:,} items over {len(self.tasks)} tasks; intervals of about ±{100 * self.half_width:.1f} points"
-        text += f" at {100 * FLIP_RATE:.0f}% flips"
+        total, missing = sum(t.items for t in self.tasks), self.unmeasured
+        text = f"{total:,} items over {len(self.tasks) - len(missing)} tasks; "
+        text += f"intervals of about ±{100 * self.half_width:.1f} points at {100 * FLIP_RATE:.0f}% flips"
+        if missing:
+            text += f"; no time for {', '.join(missing)}"
         if self.budget is not None and self.doubled is not None:
             if all(t.items >= t.available for t in self.tasks):
                 return f"{text}; all items fit into the budget"
@@ -100,26 +136,15 @@ def first_plan(
     return plan if budget is not None else freeze(plan)
 
 
-def pilot_size(plan: Plan, speed: float) -> Plan:
-    """Shrink the pilot where even that would take more than a third of the budget at the speed measured."""
-    assert plan.budget is not None
-    cost = sum(2 * t.tokens * t.pilot for t in plan.tasks) / speed
-    allowed = plan.budget / 3
-    if cost <= allowed:
-        return dataclasses.replace(plan, speed=speed)
-    share = allowed / cost
-    tasks = tuple(dataclasses.replace(t, pilot=max(min(16, t.available), int(t.pilot * share))) for t in plan.tasks)
-    return dataclasses.replace(plan, tasks=tasks, speed=speed)
-
-
 def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str], others: int) -> Plan:
     """Choose the items of every task for the seconds that are left, and freeze.
 
     All open tasks get the same number of items as far as they have them (equal widths), at the measured cost of an
-    item on both models; prompt formats get a quarter of it, at most FORMAT_ITEMS.
+    item on both models; prompt formats get a quarter of it, at most FORMAT_ITEMS. A task without any item is planned
+    with one at least while there is time, so that it is tried.
 
     Args:
-        costs: seconds per item, both models together, as the pilot measured them.
+        costs: seconds per item, both models together.
         left: seconds that may still be spent.
         closed: tasks that get no more items: the base is at chance and the tuned model shows no gain.
         others: prompt formats beside the default.
@@ -130,23 +155,42 @@ def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str],
 
 
 def _fill(plan: Plan, costs: dict[str, float], left: float, closed: set[str], others: int) -> Plan:
-    def seconds(n: int) -> float:
-        return sum(_cost(t, n, costs, closed, others) for t in plan.tasks)
-
-    low, high = 0, max(t.available for t in plan.tasks)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if seconds(middle) <= left else (low, middle - 1)
+    """Equal numbers for all; where they end below a pilot, the dearest task stays there and the others go on, so that
+    one task of long answers does not keep all of them from their items."""
+    levels = dict.fromkeys((t.task for t in plan.tasks), 0)
+    rising = sorted(plan.tasks, key=lambda t: costs.get(t.task, 0.0))
+    level = 0
+    while rising and level < PILOT:
+        level = _level(plan, levels, {t.task for t in rising}, costs, left, closed, others)
+        levels |= {t.task: level for t in rising}
+        rising.pop()
+    least = 1 if left > 0 else 0
     tasks = tuple(
         dataclasses.replace(
             t,
-            items=_items(t, low, closed),
-            format_items=_format_items(t, low, closed),
-            seconds=round(_cost(t, low, costs, closed, others), 1),
+            items=max(_items(t, levels[t.task], closed), min(least, t.available)),
+            format_items=_format_items(t, levels[t.task], closed),
+            seconds=round(_cost(t, levels[t.task], costs, closed, others), 1),
         )
         for t in plan.tasks
     )
     return dataclasses.replace(plan, tasks=tasks)
+
+
+def _level(
+    plan: Plan, levels: dict[str, int], rising: set[str], costs: dict[str, float], left: float, closed: set[str],
+    others: int,
+) -> int:  # fmt: skip
+    """The most items that every rising task can have, the others at their levels."""
+
+    def seconds(n: int) -> float:
+        return sum(_cost(t, n if t.task in rising else levels[t.task], costs, closed, others) for t in plan.tasks)
+
+    low, high = 0, max(t.available for t in plan.tasks if t.task in rising)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if seconds(middle) <= left else (low, middle - 1)
+    return low
 
 
 def _items(t: TaskPlan, n: int, closed: set[str]) -> int:
@@ -154,7 +198,7 @@ def _items(t: TaskPlan, n: int, closed: set[str]) -> int:
 
 
 def _format_items(t: TaskPlan, n: int, closed: set[str]) -> int:
-    few = (n - t.pilot) // 4
+    few = (n - PILOT) // 4
     return 0 if t.task in closed or few < 16 else min(t.format_items, few)
 
 
@@ -164,9 +208,18 @@ def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: set[str], others
 
 
 def freeze(plan: Plan) -> Plan:
-    """Fix the numbers of items and state the half-widths they buy."""
+    """Fix the numbers of items and state the half-widths they buy; their mean is over tasks that have any."""
     tasks = tuple(
-        dataclasses.replace(t, half_width=round(expected_half_width(t.items, FLIP_RATE), 4)) for t in plan.tasks
+        dataclasses.replace(t, half_width=round(expected_half_width(t.items, FLIP_RATE), 4) if t.items else 1.0)
+        for t in plan.tasks
     )
-    width = sum(t.half_width for t in tasks) / len(tasks)
-    return dataclasses.replace(plan, tasks=tasks, frozen=True, half_width=round(width, 4))
+    widths = [t.half_width for t in tasks if t.items] or [1.0]
+    return dataclasses.replace(plan, tasks=tasks, frozen=True, half_width=round(sum(widths) / len(widths), 4))
+
+
+def edges(t: TaskPlan, budgeted: bool) -> list[int]:
+    """Where the rounds of a task begin and end. Fixed places, so that comparisons that share rows share batches too."""
+    places = {0, PILOT, *range(PILOT, t.items, t.chunk)}
+    if budgeted:
+        places |= {*(stage for stage in STAGES if stage >= t.chunk), *range(t.chunk, PILOT, t.chunk)}
+    return [*sorted(p for p in places if p < t.items), t.items]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from catchment.records import TaskResult
 
 
@@ -10,6 +12,12 @@ class Progress:
 
     def status(self, text: str) -> None:
         """What is being done now."""
+
+    def clock(self, left: Callable[[], float | None]) -> None:
+        """How to ask for the seconds of the budget that are left; ``None`` without one."""
+
+    def plan(self, sentence: str) -> None:
+        """What the budget buys, in words, as known now."""
 
     def total(self, tokens: float) -> None:
         """Tokens that are still to be computed, as planned now."""

@@ -12,9 +12,11 @@ the choice.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,16 +27,24 @@ from torch import Tensor
 from catchment import models
 from catchment.capabilities import Item, Task, make_engine, run, sample
 from catchment.errors import ModelError, StoreError
-from catchment.records import Recovered, Row
+from catchment.records import Recovered, Row, TaskResult
 from catchment.runs import cell_key
 from catchment.workflows import results
+from catchment.workflows.clock import OutOfTimeError
 from catchment.workflows.job import Job
+from catchment.workflows.rounds import Measuring, save_plan
 
 STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
     ("interpolation", 0.25), ("interpolation", 0.5), ("interpolation", 0.75),
     ("truncation", 0.1), ("truncation", 0.25), ("truncation", 0.5),
 )  # fmt: skip
 CHOOSING_ITEMS = 200
+CHOOSING_SHARE = 0.7
+"""Of the time left for all of it."""
+LEAST_ITEMS = 8
+"""Items per task to choose on, and to judge on, without which a budget is too short for it."""
+SAVE_SECONDS = 4.0
+"""Per GB of weights, to write the model."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +105,14 @@ def check_recover(job: Job) -> None:
         side.loaded.movable()
 
 
-def recover(job: Job) -> Recovered:
+def recover(job: Job, state: Measuring) -> tuple[Recovered | None, list[str]]:
     """Choose, judge and save the recovered model; see the module's text.
 
     The choice: among candidates whose drop on every task above chance is at most the margin on the choosing half, the
     one with the largest mean score; where none is, the one with the smallest worst drop.
+
+    Returns:
+        The result, and what a reader must know of what a budget left out. Nothing is saved that was not judged.
 
     Raises:
         ModelError: quantised weights, different architectures, equal weights.
@@ -108,33 +121,34 @@ def recover(job: Job) -> Recovered:
     target = Path(job.settings.recover or "")
     base_weights, tuned_weights = (models.effective_weights(side.loaded.model) for side in job.sides)
     names = models.shared_names(base_weights, tuned_weights)  # refuses what cannot be subtracted, by its name
+    start = {n: base_weights[n].detach().clone() for n in names}
+    end = {n: tuned_weights[n].detach() for n in names}
+    job.clock.later = SAVE_SECONDS * sum(w.numel() * w.element_size() for w in start.values()) / 1e9
+    parts = _parts(job, state)
+    if not parts:
+        return None, ["recover: no model was written: the budget ended before a candidate was measured"]
     model = copy.deepcopy(job.base.loaded.model)
     if hasattr(model, "merge_and_unload"):
         model = models.merge_adapter(model)  # a base that is itself an adapter becomes an ordinary model
     models.untie(model, job.tuned.loaded.model)
-    start = {n: base_weights[n].detach().clone() for n in names}
-    end = {n: tuned_weights[n].detach() for n in names}
     cuts = thresholds(start, end, [s for r, s in STRENGTHS if r == "truncation"])
-    parts = {t.name: halves(t, job.table(job.base, t, t.formats[0].name), job.settings.seed) for t in job.tasks}
-    tried: list[tuple[Candidate, dict[str, float]]] = []
-    for candidate in [Candidate(*s) for s in STRENGTHS]:
+
+    def stand(candidate: Candidate) -> Any:
         move(model, start, end, candidate, cuts)
-        changes = {}
-        for task, rows in _measured(job, model, candidate, {n: p[0] for n, p in parts.items()}):
-            base = job.table(job.base, task, task.formats[0].name)
-            changes[task.name] = sum(rows[i].score - base[i].score for i in rows) / max(len(rows), 1)
-        tried.append((candidate, changes))
+        return model
+
+    tried = _tried(job, stand, parts)
+    notes = []
+    if len(tried) < len(STRENGTHS):
+        notes.append(f"recover: {len(tried)} of {len(STRENGTHS)} candidates were measured, because the budget ended")
     tried.append((Candidate("interpolation", 1.0), _tuned_changes(job, parts)))
-    best = choose(tried, job.settings.margin, {t.name for t in job.tasks if job.result(t).can_lose})
-    move(model, start, end, best, cuts)
-    judged = []
-    for task, rows in _measured(job, model, best, {n: p[1] for n, p in parts.items()}):
-        base = {i: r for i, r in job.table(job.base, task, task.formats[0].name).items() if i in rows}
-        judged.append(
-            results.task_result(
-                task, base, rows, margin=job.settings.margin, alpha=job.settings.alpha, family=len(job.tasks)
-            )
-        )
+    best = choose(tried, job.settings.margin, {t.name for t in job.measured if job.result(t).can_lose})
+    judged = _judged(job, stand(best), best, parts)
+    missing = [name for name in parts if name not in {result.task for result in judged}]
+    if missing:
+        notes.append(f"recover: not judged on {', '.join(missing)}: the budget ended")
+    if not judged:
+        return None, [*notes, "recover: no model was written, because it was not judged"]
     _save(job, model, target, best)
     candidates = tuple(
         {
@@ -145,7 +159,65 @@ def recover(job: Job) -> Recovered:
         }
         for c, d in tried
     )
-    return Recovered(str(target), best.recipe, best.strength, tuple(judged), candidates)
+    return Recovered(str(target), best.recipe, best.strength, tuple(judged), candidates), notes
+
+
+Parts = dict[str, tuple[list[Item], list[Item]]]
+
+
+def _parts(job: Job, state: Measuring) -> Parts:
+    """Items to choose on and to judge on, of each task; within a budget as many as the time left pays for, and none
+    where it pays for too few. The numbers are written into the plan."""
+    parts = {t.name: halves(t, job.table(job.base, t, t.formats[0].name), job.settings.seed) for t in job.measured}
+    budget, prices = job.plan.budget, state.prices
+    if budget is None:
+        return parts
+    if job.plan.recover is None:
+        if prices is None:
+            return parts
+        each = sum(prices.each(job.plan.of(name), budget) for name in parts) / 2
+        choosing = int(CHOOSING_SHARE * job.clock.left / max(len(STRENGTHS) * each, 1e-9))
+        judging = int((1 - CHOOSING_SHARE) * job.clock.left / max(each, 1e-9))
+        job.plan = dataclasses.replace(job.plan, recover=(choosing, judging, len(STRENGTHS)))
+        save_plan(job)
+    choosing, judging, _ = job.plan.recover or (0, 0, 0)
+    if min(choosing, judging) < LEAST_ITEMS:
+        return {}
+    seed = job.settings.seed
+    return {name: (list(sample(a, choosing, seed)), list(sample(b, judging, seed))) for name, (a, b) in parts.items()}
+
+
+def _tried(job: Job, stand: Callable[[Candidate], Any], parts: Parts) -> list[tuple[Candidate, dict[str, float]]]:
+    """Mean changes on the choosing half for each candidate that the time allowed; which is written into the plan."""
+    tried: list[tuple[Candidate, dict[str, float]]] = []
+    items = {name: part[0] for name, part in parts.items()}
+    most = len(STRENGTHS) if job.plan.recover is None else job.plan.recover[2]
+    try:
+        with job.clock.within(CHOOSING_SHARE * job.clock.left):
+            for candidate in [Candidate(*s) for s in STRENGTHS[:most]]:
+                changes = {}
+                for task, rows in _measured(job, stand(candidate), candidate, items):
+                    base = job.table(job.base, task, task.formats[0].name)
+                    changes[task.name] = sum(rows[i].score - base[i].score for i in rows) / max(len(rows), 1)
+                tried.append((candidate, changes))
+    except OutOfTimeError:
+        if job.plan.recover is not None:
+            job.plan = dataclasses.replace(job.plan, recover=(*job.plan.recover[:2], len(tried)))
+            save_plan(job)
+    return tried
+
+
+def _judged(job: Job, model: Any, best: Candidate, parts: Parts) -> list[TaskResult]:
+    judged: list[TaskResult] = []
+    with suppress(OutOfTimeError):
+        for task, rows in _measured(job, model, best, {name: part[1] for name, part in parts.items()}):
+            base = {i: r for i, r in job.table(job.base, task, task.formats[0].name).items() if i in rows}
+            judged.append(
+                results.task_result(
+                    task, base, rows, margin=job.settings.margin, alpha=job.settings.alpha, family=len(job.tasks)
+                )
+            )
+    return judged
 
 
 def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, can_lose: set[str]) -> Candidate:
@@ -162,7 +234,7 @@ def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, can_l
 
 def _tuned_changes(job: Job, parts: dict[str, tuple[list[Item], list[Item]]]) -> dict[str, float]:
     changes = {}
-    for task in job.tasks:
+    for task in job.measured:
         base, tuned = (job.table(side, task, task.formats[0].name) for side in job.sides)
         shared = [i.id for i in parts[task.name][0] if i.id in base and i.id in tuned]
         changes[task.name] = sum(tuned[i].score - base[i].score for i in shared) / max(len(shared), 1)
@@ -174,7 +246,7 @@ def _measured(
 ) -> Iterator[tuple[Task, dict[str, Row]]]:
     """Rows of a candidate, in cells addressed by its two ends and its recipe."""
     engine = None
-    for task in job.tasks:
+    for task in job.measured:
         if not items[task.name]:
             continue
         form = task.formats[0].name
@@ -183,8 +255,10 @@ def _measured(
         cell = job.store.cell(cell_key(conditions), conditions)
         have = cell.rows()
         if any(i.id not in have for i in items[task.name]):
+            job.clock.check()
             job.progress.status(f"{candidate.name} · {task.name}")
             engine = engine or make_engine(model, job.base.loaded.tokenizer, job.plan.batch_tokens)
+            engine.check = job.clock.check
             prepared = job.base.prepare(task, form, items[task.name])
 
             def keep(rows: list[Row], _: int) -> None:

@@ -19,11 +19,8 @@ from catchment.records import Room, Row
 from catchment.statistics import ladder
 from catchment.workflows import limits, results
 from catchment.workflows.job import CPU_BATCH, Job
-from catchment.workflows.rounds import ROOM_SHARE, late, save_plan
+from catchment.workflows.rounds import ROOM_SHARE, Measuring, late, room_items, save_plan
 
-MOST_ITEMS, LEAST_ITEMS = 256, 32
-RAY_POINTS = 6
-"""Points of a ray, as far as plans go."""
 TAU = 0.1
 TYPICAL = Design(ladder(1 / 16, 16.0, 9), depth=0, items_each=8, fixed=True)
 """Random moves: scales as multiples of the tune's own alpha."""
@@ -32,11 +29,11 @@ ATTACK_ITEMS, JUDGED_ITEMS = 12, 64
 EFFORT = Effort(restarts=1, steps=4, looks=4)
 
 
-def rooms(job: Job) -> tuple[Room, ...]:
+def rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
     """Rooms of the tasks that were lost or kept. Empty, with a warning, where the two models cannot be subtracted, or
     where memory or numbers fail on the way: a comparison is whole without them."""
     try:
-        return _rooms(job)
+        return _rooms(job, state)
     except Exception as error:
         reason = limits.failure(error)
         if reason is None:
@@ -45,9 +42,15 @@ def rooms(job: Job) -> tuple[Room, ...]:
         return ()
 
 
-def _rooms(job: Job) -> tuple[Room, ...]:
-    tasks = [task for task in job.tasks if job.result(task).verdict in ("lost", "kept")]
-    if not _possible(job) or not tasks or job.plan.room_items == 0:
+def _rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
+    tasks = [task for task in job.measured if job.result(task).verdict in ("lost", "kept")]
+    if not _possible(job) or not tasks:
+        return ()
+    if job.plan.room_items is None:
+        job.plan = dataclasses.replace(job.plan, room_items=room_items(job, state, tasks, job.clock.left))
+        save_plan(job)
+    if job.plan.room_items == 0:
+        job.warnings.append("no room: the budget ended before it")
         return ()
     base, tuned = job.base.loaded, job.tuned.loaded
     job.progress.status("the way from base to tuned")
@@ -61,9 +64,6 @@ def _rooms(job: Job) -> tuple[Room, ...]:
 def _on_the_way(job: Job, tasks: list[Task]) -> tuple[Room, ...]:
     base, tuned = job.base.loaded, job.tuned.loaded
     way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
-    if job.plan.room_items is None:
-        job.plan = dataclasses.replace(job.plan, room_items=_items(job, tasks))
-        save_plan(job)
     grounds = [ground for task in tasks if len((ground := _ground(job, task)).items) >= 8]
     frozen = job.plan.room_done
     engine = job.base.engine(job.plan.batch_tokens or CPU_BATCH)
@@ -81,15 +81,6 @@ def _possible(job: Job) -> bool:
     a, b = job.base.card, job.tuned.card
     same = a.weights_hash == b.weights_hash or a.architecture != b.architecture
     return job.settings.room and not same and not (a.quantization or b.quantization or job.base.classifies)
-
-
-def _items(job: Job, tasks: list[Task]) -> int:
-    """Items per point: as many as the time left can pay for."""
-    if job.plan.budget is None or job.plan.speed is None:
-        return MOST_ITEMS
-    each = RAY_POINTS * sum(job.plan.of(task.name).tokens for task in tasks) / job.plan.speed
-    left = job.plan.budget - job.elapsed
-    return max(LEAST_ITEMS, min(MOST_ITEMS, int(0.8 * left / max(each, 1e-9))))
 
 
 def _ground(job: Job, task: Task) -> Ground:
@@ -111,14 +102,13 @@ def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground
         task.name: job.table(job.tuned, task, task.formats[0].name) for task in job.tasks if task.name in names
     }
     ray = landscape.Ray(evaluator, way, tables)
-
-    started = job.elapsed
+    started = job.clock.elapsed
 
     def stop() -> bool:
         if evaluator.frozen or job.plan.budget is None:
             return False
-        # A run that was killed goes on with rows it had planned, whatever they take, but with no room without end.
-        return job.elapsed - started > ROOM_SHARE * job.plan.budget if job.resumed else late(job)
+        spent = job.clock.elapsed - started
+        return late(job) or (job.resumed and spent > ROOM_SHARE * job.plan.budget)
 
     job.progress.status("room of the fine-tune")
     card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet

@@ -10,7 +10,7 @@ from typing import Any
 
 from catchment import landscape, models, report
 from catchment.capabilities import measure_speed, sample
-from catchment.errors import CatchmentError, TaskError
+from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
 from catchment.records import Basin, Scan, SelfCheck, Worst, to_json
 from catchment.runs import Store, write_atomic
@@ -19,7 +19,7 @@ from catchment.workflows import distributed, limits
 from catchment.workflows.job import as_settings
 from catchment.workflows.measure import POLICY, environment
 from catchment.workflows.progress import Progress
-from catchment.workflows.scan_job import ScanJob, admit, open_scan, scan_ladder, unit_scales
+from catchment.workflows.scan_job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, scan_ladder, unit_scales
 from catchment.workflows.scan_stages import Stages
 from catchment.workflows.scan_workers import prefetch
 
@@ -57,9 +57,9 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
     return run_scan(ScanSettings(model, **options), progress or Progress(), tokenizer)
 
 
-def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None) -> Scan:
-    """:func:`scan` with checked settings."""
-    job = open_scan(settings, progress, tokenizer)
+def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
+    """:func:`scan` with checked settings. ``started``: when the command began, on ``time.monotonic``."""
+    job = open_scan(settings, progress, tokenizer, started)
     if settings.out is None or not distributed.first():
         return _work(job)
     with Store(job.out).lock("scan"):
@@ -96,6 +96,11 @@ def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
 def _work(job: ScanJob) -> Scan:
     admit(job)
     if not job.admitted:
+        if not job.admissions:
+            raise InputError(
+                f"--budget {job.settings.budget}: it ended before the first items of any task were measured, "
+                f"{job.clock.spent:,.0f} s after the start, reading the model included; expected a longer one."
+            )
         reasons = "; ".join(f"{a.task}: {a.reason}" for a in job.admissions)
         raise TaskError(f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks.")
     job.save_plan()
@@ -138,7 +143,15 @@ def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
     """The self-check; where it cannot be made the scan is not trusted, and is there all the same."""
     hash_before, cosine = job.side.card.weights_hash, stages.plane.cosine if stages.plane else None
     try:
-        return landscape.check(evaluator, unit_scales(stages.field.design), hash_before, plane_cosine=cosine)
+        job.clock.open = False  # the time for it was kept
+        scales = unit_scales(stages.field.design)
+        items = job.kept.check_items or CHECK_ITEMS
+        end = job.clock.budget - min(RESERVE, job.clock.budget / 4) / 2
+
+        def late(seconds: float) -> bool:
+            return bool(distributed.agreed(not job.frozen and job.clock.spent + seconds > end))
+
+        return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
     except Exception as error:
         reason = limits.failure(error)
         if reason is None:

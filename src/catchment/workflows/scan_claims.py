@@ -33,6 +33,7 @@ def claims(
         return from_json(Gradients, kept)
     if job.subspace.kind not in ("all", "glob"):
         raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
+    job.clock.check()
     evaluator.home()
     chosen, other = batches(ground, ground.items[:ITEMS]), batches(ground, ground.items[ITEMS : 2 * ITEMS])
     model = evaluator.engine.model
@@ -44,6 +45,7 @@ def claims(
     kinds: tuple[tuple[Literal["pretrained", "random"], Any], ...] = (("pretrained", model), ("random", random))
     for kind, one in kinds:
         job.progress.status(f"gradients · {kind} weights")
+        job.clock.check()
         weights = job.subspace.weights(one)
         shares.append(landscape.quasi_sparsity(one, weights, chosen, other, family=family_))
         waves += _waves(job, kind, one, chosen, other)
@@ -76,6 +78,7 @@ def _waves(
         def at(direction: Direction) -> Callable[[float], Any]:
             @contextmanager
             def there(scale: float) -> Iterator[None]:
+                job.clock.check()
                 with mover.at((direction, scale)):
                     yield
 

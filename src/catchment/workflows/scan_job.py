@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from catchment.runs import Cell, Store, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
 from catchment.statistics import admission, ladder, mean_interval, node_error, rungs_below, units_needed
 from catchment.workflows import distributed
+from catchment.workflows.clock import OutOfTimeError
 from catchment.workflows.job import CPU_BATCH, batch_tokens
 from catchment.workflows.measure import Side, fill
 from catchment.workflows.progress import Progress
@@ -33,26 +35,68 @@ LEAST = 16
 """Items a task needs to be scanned at all."""
 
 
+OWN_SHARE = 0.4
+"""Of a budget that the model's own scores may take, beyond the items without which a task is not scanned."""
+STEPS = (LEAST, 64)
+"""Items per task at which own scores look at the clock."""
+CHECK_SHARE, CHECK_ITEMS = 0.05, 16
+"""Of a budget that the self-check may take, and its items per task at most."""
+
+
 class Clock:
-    """Seconds of a budget, over interruptions: what earlier runs spent counts."""
+    """Seconds of a budget, over interruptions: what earlier runs spent counts.
+
+    Attributes:
+        later: Seconds that are kept for the self-check, beside the reserve.
+        open: Whether measuring may be stopped; what comes after it, and what is only looked up, is not.
+    """
 
     def __init__(self, budget: float, spent: float = 0.0) -> None:
         self.budget = budget
         self.spent_before = spent
         self.started = time.monotonic()
+        self.later = 0.0
+        self.until = math.inf
+        self.open = True
 
     @property
     def spent(self) -> float:
-        return float(distributed.agreed(self.spent_before + time.monotonic() - self.started))
+        return float(distributed.agreed(self._spent()))
+
+    def _spent(self) -> float:
+        return self.spent_before + time.monotonic() - self.started
 
     @property
     def end(self) -> float:
         """Seconds at which measuring stops; of a budget below half a minute a quarter is kept."""
-        return self.budget - min(RESERVE, self.budget / 4)
+        return min(self.until, self.budget - max(min(RESERVE, self.budget / 4), self.later))
 
     @property
     def left(self) -> float:
         return self.end - self.spent
+
+    def remaining(self) -> float:
+        """Seconds of the budget that are left, as this process sees it."""
+        return max(self.budget - self._spent(), 0.0)
+
+    def check(self) -> None:
+        """Before every forward pass. Where a model is cut over processes, stages look at the clock between points
+        only: all processes have to stop at the same one.
+
+        Raises:
+            OutOfTimeError: Nothing more may be measured.
+        """
+        if self.open and distributed.processes() == 1 and self.left <= 0:
+            raise OutOfTimeError("the budget ended before this was measured.")
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Measuring stops after so many seconds at the latest."""
+        before, self.until = self.until, min(self.until, self.spent + max(seconds, 0.0))
+        try:
+            yield
+        finally:
+            self.until = before
 
 
 @dataclass
@@ -65,6 +109,8 @@ class Kept:
         middle: Scale that the plane was laid out for.
         batch_tokens: Padded tokens per forward pass.
         found: How much the finished scan held, by panel; a replay that finds less lacks rows.
+        own: Items per task whose own scores were measured.
+        check_items: Items per task of the self-check.
     """
 
     speed: float | None = None
@@ -72,12 +118,14 @@ class Kept:
     middle: float | None = None
     batch_tokens: int | None = None
     found: dict[str, int] = field(default_factory=dict)
+    own: dict[str, int] = field(default_factory=dict)
+    check_items: int | None = None
 
 
 @dataclass
 class ScanJob:
     """One scan at work. ``frozen``: an equal scan was finished here; nothing is measured again, and ``bought`` is what
-    it said of its budget."""
+    it said of its budget. ``paid``: seconds per item of each task at the model's own weights."""
 
     settings: ScanSettings
     side: Side
@@ -94,6 +142,7 @@ class ScanJob:
     admissions: list[Admission] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     kept: Kept = field(default_factory=Kept)
+    paid: dict[str, float] = field(default_factory=dict)
 
     @property
     def ruler(self) -> Ruler:
@@ -135,7 +184,7 @@ class ScanJob:
 
     def thaw(self) -> None:
         """Measure again what the store lost, within the budget that was asked for, from the start of this run on."""
-        self.frozen, self.bought = False, ()
+        self.frozen, self.bought, self.clock.open = False, (), True
         self.clock.budget, self.clock.spent_before = self.settings.seconds, 0.0
 
     def field(self, evaluator: Evaluator) -> Field:
@@ -152,10 +201,13 @@ class ScanJob:
             write_atomic(self.out / "plan.json", json.dumps(content, indent=1))
 
 
-def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> ScanJob:
-    """Load, refuse what cannot be scanned, find the clock of an earlier run in OUT."""
+def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, started: float | None = None) -> ScanJob:
+    """Load, refuse what cannot be scanned, find the clock of an earlier run in OUT. ``started``: when the command
+    began, on ``time.monotonic``; now by default."""
     distributed.join()
     clock = Clock(settings.seconds)
+    clock.started = clock.started if started is None else started
+    progress.clock(clock.remaining)
     if settings.workers > 1 and not isinstance(settings.model, (str, Path)):
         raise InputError("workers load the model themselves; expected a name or a path, not a model in memory.")
     if settings.through and distributed.processes() > 1:
@@ -165,7 +217,9 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any) -> Sca
         models.resolve(str(spec))  # a name that means nothing is said before anything is measured
     progress.status("reading the model")
     asked = PromptOptions(settings.chat_template, settings.system)
-    side = Side("base", settings.model, settings.model_options(), asked, settings.drop_long, tokenizer)
+    side = Side(
+        "base", settings.model, settings.model_options(), asked, settings.drop_long, tokenizer, check=clock.check
+    )
     side.loaded.movable()
     if side.classifies:
         raise ModelError(f"{side.card.name} is a {side.card.architecture}; scan takes causal language models.")
@@ -249,6 +303,8 @@ def _take_up(job: ScanJob) -> None:
         return
     if not same:
         return
+    if job.clock.budget > budget:
+        noted.own = {}  # more time may pay for more of them
     job.clock.spent_before, job.kept = spent, noted
     job.frozen = finished and job.clock.budget <= budget
     if job.frozen:
@@ -256,25 +312,68 @@ def _take_up(job: ScanJob) -> None:
 
 
 def admit(job: ScanJob) -> None:
-    """The model's own rows, and which tasks it is good enough at."""
+    """The model's own rows, and which tasks it is good enough at. Within a budget few items of every task come before
+    many of any; a task without a row is said to be unmeasured."""
     s = job.settings
+    job.clock.open = not job.frozen
+    tables: dict[str, dict[str, Row]] = {task.name: {} for task in job.tasks}
+    counts = {task.name: len(sample(task.items, s.limit, s.seed)) for task in job.tasks}
+    most = {name: min(count, job.kept.own.get(name, count)) for name, count in counts.items()}
+    reached = dict.fromkeys(most, 0)
+    for number, stop in enumerate((*STEPS, None)):
+        with job.clock.within(OWN_SHARE * job.clock.budget - job.clock.spent if number else math.inf):
+            for task in job.tasks:
+                end = most[task.name] if stop is None else min(stop, most[task.name])
+                if end > reached[task.name] and _own_scores(job, task, reached[task.name], end, tables[task.name]):
+                    reached[task.name] = end
+    job.kept.own = {name: count for name, count in reached.items() if count}
     for task in job.tasks:
         items = sample(task.items, s.limit, s.seed)
-        job.progress.status(f"own scores · {task.name}")
-        form = task.formats[0].name
-        measured = fill(job.side, job.store, task, form, items, job.batch_tokens, job.progress)
-        rows = measured.rows
-        kept = [item for item in items if item.id in rows]
-        prepared = job.side.prepare(task, form, kept)
-        if measured.fresh and measured.seconds > 0 and job.kept.speed is None:  # the first guess of one
-            job.kept.speed = prepared.tokens * measured.fresh / max(len(kept), 1) / measured.seconds
-        ground = _ground(prepared, rows, s)
+        asked = [item for item in items if item.id in tables[task.name]]
+        if not asked:
+            job.warnings.append(f"{task.name}: not measured: the budget ended before its first item")
+            continue
+        prepared = job.side.prepare(task, task.formats[0].name, asked)
+        ground = _ground(prepared, tables[task.name], s)
         job.grounds.append(ground)
         job.admissions.append(_admission(ground, task))
+        if reached[task.name] < counts[task.name]:
+            text = f"{reached[task.name]:,} of {counts[task.name]:,} items are scanned, because the budget ended"
+            job.warnings.append(f"{task.name}: {text}")
+    _plan_check(job)
     design = job.design()
     for ground in job.grounds:
         if ground.name in job.admitted:
             job.warnings += _out_of_reach(job, ground, design)
+
+
+def _own_scores(job: ScanJob, task: Task, start: int, stop: int, table: dict[str, Row]) -> bool:
+    """Own scores of items ``start`` to ``stop`` of the seeded order; ``False``, and none of them counts, where the
+    clock ended before."""
+    s, form = job.settings, task.formats[0].name
+    before = {item.id for item in sample(task.items, start, s.seed)} if start else set()
+    items = [item for item in sample(task.items, stop, s.seed) if item.id not in before]
+    job.progress.status(f"own scores · {task.name}")
+    try:
+        measured = fill(job.side, job.store, task, form, items, job.batch_tokens, job.progress)
+    except OutOfTimeError:
+        return False
+    table.update(measured.rows)
+    if measured.fresh and measured.seconds > 0:
+        tokens = job.side.prepare(task, form, items).tokens
+        job.paid[task.name] = measured.seconds / measured.fresh
+        if job.kept.speed is None:  # the first guess of one
+            job.kept.speed = tokens * measured.fresh / len(items) / measured.seconds
+    return True
+
+
+def _plan_check(job: ScanJob) -> None:
+    """Choose the items of the self-check, which comes last, and keep the time for it."""
+    each = float(distributed.agreed(2 * sum(job.paid.get(name, 0.0) for name in job.admitted)))
+    if job.kept.check_items is None:
+        fits = int(CHECK_SHARE * job.clock.budget / each) if each > 0 else CHECK_ITEMS
+        job.kept.check_items = max(1, min(CHECK_ITEMS, fits))
+    job.clock.later = min(RESERVE, job.clock.budget / 4) + each * job.kept.check_items
 
 
 def _needed(tau: float, error: float) -> float:

@@ -359,7 +359,7 @@ class Stages:
         k, steps = _lanczos(products)
         found = landscape.curvature(
             model, subspace.weights(model), batches, k=k, steps=steps, products=products,
-            seed=self.job.settings.seed, project=_project(self.job),
+            seed=self.job.settings.seed, project=_project(self.job), check=self.evaluator.engine.check,
         )  # fmt: skip
         self.evaluator.keep(tasks[0], family, f"{products}", to_json(found))
         self.curvature = found

@@ -29,21 +29,27 @@ def prefetch(job: ScanJob) -> None:
     if seconds <= 0:
         return
     alone = dataclasses.replace(s, out=None, workers=1, batch_tokens=job.batch_tokens)
-    calls = [(_worker, (alone, job.side.tokenizer, w, s.workers, seconds)) for w in range(s.workers)]
+    own = dict(job.kept.own)
+    calls = [(_worker, (alone, job.side.tokenizer, w, s.workers, seconds, own)) for w in range(s.workers)]
     job.progress.status(f"directions on {s.workers} processes")
     for outcome in LocalExecutor(s.workers).run(calls):
         if not outcome.ok:
             raise ModelError(f"worker {outcome.index} failed: {outcome.error}")
 
 
-def _worker(settings: ScanSettings, tokenizer: Any, number: int, workers: int, seconds: float) -> int:
-    """One process: its share of the units of each scale. Returns how many units it measured."""
+def _worker(
+    settings: ScanSettings, tokenizer: Any, number: int, workers: int, seconds: float, own: dict[str, int]
+) -> int:
+    """One process: its share of the units of each scale, on the items that ``own`` counts. Returns how many units it
+    measured."""
     deadline = time.monotonic() + seconds
     if torch.cuda.is_available() and settings.device is None:
         settings = dataclasses.replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     job = open_scan(settings, Progress(), tokenizer)
+    job.kept.own = dict(own)
+    job.clock.until = seconds
     admit(job)
     done = 0
     with job.evaluator() as evaluator:

@@ -10,17 +10,18 @@ from catchment.capabilities import Item, Task
 from catchment.errors import InputError
 from catchment.settings import CompareSettings, parse_seconds, read_config
 from catchment.statistics import expected_half_width
-from catchment.workflows.plan import Plan, allocate, first_plan, pilot_size
+from catchment.workflows.plan import Plan, allocate, edges, first_plan
 from catchment.workflows.recover import Candidate, choose
 
 
-def make_plan(budget: float | None = 100.0, sizes: tuple[int, ...] = (1600, 400)) -> Plan:
+def make_plan(budget: float | None = 100.0, sizes: tuple[int, ...] = (1600, 400), reached: int = 64) -> Plan:
     tasks = [
         Task(f"t{k}", tuple(Item(f"{k} {i}?", gold=str(i)) for i in range(n)), "exact") for k, n in enumerate(sizes)
     ]
-    return first_plan(
+    plan = first_plan(
         tasks, limit=None, formats=3, budget=budget, batch_tokens=512, tokens={t.name: 20.0 for t in tasks}
     )
+    return plan.with_tasks(pilot={t.name: reached for t in tasks}) if budget else plan
 
 
 def seconds(plan: Plan, costs: dict[str, float], others: int) -> float:
@@ -60,15 +61,42 @@ def test_a_task_that_cannot_be_measured_costs_no_more() -> None:
     assert (plan.of("t1").items, plan.of("t1").format_items) == (64, 0)
 
 
-def test_a_slow_machine_gets_a_smaller_pilot() -> None:
-    slow = pilot_size(make_plan(budget=30.0), speed=70.0)
-    fast = pilot_size(make_plan(budget=30.0), speed=7000.0)
-    assert [t.pilot for t in fast.tasks] == [64, 64]
-    assert [t.pilot for t in slow.tasks] == [16, 16]
+def test_a_dear_task_does_not_keep_the_others_from_their_items() -> None:
+    """60 s pay for 2 items at 20 s, and not for a third; what is left goes to the other task, at 0.1 s an item."""
+    plan = allocate(make_plan(sizes=(1600, 400), reached=0), {"t0": 20.0, "t1": 0.1}, 60.0, set(), 0)
+    assert plan.of("t0").items == 2
+    assert plan.of("t1").items == 200
+
+
+def test_a_task_without_an_item_is_tried_while_there_is_time() -> None:
+    costs = {"t0": 20.0, "t1": 0.1}
+    assert [t.items for t in allocate(make_plan(reached=0), costs, 1.0, set(), 0).tasks] == [1, 10]
+    nothing = allocate(make_plan(reached=0), costs, 0.0, set(), 0)
+    assert nothing.unmeasured == ("t0", "t1")
+    assert "no time for t0, t1" in nothing.sentence()
+
+
+@pytest.mark.parametrize(
+    ("items", "chunk", "budgeted", "places"),
+    [
+        (700, 256, False, [0, 64, 320, 576, 700]),
+        (700, 256, True, [0, 64, 320, 576, 700]),
+        (200, 64, True, [0, 64, 128, 192, 200]),
+        (70, 16, True, [0, 16, 32, 48, 64, 70]),
+        (10, 4, True, [0, 4, 8, 10]),
+        (3, 4, True, [0, 3]),
+        (0, 256, True, [0]),
+    ],
+)
+def test_rounds_begin_and_end_at_fixed_places(items: int, chunk: int, budgeted: bool, places: list[int]) -> None:
+    plan = make_plan().with_tasks(items={"t0": items}, chunk={"t0": chunk})
+    assert edges(plan.of("t0"), budgeted) == places
 
 
 def test_a_plan_survives_its_file() -> None:
-    plan = dataclasses.replace(allocate(make_plan(), {"t0": 0.1, "t1": 0.1}, 30.0, set(), 2), cut=True)
+    plan = dataclasses.replace(
+        allocate(make_plan(), {"t0": 0.1, "t1": 0.1}, 30.0, set(), 2), cut=True, recover=(8, 9, 6)
+    )
     assert Plan.from_json(plan.to_json()) == plan
 
 
