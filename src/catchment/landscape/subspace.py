@@ -138,8 +138,8 @@ class Subspace:
 
     @property
     def spread(self) -> float:
-        """Displacement per dimension over that per weight: ``sqrt(weights / k)`` in a frame, whose moves are spread over
-        whole tensors; else 1."""
+        """Displacement per dimension over that per weight: ``sqrt(weights / k)`` in a frame, whose moves are spread
+        over whole tensors; else 1."""
         if self.kind != "frame":
             return 1.0
         return math.sqrt(sum(math.prod(shape) for shape in self.shapes.values()) / self.size)
