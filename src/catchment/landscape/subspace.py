@@ -136,6 +136,14 @@ class Subspace:
         """k, the dimension."""
         return sum(self.coordinates(name) for name in self.shapes)
 
+    @property
+    def spread(self) -> float:
+        """Displacement per dimension over that per weight: ``sqrt(weights / k)`` in a frame, whose moves are spread
+        over whole tensors; else 1."""
+        if self.kind != "frame":
+            return 1.0
+        return math.sqrt(sum(math.prod(shape) for shape in self.shapes.values()) / self.size)
+
     @cached_property
     def hash(self) -> str:
         """Hex SHA-256 of what decides the subspace: tensors, shapes, support, frame."""

@@ -75,7 +75,7 @@ def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
         f"{job.side.card.name}: {job.card.size:,} of {job.side.card.parameters:,} weights may move ({job.card.what}), "
         f"RMS of the {job.ruler.of} {job.ruler.rms:.4g}; about {speed:,.0f} tokens a second here",
     ]
-    rungs, below = scan_ladder(settings, job.ruler)
+    rungs, below = scan_ladder(settings, job.ruler, job.subspace.spread)
     lines.append(f"ladder: {len(rungs)} scales from {rungs[0]:.3g} to {rungs[-1]:.3g}, depth {settings.depth}")
     if below:
         lines.append(

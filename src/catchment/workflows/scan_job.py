@@ -173,7 +173,7 @@ class ScanJob:
         """What is fixed before the first direction is drawn."""
         s = self.settings
         usable = [g for g in self.grounds if g.name in self.admitted]
-        rungs, below = scan_ladder(s, self.ruler)
+        rungs, below = scan_ladder(s, self.ruler, self.subspace.spread)
         error = node_error(s.alpha, len(below) + len(rungs), s.depth, max(len(usable), 1))
         counted = [g for g in usable if g.prepared.task.scorer != "text" and _fits(g, error)]
         each = 8 if s.items == "fixed" else landscape.items_each(counted, error)
@@ -270,12 +270,14 @@ def scan_tasks(settings: ScanSettings) -> list[Task]:
     return tasks if text.name in {task.name for task in tasks} else [*tasks, text]
 
 
-def scan_ladder(settings: ScanSettings, ruler: Ruler) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The rungs, and those below them down to the smallest step that the weights' number format holds. A ladder that
-    was asked for has none below."""
+def scan_ladder(
+    settings: ScanSettings, ruler: Ruler, spread: float = 1.0
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The rungs, and those below them down to the smallest step that the weights' number format holds: ``spread`` times
+    larger per dimension than per weight. A ladder that was asked for has none below."""
     rungs = ladder(*settings.scales(ruler.rms))
     open_below = settings.ladder is None and ruler.step > 0
-    return rungs, rungs_below(rungs, ruler.step) if open_below else ()
+    return rungs, rungs_below(rungs, ruler.step * spread) if open_below else ()
 
 
 NOT_ASKED = ("out", "budget", "store", "dry_run", "workers", "memory", "model", "tasks")

@@ -107,6 +107,17 @@ def test_globs_and_frames() -> None:
     assert norms.rms == pytest.approx(plain([w for n, w in named_weights(model).items() if "norm" in n]), rel=1e-12)
 
 
+def test_moves_of_a_frame_are_spread_over_whole_matrices() -> None:
+    """So the number format ends sooner, counted per dimension."""
+    model = tiny_llama()
+    frame = Subspace.frame(model, 4, patterns=["*.up_proj.weight"])
+    direction = gaussian(frame, 0)
+    per_weight = plain([direction.delta(name) for name in frame.shapes])
+    assert frame.spread == pytest.approx(math.sqrt(48 / 4))
+    assert per_weight * frame.spread == pytest.approx(1, abs=0.1)
+    assert Subspace.all(model).spread == 1.0
+
+
 def test_kernels_and_fused_experts_are_matrices() -> None:
     config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     image = tf.ViTForImageClassification(tf.ViTConfig(**config, image_size=16, patch_size=4))

@@ -300,6 +300,7 @@ class Admitted:
         return [g.name for g in self.grounds]
 
     ruler = Ruler(1.0, "matrices", 1.0)
+    subspace = SimpleNamespace(spread=1.0)
 
 
 def many(name: str, count: int, tau: float, scorer: Any = "choice") -> tuple[Task, Ground]:
