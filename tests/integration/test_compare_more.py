@@ -114,9 +114,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "measure_pace", lambda engine, patience: Pace(0.005))
 
 
-def test_rows_that_were_measured_say_nothing_of_what_others_cost(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_were_measured_say_nothing_of_what_others_cost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pilot's rows lie in the store and take no time; the plan after it still reckons with the speed."""
     said: list[str] = []
 
