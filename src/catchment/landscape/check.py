@@ -27,7 +27,7 @@ def check(
     *,
     plane_cosine: float | None = None,
     items: int = 16,
-    stop: Callable[[float], bool] = lambda seconds: False,
+    stop: Callable[[float], bool] | None = None,
 ) -> SelfCheck:
     """Compare the score at displacement 0 with the model's own, the realised move with the intended one (at the
     smallest and the largest scale), and the weights' hash after with the one before. Puts the model back.
@@ -35,8 +35,9 @@ def check(
     Cost: two evaluations of up to ``items`` items per task, few displacements, one hash of the weights.
 
     Args:
-        items: Per task, to compare scores on: one of each at first, which tells what the others take.
-        stop: Whether so many more seconds are too many; then it is fewer items.
+        items: Per task, to compare scores on.
+        stop: Whether so many more seconds are too many. With it one item of each task is looked at first, which tells
+            what the others take, and then all of them, few or no others.
     """
     mover = evaluator.mover
     notes: list[str] = []
@@ -72,9 +73,11 @@ def check(
     )  # fmt: skip
 
 
-def _centre(evaluator: Evaluator, items: int, stop: Callable[[float], bool]) -> float:
+def _centre(evaluator: Evaluator, items: int, stop: Callable[[float], bool] | None) -> float:
     """Largest difference of a score or log-probability between the model untouched and at displacement 0, on the same
     items in the same batches."""
+    if stop is None:
+        return _difference(evaluator, {name: ground.items[:items] for name, ground in evaluator.grounds.items()})
     began = time.monotonic()
     worst = _difference(evaluator, {name: ground.items[:1] for name, ground in evaluator.grounds.items()})
     each = time.monotonic() - began

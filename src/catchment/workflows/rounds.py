@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from catchment.capabilities import Task, sample
+from catchment.capabilities import AllTooLongError, Task, sample, settle_path
 from catchment.errors import InputError
 from catchment.records import TaskResult
 from catchment.runs import write_atomic
@@ -179,6 +180,7 @@ def pilot(job: Job, state: Measuring) -> None:
     if prices is None:
         return
     job.progress.total(sum(2 * t.tokens * min(PILOT, t.available) for t in job.plan.tasks))
+    _settle_paths(job)
     with job.clock.within(PILOT_SHARE * job.clock.left):
         for stage in STAGES[_first_stage(job, prices) :]:
             if state.reached and _stage_seconds(job, state, stage) > job.clock.left:
@@ -197,6 +199,19 @@ def _hopeless(job: Job, task: Task, result: TaskResult) -> bool:
     shows no gain: more items would say nothing."""
     own = mean_interval([row.score for row in job.table(job.base, task, task.formats[0].name).values()])
     return own.low <= result.chance and own.high < result.chance + ABOVE_CHANCE and result.tuned - result.base < 0.1
+
+
+def _settle_paths(job: Job) -> None:
+    """Let both engines choose their path before anything is timed with them: the check takes some passes, once."""
+    if job.base.classifies:
+        return
+    task = job.tasks[0]
+    with suppress(OutOfTimeError):
+        for side in job.sides:
+            few = sample(task.items, min(STAGES[0], len(task.items)), job.settings.seed)
+            with suppress(AllTooLongError):
+                prepared = side.prepare(task, task.formats[0].name, few)
+                settle_path(side.engine(job.plan.batch_tokens), prepared)
 
 
 def _first_stage(job: Job, prices: Prices) -> int:
