@@ -12,7 +12,7 @@ import torch
 
 from catchment.capabilities.engine import Engine, context_length, greedy_tokens, last_logits, supports_packing
 from catchment.errors import ModelError
-from catchment.models import without_trace
+from catchment.models import calls_of, without_trace
 
 
 def _sync(device: torch.device) -> None:
@@ -102,8 +102,9 @@ def measure_pace(engine: Engine, patience: float = 2.0) -> Pace:
     """Time reading and decoding on a few tokens.
 
     Rows grow by 4 while passes are expected to end within ``patience`` seconds; of a slow model one pass of each kind
-    is timed, whatever it takes.
+    is timed, whatever it takes. How the model is called is tried before the first of them.
     """
+    calls_of(engine.model)
     started = time.perf_counter()
 
     def left(share: float) -> float:
@@ -175,7 +176,7 @@ def _step(engine: Engine, rows: int) -> float | None:
     following = logits[:, -1].argmax(-1)[:, None]
     _sync(engine.device)
     begin = time.perf_counter()
-    last_logits(engine, 1, input_ids=following, past_key_values=cache, use_cache=True)
+    last_logits(engine, 1, input_ids=following, cache=cache, use_cache=True)
     _sync(engine.device)
     return time.perf_counter() - begin
 

@@ -141,7 +141,10 @@ def test_other_vocabularies_are_refused(llama: Any, tokenizer: Any) -> None:
         agreement(llama, wide, TASK, tokenizer=tokenizer, batch_tokens=90)
     other = tiny.tiny_tokenizer()
     other.add_tokens(["<extra>"])
-    pair = [SimpleNamespace(model=llama, tokenizer=t, card=None) for t in (tokenizer, other)]
+    pair = [
+        SimpleNamespace(model=llama, tokenizer=t, card=SimpleNamespace(name="tiny"), newly_initialised=())
+        for t in (tokenizer, other)
+    ]
     with pytest.raises(TaskError, match="the two models have different tokenizers; expected the same one"):
         agreement(*pair, TASK, batch_tokens=90)
     pair[1].tokenizer = tiny.tiny_tokenizer()

@@ -249,7 +249,7 @@ def test_no_tokenizer(llama: Any) -> None:
 
 
 def test_a_loaded_model_brings_its_tokenizer(llama: Any, tokenizer: Any) -> None:
-    loaded = SimpleNamespace(model=llama, tokenizer=tokenizer, card=None)
+    loaded = SimpleNamespace(model=llama, tokenizer=tokenizer, card=SimpleNamespace(name="tiny"), newly_initialised=())
     assert evaluate(loaded, CHOICE, batch_tokens=120).rows == score(llama, CHOICE, tokenizer).rows
 
 

@@ -40,7 +40,7 @@ class Machine:
 
         def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-            cache = kwargs.get("past_key_values")
+            cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
             decoding = ids.shape[1] == 1 and cache is not None and cache.get_seq_length() > 0
             self.spend(step + ids.numel() * decode if decoding else call + ids.numel() * read)
 

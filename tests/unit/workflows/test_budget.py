@@ -19,6 +19,7 @@ import transformers as tf
 import catchment
 from catchment.capabilities import Engine, Item, Task, measure_pace, sample
 from catchment.errors import InputError
+from catchment.models import calls_of
 from catchment.records import Comparison
 from catchment.workflows import broken_bounds
 from catchment.workflows.job import Job
@@ -316,6 +317,8 @@ def test_a_pace_is_what_the_machine_takes(machine: Machine) -> None:
 
 def test_timing_a_very_slow_model_repeats_nothing(machine: Machine) -> None:
     model = machine.run(tiny.tiny_llama(), read=1.0, decode=20.0)
+    calls_of(model)
+    machine.passes.clear()
     measure_pace(Engine(model, tiny.tiny_tokenizer()), patience=1.0)
     assert len(machine.passes) == 3  # one pass to read, and a prompt and a step to decode
 
