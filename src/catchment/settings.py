@@ -54,7 +54,8 @@ class CompareSettings:
         out: Folder for the record and the page.
         tasks: Built-in tasks, "default", "stories", files (.jsonl, .yaml), or lm-eval:NAME. Default: "default".
         limit: Items per task, a seeded random subset.
-        budget: Time to spend, e.g. 4m. Chooses the items; says what width of intervals that buys.
+        budget: Time to spend, e.g. 4m, reading the models included. Chooses the items; says what width of intervals
+            that buys.
         margin: Largest drop that still counts as kept.
         alpha: Error rate of all verdicts together.
         fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02, on any task.

@@ -159,7 +159,7 @@ def test_one_task_of_long_prompts(machine: Machine) -> None:
 def test_of_many_tasks_each_gets_few_items_before_any_gets_many(machine: Machine) -> None:
     models = pair(machine, **SLOW)
     tasks = [generated(f"t{k}", 32, tokens=4) for k in range(20)]
-    comparison, watched = compared(machine, models, tasks, 30.0)
+    comparison, _ = compared(machine, models, tasks, 30.0)
     accounted(comparison, tasks)
     counts = [result.n for result in comparison.tasks]
     assert len(counts) == 20
@@ -231,7 +231,7 @@ def test_prompt_formats_and_the_room_within_the_budget(machine: Machine) -> None
     models = pair(machine, read=0.002, decode=0.002)
     forms = (Format("plain"), Format("quoted", "Text: {prompt}"), Format("again", "Again. {prompt}"))
     task = dataclasses.replace(solved(models[0], choice(n=400)), formats=forms)
-    comparison, watched = compared(machine, models, [task], 60.0, formats=3, margin=0.2)
+    comparison, _ = compared(machine, models, [task], 60.0, formats=3, margin=0.2)
     assert 64 <= comparison["choice"].n < 400
     assert [result.name for result in comparison["choice"].formats] == ["plain", "quoted", "again"]
     assert comparison.rooms
@@ -283,7 +283,7 @@ def test_a_second_run_follows_the_frozen_plan(machine: Machine, tmp_path: Path) 
     models = pair(machine, **SLOW)
     tasks = mixed(models[0])
     first, _ = compared(machine, models, tasks, 60.0, out=tmp_path / "out")
-    again, watched = compared(machine, models, tasks, 60.0, out=tmp_path / "out")
+    again, _ = compared(machine, models, tasks, 60.0, out=tmp_path / "out")
     assert machine.passes == []
     assert (again.tasks, again.flips, again.plan, again.warnings) == (
         first.tasks,
