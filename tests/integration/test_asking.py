@@ -35,7 +35,7 @@ OTHER = (
 WHERE = {
     ("tune_job.py", "_admit"): "admission", ("pilot.py", "pilot_room"): "pilot", ("fence.py", "_rows"): "fence",
     ("callbacks.py", "_evaluate"): "callback", ("replay.py", "answered"): "replay", ("compare.py", "_work"): "judge",
-    ("recover.py", "recover"): "recover", ("rooms.py", "rooms"): "room", ("compare.py", "_agreement"): "agreement",
+    ("recover.py", "recover"): "recover", ("rooms.py", "rooms"): "room", ("extras.py", "_agreement"): "agreement",
     ("scan.py", "_work"): "scan",
 }  # fmt: skip
 """Functions within which items are put to a model, and what for; the innermost counts."""

@@ -117,8 +117,9 @@ def _drift(job: Job) -> Drift | None:
     if job.base.card.quantization or job.tuned.card.quantization:
         return None
     job.progress.status("drift of the weights")
+    base, tuned = (side.loaded.model for side in job.sides)
     try:
-        drift = models.drift(job.base.loaded.model, job.tuned.loaded.model)
+        drift = models.drift(base, tuned)
     except ModelError as error:
         job.warnings.append(f"no drift: {error}")
         return None
