@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from catchment.capabilities import Task
-from catchment.statistics import expected_half_width
+from catchment.statistics import ABOVE_CHANCE, expected_half_width, mean_interval
 
 PILOT = 64
 """Items per task in the first round: enough to see speed and admission, few enough to show a row soon."""
@@ -23,6 +23,8 @@ CHUNKS = (256, 64, 16, 4)
 """Items per task between two looks at the clock after the pilot; the largest that takes a small share of a budget."""
 FORMAT_ITEMS = 200
 FLIP_RATE = 0.05
+HARDLY = 0.1
+"""A gain over a pilot below which a task is not measured on for the gain alone."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,13 @@ def _format_items(t: TaskPlan, n: int, closed: set[str]) -> int:
 def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: set[str], others: int) -> float:
     more = _items(t, n, closed) - t.pilot
     return costs.get(t.task, 0.0) * (more + others * _format_items(t, n, closed))
+
+
+def hopeless(base: Sequence[float], chance: float, gain: float) -> bool:
+    """Whether more items of a task would say nothing, as far as a pilot shows: the base is not above chance, so that it
+    has nothing to lose, and surely not far enough above it to keep anything, and the tuned model gains nothing."""
+    own = mean_interval(base)
+    return own.low <= chance and own.high < chance + ABOVE_CHANCE and gain < HARDLY
 
 
 def freeze(plan: Plan) -> Plan:

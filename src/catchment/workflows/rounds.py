@@ -10,14 +10,12 @@ from typing import Any
 
 from catchment.capabilities import AllTooLongError, Task, sample, settle_path
 from catchment.errors import InputError
-from catchment.records import TaskResult
 from catchment.runs import write_atomic
-from catchment.statistics import ABOVE_CHANCE, mean_interval
 from catchment.workflows import timing
 from catchment.workflows.clock import OutOfTimeError
 from catchment.workflows.job import Job, batch_tokens
 from catchment.workflows.measure import fill
-from catchment.workflows.plan import PILOT, STAGES, Plan, allocate, edges, first_plan, freeze
+from catchment.workflows.plan import PILOT, STAGES, Plan, allocate, edges, first_plan, freeze, hopeless
 from catchment.workflows.timing import Load, Prices, load_of, time_models
 
 PILOT_SHARE = 1 / 3
@@ -190,15 +188,9 @@ def pilot(job: Job, state: Measuring) -> None:
     for task in job.measured:
         result = job.result(task)
         whole = state.reached[task.name] >= min(PILOT, job.plan.of(task.name).available)
-        if whole and _hopeless(job, task, result):
+        scores = [row.score for row in job.table(job.base, task, task.formats[0].name).values()]
+        if whole and hopeless(scores, result.chance, result.tuned - result.base):
             state.closed.add(task.name)
-
-
-def _hopeless(job: Job, task: Task, result: TaskResult) -> bool:
-    """Whether the base is at chance as far as the pilot shows, and surely below what "kept" needs, and the tuned model
-    shows no gain: more items would say nothing."""
-    own = mean_interval([row.score for row in job.table(job.base, task, task.formats[0].name).values()])
-    return own.low <= result.chance and own.high < result.chance + ABOVE_CHANCE and result.tuned - result.base < 0.1
 
 
 def _settle_paths(job: Job) -> None:

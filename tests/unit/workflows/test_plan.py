@@ -10,7 +10,7 @@ from catchment.capabilities import Item, Task
 from catchment.errors import InputError
 from catchment.settings import CompareSettings, parse_seconds, read_config
 from catchment.statistics import expected_half_width
-from catchment.workflows.plan import Plan, allocate, edges, first_plan
+from catchment.workflows.plan import Plan, allocate, edges, first_plan, hopeless
 from catchment.workflows.recover import Candidate, choose
 
 
@@ -98,6 +98,24 @@ def test_a_plan_survives_its_file() -> None:
         allocate(make_plan(), {"t0": 0.1, "t1": 0.1}, 30.0, set(), 2), cut=True, recover=(8, 9, 6)
     )
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "chance", "gain", "closed"),
+    [
+        (16, 64, 0.25, 0.0, True),  # at chance
+        (16, 64, 0.25, 0.3, False),  # at chance, and the tuned model is not
+        (21, 64, 0.25, -0.2, False),  # 33%: may be above chance, and then it lost
+        (4, 16, 0.25, 0.0, False),  # too few to tell
+        (31, 64, 0.0, -0.4, False),  # 48% of generated answers: a loss can be shown
+        (1, 64, 0.0, 0.0, False),
+        (0, 64, 0.0, 0.0, True),
+    ],
+)
+def test_a_pilot_closes_only_what_more_items_could_not_show(
+    right: int, n: int, chance: float, gain: float, closed: bool
+) -> None:
+    assert hopeless([1.0] * right + [0.0] * (n - right), chance, gain) == closed
 
 
 def test_recover_prefers_safe_points_and_then_the_smallest_loss() -> None:
