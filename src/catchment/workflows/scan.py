@@ -102,7 +102,10 @@ def _work(job: ScanJob) -> Scan:
                 f"{job.clock.spent:,.0f} s after the start, reading the model included; expected a longer one."
             )
         reasons = "; ".join(f"{a.task}: {a.reason}" for a in job.admissions)
-        raise TaskError(f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks, or give more items.")
+        raise TaskError(
+            f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks, or give more "
+            "items."
+        )
     job.save_plan()
     if job.settings.workers > 1 and not job.frozen:
         prefetch(job)
