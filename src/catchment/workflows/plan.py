@@ -146,7 +146,7 @@ def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str],
     Args:
         costs: seconds per item, both models together.
         left: seconds that may still be spent.
-        closed: tasks that get no more items: the base is at chance and the tuned model shows no gain.
+        closed: tasks that get no more items: the base is at chance and the tuned model shows neither a gain nor a loss.
         others: prompt formats beside the default.
     """
     final = _fill(plan, costs, left, closed, others)

@@ -44,7 +44,7 @@ class Measuring:
         prices: Of items; ``None`` where a frozen plan is followed or there is no budget.
         reached: Items of each task that were measured on both models, in the seeded order.
         end: Seconds from the start at which items have to be done.
-        closed: Tasks that get no more items: the base cannot do them and the tuned model shows no gain.
+        closed: Tasks that get no more items: the base cannot do them, and neither a gain nor a loss shows.
     """
 
     prices: Prices | None = None
@@ -195,10 +195,12 @@ def pilot(job: Job, state: Measuring) -> None:
 
 
 def _hopeless(job: Job, task: Task, result: TaskResult) -> bool:
-    """Whether the base is at chance as far as the pilot shows, and surely below what "kept" needs, and the tuned model
-    shows no gain: more items would say nothing."""
+    """Whether the base is at chance as far as the pilot shows, and surely below what "kept" needs, and nothing points
+    to a gain or a loss, which more items would show: they would say nothing."""
     own = mean_interval([row.score for row in job.table(job.base, task, task.formats[0].name).values()])
-    return own.low <= result.chance and own.high < result.chance + ABOVE_CHANCE and result.tuned - result.base < 0.1
+    return (
+        own.low <= result.chance and own.high < result.chance + ABOVE_CHANCE and abs(result.tuned - result.base) < 0.1
+    )
 
 
 def _settle_paths(job: Job) -> None:
