@@ -182,7 +182,7 @@ def _seen(source: Source, options: Options) -> known.Seen | None:
     files = source.files()
     if options.tokenizer is not None or not any(f.suffix in (".safetensors", ".bin", ".gguf") for f in files):
         return None
-    return known.look(files, options.conditions())
+    return known.look(files, {**options.conditions(), "order": source.order()})
 
 
 @contextmanager
