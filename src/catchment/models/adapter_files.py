@@ -125,6 +125,8 @@ def _cause(model: Any, first: str) -> str:
             "adapter_config.json says ensure_weight_tying, which PEFT carries out while it trains but not while it "
             "loads; set it to false, and let target_modules name both ends, the embedding and the head."
         )
+    if getattr(config, "task_type", None) == "SEQ_CLS" and not type(base).__name__.endswith("Classification"):
+        return "It is a classifier's (task_type: SEQ_CLS): load it with head 'sequence-classification'."
     if "magnitude" in first:
         return f"adapter_config.json says use_dora: {getattr(config, 'use_dora', None)}: correct it."
     return (

@@ -8,7 +8,7 @@ from typing import Literal
 
 from catchment.errors import InputError
 from catchment.records import Barrier, Interval, Room, Ruler, TaskResult, Verdict
-from catchment.statistics.decisions import FEW
+from catchment.statistics import FEW
 
 Headline = Literal["clean", "loss", "gain", "trade", "open"]
 

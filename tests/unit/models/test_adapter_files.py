@@ -210,6 +210,13 @@ def test_a_head_that_comes_with_the_adapter_is_not_random(saved: Callable[..., P
         assert torch.allclose(mine.score(backbone(ids)[0]), head(backbone(ids)[0]), atol=1e-6)
 
 
+def test_a_classifiers_adapter_on_a_language_model(saved: Callable[..., Path], tmp_path: Path) -> None:
+    base = saved()
+    trained(build("Llama classifier"), lora(task_type="SEQ_CLS"), tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"score\.weight.*load it with head 'sequence-classification'"):
+        load(f"{base}+{tmp_path / 'adapter'}", device="cpu")
+
+
 def test_notes_of_the_base_are_the_adapters_too(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = saved()
     weights = load_file(base / "model.safetensors")
