@@ -97,7 +97,7 @@ def check_unused(
         quantised: The config in the folder says how weights are packed; that of the model does no longer, where they
             were unpacked while they were read.
 
-    Cost: the files' headers; values only of tensors that claim one place, and of rotary frequencies.
+    Cost: the files' headers; values only of tensors that claim one place, of rotary frequencies and of masks.
 
     Raises:
         ModelError: A tensor for which no harmless reason is known; the first is named, with the likely cause.
@@ -113,6 +113,7 @@ def check_unused(
     if foreign:
         raise ModelError(_refusal(spec, model, foreign, set(missing), quantised))
     _refuse_other_rotations(spec, model, files, [place for place in places if place.leaf == "inv_freq"])
+    _refuse_other_masks(spec, files, [place for place in places if place.leaf == "bias" and _is_mask(place)])
     return Unused(tuple(names), _notes({name: reason for name, reason in reasons.items() if reason}))
 
 
@@ -285,6 +286,20 @@ def _refuse_other_rotations(spec: str, model: Any, files: list[Path], places: li
             f"{spec!r}: {place.name!r} in its files differs from the rotary frequencies that config.json gives "
             f"(rope_theta: {rope.get('rope_theta')}); take the config that belongs to the files."
         )
+
+
+def _refuse_other_masks(spec: str, files: list[Path], places: list[_Place]) -> None:
+    """What looks like a causal mask must be one: zeros and ones, and no ones above the diagonal."""
+    for place in places:
+        saved = stored(files, place.name)
+        if saved is None:
+            continue
+        mask = saved.flatten(0, -2).float()
+        if not bool(((mask == 0) | (mask == 1)).all()) or bool(mask.triu(1).any()):
+            raise ModelError(
+                f"{spec!r}: {place.name!r} in its files has the name and the shape of a causal mask but not its zeros "
+                "and ones, and would be dropped; take the config that belongs to the files."
+            )
 
 
 def _close(saved: Tensor, computed: Tensor) -> bool:

@@ -317,3 +317,22 @@ def test_scales_of_a_quantised_checkpoint_that_is_unpacked_while_it_is_read(
     for name, tensor in loaded.model.state_dict().items():
         torch.testing.assert_close(tensor.float(), expected[name], rtol=2e-2, atol=1e-5)
     assert [note for note in loaded.card.notes if "scales for quantised activations" in note]
+
+
+@pytest.mark.parametrize(
+    ("mask", "plain"),
+    [
+        (torch.ones(32, 32).tril(), True),
+        (torch.ones(32, 32).tril().to(torch.uint8), True),
+        (torch.ones(32, 32).tril().triu(-3).bool(), True),  # local attention
+        (torch.ones(32, 32), False),
+        (torch.linspace(-1, 1, 32 * 32).reshape(32, 32).tril(), False),
+    ],
+)
+def test_a_mask_that_is_none(mask: Tensor, plain: bool, saved: Callable[..., Path]) -> None:
+    spec = rewritten(saved("GPT-2"), lambda weights: {**weights, "transformer.h.0.attn.bias": mask[None, None].clone()})
+    if plain:
+        assert load(spec, device="cpu").unused == ("transformer.h.0.attn.bias",)
+        return
+    with pytest.raises(ModelError, match=r"h\.0\.attn\.bias' in its files has the name and the shape of a causal mask"):
+        load(spec, device="cpu")
