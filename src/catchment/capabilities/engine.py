@@ -62,10 +62,11 @@ class Engine:
 
     @property
     def pad(self) -> int:
-        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        return 0
+        """Any token that has an embedding, since padding is masked: a padding token that was added to the tokenizer
+        only has none."""
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        tokens = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        return next((int(token) for token in tokens if token is not None and token < rows), 0)
 
     @property
     def stop_ids(self) -> set[int]:

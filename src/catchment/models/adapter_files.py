@@ -15,6 +15,7 @@ from catchment.models.adapters import adapted_layers, prefix
 from catchment.models.checkpoints import shapes
 from catchment.models.compat import quiet_peft
 from catchment.models.families import family_of, locate
+from catchment.models.sources import Source
 from catchment.models.unused import natural
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -51,6 +52,24 @@ def attach(spec: str, base: nn.Module, folder: Path) -> Any:
     _refuse_unused(spec, model, (set(reports[-1].unexpected_keys) if reports else names) - expected)
     _refuse_half(spec, expected - names if not reports or reports[-1].missing_keys else set())
     return model.eval()
+
+
+def refuse_second(source: Source) -> None:
+    """Refuse an adapter on another one. Where both adapt a layer, PEFT puts the second in the place of the first, and
+    the file of the second does not say whether the first was there, or active, when it was trained.
+
+    Raises:
+        ModelError: What the adapter stands on has an adapter already.
+    """
+    base = source.base
+    while base is not None and base.kind != "adapter":
+        base = base.base
+    if base is not None:
+        raise ModelError(
+            f"{source.spec!r} puts the adapter {source.path.name!r} on another one, {base.path.name!r}, of which PEFT "
+            "would drop the layers that both adapt; merge the first (merge_and_unload of PEFT), save that model with "
+            "its tokenizer, and give the second adapter on it."
+        )
 
 
 def weights_of(folder: Path) -> Path:
@@ -101,6 +120,13 @@ def _cause(model: Any, first: str) -> str:
     block, layers = locate(first, family_of(base))[0], getattr(base.config, "num_hidden_layers", None)
     if block is not None and layers is not None and block >= layers:
         return f"The base has {layers} layers, and this is of layer {block}: give the base that it was trained on."
+    if getattr(config, "ensure_weight_tying", False) and "lora_" in first:
+        return (
+            "adapter_config.json says ensure_weight_tying, which PEFT carries out while it trains but not while it "
+            "loads; set it to false, and let target_modules name both ends, the embedding and the head."
+        )
+    if getattr(config, "task_type", None) == "SEQ_CLS" and not type(base).__name__.endswith("Classification"):
+        return "It is a classifier's (task_type: SEQ_CLS): load it with head 'sequence-classification'."
     if "magnitude" in first:
         return f"adapter_config.json says use_dora: {getattr(config, 'use_dora', None)}: correct it."
     return (

@@ -27,7 +27,7 @@ from catchment.models.files import file_hash
 from catchment.models.unused import natural
 from catchment.settings import cache_dir
 
-CONVERSION = 2
+CONVERSION = 3
 _MAGIC = b"GGUF"
 _NOTES = "unused-tensors.json"
 _ROTARY = "rope_freqs.weight"
@@ -121,8 +121,10 @@ def _check_names(path: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
         )
     reader = GGUFReader(path)
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    field = reader.fields["general.architecture"]
-    architecture = bytes(field.parts[field.data[0]]).decode()
+    architecture = str(_value(reader.fields["general.architecture"]))
+    front = f"{architecture}.rope.scal"
+    told = {key.partition(".")[2]: _value(reader.fields[key]) for key in reader.fields if key.startswith(front)}
+    _refuse_scaling(path, model, told)
     left = sorted({*info["unexpected_keys"], *_without_place(model, architecture, tensors)}, key=natural)
     ones = [name for name in left if name == _ROTARY and bool((tensors[name] == 1).all())]
     blocks = tuple(name.partition("nextn.")[0] for name in left if ".nextn." in name)
@@ -136,6 +138,23 @@ def _check_names(path: Path, model: Any, info: Mapping[str, Any]) -> list[str]:
         )
     reasons = ((ones, "rotary factors of 1"), (several, "layers that predict several tokens at once, not run"))
     return [f"{len(names)} of its tensors are not used (first: {names[0]!r}): {why}" for names, why in reasons if names]
+
+
+def _value(field: Any) -> Any:
+    part = field.parts[field.data[0]]
+    return bytes(part).decode() if field.types[0].name == "STRING" else part[0]
+
+
+def _refuse_scaling(path: Path, model: Any, told: Mapping[str, Any]) -> None:
+    """Refuse a scaling of rotary frequencies in the metadata, which transformers reads of few architectures only."""
+    factor = told.get("rope.scaling.factor", told.get("rope.scale_linear", 1.0))
+    kind = told.get("rope.scaling.type", "linear")
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if kind != "none" and factor not in (0, 1) and rope.get("rope_type", "default") == "default":
+        raise ModelError(
+            f"{path} scales its rotary frequencies ({kind}, factor {factor:g}), which transformers does not read from "
+            "its metadata: the model would compute something else. Give the model's safetensors instead."
+        )
 
 
 def _take_llama3(model: Any, factors: Tensor) -> bool:

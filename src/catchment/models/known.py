@@ -47,7 +47,7 @@ class Seen:
     """The files of a model at one moment.
 
     Attributes:
-        key: Hash of the files' real paths and of the conditions of loading: the address in the cache.
+        key: Hash of the files' names, of what they lead to, and of the conditions of loading: the address in the cache.
         stamps: One for each file.
     """
 
@@ -91,12 +91,12 @@ def look(files: Iterable[Path], conditions: Mapping[str, object]) -> Seen | None
     Cost: hashing the files up to :data:`SMALL` and those in doubt (0.3 to 1.5 GB/s); no more than opening the others.
     """
     now = time.time_ns()
-    paths = sorted({os.path.realpath(file) for file in files})
+    links = sorted({(file.name, os.path.realpath(file)) for file in files})  # a link may lead to another of the files
     try:
-        stamps = tuple(_stamp(path, now) for path in paths)
+        stamps = tuple(_stamp(path, now) for path in sorted({path for _, path in links}))
     except OSError:
         return None
-    parts = json.dumps([CACHE_VERSION, paths, conditions], sort_keys=True, default=str)
+    parts = json.dumps([CACHE_VERSION, links, conditions], sort_keys=True, default=str)
     return Seen(hashlib.sha256(parts.encode()).hexdigest(), stamps)
 
 

@@ -182,7 +182,7 @@ def _seen(source: Source, options: Options) -> known.Seen | None:
     files = source.files()
     if options.tokenizer is not None or not any(f.suffix in (".safetensors", ".bin", ".gguf") for f in files):
         return None
-    return known.look(files, options.conditions())
+    return known.look(files, {**options.conditions(), "order": source.order()})
 
 
 @contextmanager
@@ -240,7 +240,8 @@ def _open_plain(source: Source, options: Options, dtype: str) -> _Opened:
     model.eval()
     refuse_shapes(source.spec, info["mismatched_keys"])
     missing = set(info["missing_keys"])
-    left = check_unused(source.spec, model, weight_files(folder, config), info["unexpected_keys"], missing)
+    quantised = config.get("quantization_config") is not None
+    left = check_unused(source.spec, model, weight_files(folder, config), info["unexpected_keys"], missing, quantised)
     notes = (*left.notes, *untied(model), *unread(folder, config), *gguf_notes(folder))
     return _Opened(model, head, missing, left.names, notes)
 
@@ -248,6 +249,7 @@ def _open_plain(source: Source, options: Options, dtype: str) -> _Opened:
 def _open_adapter(source: Source, options: Options, dtype: str | None) -> _Opened:
     assert source.base is not None
     adapter_files.weights_of(source.path)
+    adapter_files.refuse_second(source)
     opened = _open(source.base, options, dtype)
     with _translated(source.spec, None):
         opened.model = adapter_files.attach(source.spec, opened.model, source.path)

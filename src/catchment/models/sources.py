@@ -46,6 +46,10 @@ class Source:
     def is_gguf(self) -> bool:
         return self.path.suffix.lower() == ".gguf"
 
+    def order(self) -> list[tuple[str, str]]:
+        """Kind and place of the base and what stands on it, the last first: the same files may be another model."""
+        return [(self.kind, os.path.realpath(self.path)), *(self.base.order() if self.base else [])]
+
     def files(self) -> list[Path]:
         """Every file that may decide what is loaded, the base's included: a tokenizer's own files have any suffix."""
         own = [self.path] if self.path.is_file() else _files_in(self.path)

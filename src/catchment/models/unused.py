@@ -55,6 +55,7 @@ class _Place:
     shape: tuple[int, ...] | None
     model: Any
     ignored: bool
+    quantised: bool
     multi_token: tuple[str, ...]
 
     @property
@@ -79,7 +80,12 @@ class _Place:
 
 
 def check_unused(
-    spec: str, model: nn.Module, files: list[Path], unexpected: Iterable[str], missing: Iterable[str]
+    spec: str,
+    model: nn.Module,
+    files: list[Path],
+    unexpected: Iterable[str],
+    missing: Iterable[str],
+    quantised: bool = False,
 ) -> Unused:
     """Find out why tensors of weight files have no place in the model that was made of them.
 
@@ -88,8 +94,10 @@ def check_unused(
         model: The transformers model, without an adapter.
         files: The files that it was read from.
         unexpected, missing: What transformers says of the names.
+        quantised: The config in the folder says how weights are packed; that of the model does no longer, where they
+            were unpacked while they were read.
 
-    Cost: the files' headers; values only of tensors that claim one place, and of rotary frequencies.
+    Cost: the files' headers; values only of tensors that claim one place, of rotary frequencies and of masks.
 
     Raises:
         ModelError: A tensor for which no harmless reason is known; the first is named, with the likely cause.
@@ -99,12 +107,13 @@ def check_unused(
     ignored = _ignored(model, sizes)
     names = sorted({*unexpected, *ignored}, key=natural)
     several = tuple({match[1] for match in map(_MULTI_TOKEN.match, sizes) if match})
-    places = [_Place(name, sizes.get(name), model, name in ignored, several) for name in names]
+    places = [_Place(name, sizes.get(name), model, name in ignored, quantised, several) for name in names]
     reasons = {place.name: _reason(place) for place in places}
     foreign = [name for name in names if reasons[name] is None]
     if foreign:
-        raise ModelError(_refusal(spec, model, foreign, set(missing)))
+        raise ModelError(_refusal(spec, model, foreign, set(missing), quantised))
     _refuse_other_rotations(spec, model, files, [place for place in places if place.leaf == "inv_freq"])
+    _refuse_other_masks(spec, files, [place for place in places if place.leaf == "bias" and _is_mask(place)])
     return Unused(tuple(names), _notes({name: reason for name, reason in reasons.items() if reason}))
 
 
@@ -194,7 +203,7 @@ _HARMLESS: tuple[tuple[Callable[[_Place], bool], str], ...] = (
     (lambda place: place.under(_HEADS), "a head for another purpose than the model was loaded for"),
     (lambda place: place.under(_TOWERS), "a part for images or sound, which the language model does without"),
     (
-        lambda place: place.leaf in _RUNTIME_SCALES and _quantised(place.model),
+        lambda place: place.leaf in _RUNTIME_SCALES and place.quantised,
         "scales for quantised activations, which are not quantised here",
     ),
     (
@@ -209,20 +218,16 @@ def _text_config(model: Any) -> Any:
     return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
 
 
-def _quantised(model: Any) -> bool:
-    return getattr(model.config, "quantization_config", None) is not None
-
-
-def _refusal(spec: str, model: Any, foreign: list[str], missing: set[str]) -> str:
+def _refusal(spec: str, model: Any, foreign: list[str], missing: set[str], quantised: bool) -> str:
     lacks = f" {len(missing)} of its weights are not in the files (first: {min(missing)!r})." if missing else ""
     verb = "tensor that has" if len(foreign) == 1 else "tensors that have"
     return (
         f"{spec!r}: its files hold {len(foreign)} {verb} no place in {type(model).__name__} (first: {foreign[0]!r}) "
-        f"and would be dropped.{lacks} {_cause(model, foreign, missing)}"
+        f"and would be dropped.{lacks} {_cause(model, foreign, missing, quantised)}"
     )
 
 
-def _cause(model: Any, foreign: list[str], missing: set[str]) -> str:
+def _cause(model: Any, foreign: list[str], missing: set[str], quantised: bool) -> str:
     """The likely cause and what to do about it, from the first name."""
     first = foreign[0]
     prefix = _wrapper(first, missing)
@@ -230,7 +235,7 @@ def _cause(model: Any, foreign: list[str], missing: set[str]) -> str:
         return f"The names carry the prefix {prefix!r} of a wrapper: save the unwrapped model, or remove the prefix."
     if "lora_" in first or ".base_layer." in first:
         return "They are an adapter's, saved with the base: merge the adapter, or save it by itself."
-    if first.rpartition(".")[2] in _PACKING and not _quantised(model):
+    if first.rpartition(".")[2] in _PACKING and not quantised:
         return "The weights are quantised, but config.json has no quantization_config: add it, or download it again."
     layers = getattr(_text_config(model), "num_hidden_layers", None)
     block = locate(first, family_of(model))[0]
@@ -281,6 +286,20 @@ def _refuse_other_rotations(spec: str, model: Any, files: list[Path], places: li
             f"{spec!r}: {place.name!r} in its files differs from the rotary frequencies that config.json gives "
             f"(rope_theta: {rope.get('rope_theta')}); take the config that belongs to the files."
         )
+
+
+def _refuse_other_masks(spec: str, files: list[Path], places: list[_Place]) -> None:
+    """What looks like a causal mask must be one: zeros and ones, and no ones above the diagonal."""
+    for place in places:
+        saved = stored(files, place.name)
+        if saved is None:
+            continue
+        mask = saved.flatten(0, -2).float()
+        if not bool(((mask == 0) | (mask == 1)).all()) or bool(mask.triu(1).any()):
+            raise ModelError(
+                f"{spec!r}: {place.name!r} in its files has the name and the shape of a causal mask but not its zeros "
+                "and ones, and would be dropped; take the config that belongs to the files."
+            )
 
 
 def _close(saved: Tensor, computed: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from catchment.errors import InputError
 from catchment.records import Barrier, Interval, Room, Ruler, TaskResult, Verdict
+from catchment.statistics import FEW
 
 Headline = Literal["clean", "loss", "gain", "trade", "open"]
 
@@ -145,9 +146,10 @@ def with_verdict(tasks: Sequence[TaskResult], verdict: Verdict) -> list[TaskResu
 
 def headline_of(tasks: Sequence[TaskResult], unmeasured: Sequence[str] = ()) -> Headline:
     """One word for a comparison: ``trade`` (gained and lost), ``loss``, ``gain``, ``clean`` (no gain, and each
-    measurable task was *shown* to be kept) or ``open`` (neither gain nor loss shown, something undecided or left
-    unmeasured)."""
+    measurable task was *shown* to be kept) or ``open`` (neither gain nor loss shown, something undecided, of too few
+    items, or left unmeasured)."""
     verdicts = {task.verdict for task in tasks}
+    unmeasured = [*unmeasured, *_too_few(tasks)]
     if "lost" in verdicts:
         return "trade" if "gained" in verdicts else "loss"
     if "gained" in verdicts:
@@ -207,15 +209,24 @@ def headline_label(tasks: Sequence[TaskResult], unmeasured: Sequence[str] = ()) 
     parts = [f"{verb} {_few(names)}" for verb, names in (("gained", gained), ("lost", lost)) if names]
     if undecided:
         parts.append(f"{_few(undecided)} undecided" if parts or kept else "nothing decided yet")
-    elif gained and not lost and kept and not unmeasured:
+    few = _too_few(tasks)
+    open_ones = [*undecided, *few, *unmeasured]
+    if gained and not lost and kept and not open_ones:
         parts.append("kept the rest")
     if kept and not gained and not lost:
-        whole = not undecided and not unmeasured
+        whole = not open_ones
         parts.insert(0, "kept everything that could be measured" if whole else f"kept {_few(kept)}")
+    if few and parts:
+        parts.append(f"{_few(few)} with too few items")
     if unmeasured:
         parts.append(f"{_few(unmeasured)} not measured")
     title = ", ".join(parts) or "nothing could be measured"
     return title[:1].upper() + title[1:]
+
+
+def _too_few(tasks: Sequence[TaskResult]) -> list[str]:
+    """Tasks without a verdict that more items could give one: not those that the base scores too low on."""
+    return [task.task for task in tasks if task.verdict == "not measurable" and task.note == FEW]
 
 
 def decide_note(task: TaskResult) -> str:

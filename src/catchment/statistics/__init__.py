@@ -3,7 +3,7 @@ tolerance. Nothing here knows models."""
 
 from catchment.statistics.binomial import clopper_pearson
 from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
-from catchment.statistics.decisions import ABOVE_CHANCE, Decision, admission, decide
+from catchment.statistics.decisions import ABOVE_CHANCE, FEW, Decision, admission, decide
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
 from catchment.statistics.rulers import Tally, is_matrix, ruler
 from catchment.statistics.search import (
@@ -22,6 +22,7 @@ from catchment.statistics.smoothing import certified_radius, hoeffding, strict, 
 
 __all__ = [
     "ABOVE_CHANCE",
+    "FEW",
     "Decision",
     "Tally",
     "admission",

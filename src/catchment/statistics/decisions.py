@@ -18,6 +18,8 @@ from catchment.statistics.sizes import required_n, required_n_bounded, spread_n
 
 ABOVE_CHANCE = 0.15
 GENERATED_FLOOR = 0.5
+FEW_ITEMS = 32
+"""Items up to which the number that would decide does not rest on their spread alone."""
 LOW = "the base scores too low"
 FEW = "too few items"
 
@@ -228,7 +230,8 @@ def _enough_items(base: Floats, tuned: Floats, margin: float, error: float) -> b
 
 
 def _decide_n(base: Floats, tuned: Floats, margin: float, error: float) -> int:
-    """See :func:`decide`. A candidate that the data at hand have already disappointed (not above n) is dropped."""
+    """See :func:`decide`. A candidate that the data at hand have already disappointed (not above n) is dropped; of few
+    items, whose spread says little, the same ones are counted again instead."""
     d = tuned - base
     moment, mean, n = float(np.mean(d**2)), float(d.mean()), d.size
     binary = checks.is_binary(base) and checks.is_binary(tuned)
@@ -239,5 +242,15 @@ def _decide_n(base: Floats, tuned: Floats, margin: float, error: float) -> int:
         candidates = [required_n_bounded(moment, margin, error)]
         quantile = math.sqrt(-2 * math.log(error / 2))
     if mean != 0:
-        candidates.append(math.ceil(spread_n(max(moment - mean**2, 0.0), mean, quantile)))
+        shown = math.ceil(spread_n(max(moment - mean**2, 0.0), mean, quantile))
+        candidates.append(_repeated_n(base, tuned, error) if shown <= n <= FEW_ITEMS else shown)
     return min((c for c in candidates if c > n), default=n + 1)
+
+
+def _repeated_n(base: Floats, tuned: Floats, error: float) -> int:
+    """How many items would show the difference if all others were as these; 0: not eight times as many."""
+    for times in range(2, 9):
+        interval = paired_interval(np.tile(base, times), np.tile(tuned, times), level=1 - error)
+        if interval.low > 0 or interval.high < 0:
+            return times * base.size
+    return 0

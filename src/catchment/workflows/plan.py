@@ -24,7 +24,7 @@ CHUNKS = (256, 64, 16, 4)
 FORMAT_ITEMS = 200
 FLIP_RATE = 0.05
 HARDLY = 0.1
-"""A gain over a pilot below which a task is not measured on for the gain alone."""
+"""A change over a pilot below which a task is not measured on for the change alone."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str],
     Args:
         costs: seconds per item, both models together.
         left: seconds that may still be spent.
-        closed: tasks that get no more items: the base is at chance and the tuned model shows no gain.
+        closed: tasks that get no more items: the base is at chance and the tuned model shows neither a gain nor a loss.
         others: prompt formats beside the default.
     """
     final = _fill(plan, costs, left, closed, others)
@@ -209,11 +209,11 @@ def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: set[str], others
     return costs.get(t.task, 0.0) * (more + others * _format_items(t, n, closed))
 
 
-def hopeless(base: Sequence[float], chance: float, gain: float) -> bool:
-    """Whether more items of a task would say nothing, as far as a pilot shows: the base is not above chance, so that it
-    has nothing to lose, and surely not far enough above it to keep anything, and the tuned model gains nothing."""
+def hopeless(base: Sequence[float], chance: float, change: float) -> bool:
+    """Whether more items of a task would say nothing, as far as a pilot shows: the base is not above chance, and surely
+    not far enough above it to keep anything, and nothing points to a gain or a drop."""
     own = mean_interval(base)
-    return own.low <= chance and own.high < chance + ABOVE_CHANCE and gain < HARDLY
+    return own.low <= chance and own.high < chance + ABOVE_CHANCE and abs(change) < HARDLY
 
 
 def freeze(plan: Plan) -> Plan:

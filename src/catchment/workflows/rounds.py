@@ -42,7 +42,7 @@ class Measuring:
         prices: Of items; ``None`` where a frozen plan is followed or there is no budget.
         reached: Items of each task that were measured on both models, in the seeded order.
         end: Seconds from the start at which items have to be done.
-        closed: Tasks that get no more items: the base cannot do them and the tuned model shows no gain.
+        closed: Tasks that get no more items: the base cannot do them, and neither a gain nor a loss shows.
     """
 
     prices: Prices | None = None

@@ -310,3 +310,18 @@ def test_an_adapter_is_active_on_both_paths(tokenizer: Any) -> None:
 @pytest.mark.parametrize(("given", "expected"), [("a\nb", "a"), ("\n\n a\nb", "\n\n a"), (" \n", None), ("ab", None)])
 def test_a_stop_counts_after_a_visible_character(given: str, expected: str | None) -> None:
     assert engines._stopped(given, ("\n",)) == expected
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_padding_without_an_embedding_is_not_asked_for(packed: bool) -> None:
+    """A token that was added to the tokenizer only: any other one pads as well, as padding is masked."""
+    model, tokenizer = model_of("llama"), tiny.tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<more>"], "pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= tiny.VOCABULARY
+    prompts, answers = draw(11)
+    task, encoded = task_of(prompts, answers)
+    rows = {row.item: row for row in run(Engine(model, tokenizer, packed=packed), prepared_of(task, encoded))}
+    for e in encoded:
+        expected = [oracle(model, e.prompt, ids) for ids in e.answers]
+        assert rows[e.item.id].logprobs == pytest.approx(expected, abs=1e-4)

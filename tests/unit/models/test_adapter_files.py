@@ -16,6 +16,7 @@ from torch import Tensor
 
 from catchment.errors import ModelError
 from catchment.models import load, weights_hash
+from catchment.models.compat import quiet_peft
 from tests.unit.models.conftest import build, word_tokenizer
 
 Weights = dict[str, Tensor]
@@ -209,6 +210,13 @@ def test_a_head_that_comes_with_the_adapter_is_not_random(saved: Callable[..., P
         assert torch.allclose(mine.score(backbone(ids)[0]), head(backbone(ids)[0]), atol=1e-6)
 
 
+def test_a_classifiers_adapter_on_a_language_model(saved: Callable[..., Path], tmp_path: Path) -> None:
+    base = saved()
+    trained(build("Llama classifier"), lora(task_type="SEQ_CLS"), tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"score\.weight.*load it with head 'sequence-classification'"):
+        load(f"{base}+{tmp_path / 'adapter'}", device="cpu")
+
+
 def test_notes_of_the_base_are_the_adapters_too(saved: Callable[..., Path], tmp_path: Path) -> None:
     base = saved()
     weights = load_file(base / "model.safetensors")
@@ -217,3 +225,21 @@ def test_notes_of_the_base_are_the_adapters_too(saved: Callable[..., Path], tmp_
     loaded = load(f"{base}+{tmp_path / 'adapter'}", device="cpu", tokenizer=word_tokenizer())
     assert loaded.unused == ("v_head.summary.bias",)
     assert "a value head" in loaded.card.notes[0]
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["up_proj"]])
+@pytest.mark.parametrize("written", ["as a sum", "by its config"])
+def test_an_adapter_on_another_adapter(
+    targets: list[str], written: str, saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT overwrites the first one where both have the name ``default``, while it trains and while it loads."""
+    base, first, second = saved("Llama"), tmp_path / "first", tmp_path / "second"
+    trained(build("Llama"), lora(target_modules=["q_proj"]), first)
+    with quiet_peft():
+        below = peft.PeftModel.from_pretrained(build("Llama"), first)
+    trained(below, lora(target_modules=targets), second)
+    reconfigured(first, base_model_name_or_path=str(base))
+    reconfigured(second, base_model_name_or_path=str(first))
+    spec = f"{base}+{first}+{second}" if written == "as a sum" else str(second)
+    with pytest.raises(ModelError, match=r"puts the adapter 'second' on another one, 'first'.*merge the first"):
+        load(spec, device="cpu")

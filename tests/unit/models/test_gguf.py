@@ -45,7 +45,11 @@ def tiny_gguf(tmp_path: Path) -> Path:
 
 
 def written(
-    path: Path, more: dict[str, torch.Tensor] | None = None, without: str = "", theta: float = 10_000.0
+    path: Path,
+    more: dict[str, torch.Tensor] | None = None,
+    without: str = "",
+    theta: float = 10_000.0,
+    scaling: tuple[str, float] | None = None,
 ) -> Path:
     """The tiny Llama as llama.cpp writes it, with tensors more or without one."""
     model = build("Llama")
@@ -60,6 +64,9 @@ def written(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(theta)
+    if scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling[0]))
+        writer.add_rope_scaling_factor(scaling[1])
     writer.add_vocab_size(config.vocab_size)
     tokens = ["<pad>", "<s>", "</s>", *(chr(ord("A") + i) for i in range(36)), "AB"]
     writer.add_tokenizer_model("gpt2")
@@ -171,3 +178,15 @@ def test_rotary_frequencies_scaled_as_in_llama_3_are_used(tmp_path: Path) -> Non
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         assert torch.allclose(loaded.model(ids).logits, oracle(ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_a_scaling_in_the_metadata_that_is_not_read_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=rf"scales its rotary frequencies \({kind}, factor 4\)"):
+        load(str(written(tmp_path / "scaled.gguf", scaling=(kind, 4.0))), device="cpu")
+
+
+@pytest.mark.parametrize("scaling", [("linear", 1.0), ("none", 4.0)])
+def test_a_scaling_by_nothing_is_none(scaling: tuple[str, float], tmp_path: Path) -> None:
+    loaded = load(str(written(tmp_path / "plain.gguf", scaling=scaling)), device="cpu")
+    torch.testing.assert_close(loaded.model.state_dict(), build("Llama").state_dict())

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from catchment.errors import ModelError
-from catchment.models import card_of, gguf, known, load, loading, weights_hash
+from catchment.models import card_of, gguf, known, load, loading, make_increment, weights_hash
 from catchment.records import ModelCard
 from tests.unit.models.conftest import build
 from tests.unit.models.test_weights import lora
@@ -117,8 +117,9 @@ def test_a_settled_large_file_is_not_read(tmp_path: Path, later: None, hashed: l
 
 
 def test_conditions_and_paths_are_apart(tmp_path: Path) -> None:
-    file, link, copy = tmp_path / "weights", tmp_path / "link", tmp_path / "copy"
+    file, link, copy = tmp_path / "weights", tmp_path / "linked" / "weights", tmp_path / "copy"
     file.write_bytes(b"one")
+    link.parent.mkdir()
     link.symlink_to(file)
     shutil.copy2(file, copy)
     see(file).remember(CARD)
@@ -341,3 +342,30 @@ def test_gguf_replaced_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ModelError, match=r"a\.gguf was changed while it was unpacked; load it again"):
         gguf.unpacked(file)
     assert not list(known.cache_dir().rglob("*-1"))
+
+
+def test_a_link_that_leads_to_another_file_of_the_folder(saved: Callable[..., Path]) -> None:
+    folder, other = saved(), saved(seed=5, folder="other")
+    (folder / "model.safetensors").rename(folder / "step100.safetensors")
+    shutil.copy(other / "model.safetensors", folder / "step200.safetensors")
+    (folder / "model.safetensors").symlink_to("step100.safetensors")
+    first = load(str(folder), device="cpu").card
+    assert card_of(str(folder), device="cpu") == first
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("step200.safetensors")
+    assert card_of(str(folder), device="cpu") is None
+    assert (
+        load(str(folder), device="cpu").card.weights_hash == weights_hash(build("Llama", seed=5)) != first.weights_hash
+    )
+
+
+def test_the_same_files_in_another_order_are_another_model(saved: Callable[..., Path], tmp_path: Path) -> None:
+    base, tune, move = saved(), tmp_path / "tune", tmp_path / "move.safetensors"
+    lora(build("Llama"), 0).save_pretrained(tune)
+    moved = build("Llama")
+    moved.model.layers[0].mlp.up_proj.weight.data.add_(0.1)
+    make_increment(build("Llama"), moved, move)
+    assert load(f"{base}+{move}+{tune}", device="cpu").card == card_of(f"{base}+{move}+{tune}", device="cpu")
+    assert card_of(f"{base}+{tune}+{move}", device="cpu") is None
+    with pytest.raises(ModelError, match="was made for a base with weights"):
+        load(f"{base}+{tune}+{move}", device="cpu")

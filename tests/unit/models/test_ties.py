@@ -464,3 +464,20 @@ def test_adapters_of_several_parameters_of_one_module(tmp_path: Path) -> None:
         folder = export_merged(tuned, base, tmp_path / "merged")
     plain = tf.AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.testing.assert_close(logits(plain), logits(tuned), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "pythia"])
+def test_ends_that_peft_ties_in_training_only(family: str, tmp_path: Path) -> None:
+    """PEFT knows Llama's embeddings by their name and not these; what the message advises gives what was trained."""
+    _, embedding, head, _ = FAMILIES[family]
+    base, tune = tmp_path / "base", tmp_path / "tune"
+    tied(family).save_pretrained(base)
+    word_tokenizer().save_pretrained(base)
+    model = adapted(family, target_modules=["EMBEDDING", "HEAD"], ensure_weight_tying=True)
+    model.save_pretrained(tune)
+    with pytest.raises(ModelError, match=r"lm_head\.lora_A.*says ensure_weight_tying.*set it to false"):
+        load(f"{base}+{tune}", device="cpu")
+    config = tune / "adapter_config.json"
+    advised = {"ensure_weight_tying": False, "target_modules": [embedding, head]}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **advised}))
+    torch.testing.assert_close(logits(load(f"{base}+{tune}", device="cpu").model), logits(model))

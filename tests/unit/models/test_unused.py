@@ -290,3 +290,49 @@ def test_a_whole_file_beside_old_shards_is_what_counts(saved: Callable[..., Path
 def test_a_model_in_memory_has_nothing_unused() -> None:
     loaded = load(build("Llama"), tokenizer=word_tokenizer())
     assert (loaded.unused, loaded.card.notes) == ((), ())
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_scales_of_a_quantised_checkpoint_that_is_unpacked_while_it_is_read(
+    static: bool, saved: Callable[..., Path]
+) -> None:
+    """Without a GPU for float8 transformers unpacks it and then forgets that its config said so."""
+    folder, sizes = saved(), {"quant_method": "fp8", "activation_scheme": "static" if static else "dynamic"}
+    plain = load_file(folder / "model.safetensors")
+    packed, expected = dict(plain), dict(plain)
+    for name in [name for name in plain if name.endswith("proj.weight")]:
+        tensor, front = plain[name], name.removesuffix("weight")
+        scale = tensor.abs().max() / 448
+        packed[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        expected[name] = packed[name].float() * scale
+        blocks = () if static else tuple(n // 8 for n in tensor.shape)
+        packed[f"{front}weight_scale_inv"] = scale.expand(blocks).clone()
+        packed |= {f"{front}input_scale": torch.ones(())} if static else {}
+    packed["model.layers.0.self_attn.k_scale"] = torch.ones(1)
+    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
+    path = folder / "config.json"
+    sizes["weight_block_size"] = None if static else [8, 8]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": sizes}))
+    loaded = load(str(folder), device="cpu")
+    for name, tensor in loaded.model.state_dict().items():
+        torch.testing.assert_close(tensor.float(), expected[name], rtol=2e-2, atol=1e-5)
+    assert [note for note in loaded.card.notes if "scales for quantised activations" in note]
+
+
+@pytest.mark.parametrize(
+    ("mask", "plain"),
+    [
+        (torch.ones(32, 32).tril(), True),
+        (torch.ones(32, 32).tril().to(torch.uint8), True),
+        (torch.ones(32, 32).tril().triu(-3).bool(), True),  # local attention
+        (torch.ones(32, 32), False),
+        (torch.linspace(-1, 1, 32 * 32).reshape(32, 32).tril(), False),
+    ],
+)
+def test_a_mask_that_is_none(mask: Tensor, plain: bool, saved: Callable[..., Path]) -> None:
+    spec = rewritten(saved("GPT-2"), lambda weights: {**weights, "transformer.h.0.attn.bias": mask[None, None].clone()})
+    if plain:
+        assert load(spec, device="cpu").unused == ("transformer.h.0.attn.bias",)
+        return
+    with pytest.raises(ModelError, match=r"h\.0\.attn\.bias' in its files has the name and the shape of a causal mask"):
+        load(spec, device="cpu")

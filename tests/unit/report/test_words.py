@@ -23,6 +23,7 @@ LOSS = task("recall", "lost", (-0.12, -0.16, -0.08))
 KEPT = task("language", "kept")
 OPEN = task("format", "undecided", (-0.01, -0.05, 0.03), decide_n=1250)
 BLIND = task("refusal", "not measurable")
+FEW = task("code", "not measurable", note="too few items")
 
 
 @pytest.mark.parametrize("module", [words, figures, page])
@@ -42,6 +43,10 @@ def test_the_examples_in_the_docstrings_hold(module):
         ([KEPT, OPEN], "open", "Kept language, format undecided"),
         ([OPEN], "open", "Nothing decided yet"),
         ([BLIND], "open", "Nothing could be measured"),
+        ([KEPT, FEW], "open", "Kept language, code with too few items"),
+        ([KEPT, OPEN, FEW], "open", "Kept language, format undecided, code with too few items"),
+        ([GAIN, KEPT, FEW], "gain", "Gained sums, code with too few items"),
+        ([FEW, BLIND], "open", "Nothing could be measured"),
     ],
 )
 def test_headline_and_title(tasks, headline, title):

@@ -305,3 +305,14 @@ def test_sizes_refuse_nonsense() -> None:
         required_n(1.5)
     with pytest.raises(InputError, match="n is 0"):
         expected_half_width(0, 0.1)
+
+
+@pytest.mark.parametrize(("n", "family"), [(1, 1), (2, 1), (3, 1), (1, 6)])
+def test_few_items_that_were_all_lost_need_few_more(n: int, family: int) -> None:
+    """Not the thousands that would be needed to show a task as kept at this rate of flips."""
+    open_ = decide([1] * n, [0] * n, chance=0.0, family=family)
+    assert open_.verdict == "undecided"
+    assert open_.decide_n is not None
+    assert n < open_.decide_n <= 9
+    more = [1] * open_.decide_n, [0] * open_.decide_n
+    assert decide(*more, chance=0.0, family=family).verdict == "lost"

@@ -101,10 +101,11 @@ def test_a_plan_survives_its_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "n", "chance", "gain", "closed"),
+    ("right", "n", "chance", "change", "closed"),
     [
         (16, 64, 0.25, 0.0, True),  # at chance
         (16, 64, 0.25, 0.3, False),  # at chance, and the tuned model is not
+        (16, 64, 0.25, -0.2, False),  # a drop below chance, which more items would show
         (21, 64, 0.25, -0.2, False),  # 33%: may be above chance, and then it lost
         (4, 16, 0.25, 0.0, False),  # too few to tell
         (31, 64, 0.0, -0.4, False),  # 48% of generated answers: a loss can be shown
@@ -113,9 +114,9 @@ def test_a_plan_survives_its_file() -> None:
     ],
 )
 def test_a_pilot_closes_only_what_more_items_could_not_show(
-    right: int, n: int, chance: float, gain: float, closed: bool
+    right: int, n: int, chance: float, change: float, closed: bool
 ) -> None:
-    assert hopeless([1.0] * right + [0.0] * (n - right), chance, gain) == closed
+    assert hopeless([1.0] * right + [0.0] * (n - right), chance, change) == closed
 
 
 def test_recover_prefers_safe_points_and_then_the_smallest_loss() -> None:
