@@ -45,6 +45,17 @@ def flat(name: str, tensor: Tensor) -> Tensor:
     return here.view(-1)
 
 
+def is_clean(part: Part) -> bool:
+    """Whether the live values are the clean ones, bit for bit. Cost: one read of both."""
+    live = part.weight if part.index is None else part.weight[part.index]
+    return torch.equal(_words(live), _words(part.clean.to(live.device)))
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Bits as integers, of which NaN equals itself and 0 is not -0."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64))
+
+
 def plain(part: Part) -> bool:
     return part.clean.dtype == torch.float32 and part.clean.device == part.weight.device
 
