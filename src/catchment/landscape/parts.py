@@ -52,8 +52,11 @@ def is_clean(part: Part) -> bool:
 
 
 def _words(tensor: Tensor) -> Tensor:
-    """Bits as integers, of which NaN equals itself and 0 is not -0."""
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64))
+    """Bits as integers, of which NaN equals itself and 0 is not -0; of 8 bytes where they fit, which is the fastest."""
+    size = tensor.element_size()
+    if tensor.nbytes % 8 == 0 and tensor.storage_offset() * size % 8 == 0:
+        return tensor.view(torch.int64)
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[size])
 
 
 def plain(part: Part) -> bool:
