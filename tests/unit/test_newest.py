@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def test_only_loading_evaluation_and_tuning_are_fatal(
     count = int(how != "skipped")
     assert f"newest: {CASES[broken]}: 0 fine, {count} broken{' (fatal)' if fatal else ''}\n" in said
     assert said.count(": 1 fine, 0 broken\n") == len(CASES) - 1
+
+
+@pytest.mark.parametrize("groups", ["CORE", "MORE"])
+def test_a_file_that_cannot_be_imported_is_fatal_in_the_core_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], groups: str
+) -> None:
+    """pytest then runs no test at all, as one of them is named."""
+    (tmp_path / "test_a.py").write_text("import not_there\n")
+    (tmp_path / "test_b.py").write_text("def test_b(): pass\n")
+    chosen = {"comparing": ("test_b.py", "test_a.py::test_a")}
+    monkeypatch.setattr(newest, "ROOT", tmp_path)
+    monkeypatch.setattr(newest, groups, chosen)
+    assert newest.run(Path(sys.executable), chosen, tmp_path / "report.xml") == int(groups == "CORE")
+    fatal = " (fatal)" if groups == "CORE" else ""
+    assert f"newest: comparing: pytest ended with 4, the tests did not run{fatal}\n" in capsys.readouterr().out
 
 
 def test_every_listed_test_exists() -> None:

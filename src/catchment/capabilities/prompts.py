@@ -16,6 +16,7 @@ from catchment.models import template_hash, tokenizer_hash
 DATE = datetime(2024, 7, 26)
 """What a chat template is told that today is, on whatever day it is asked: else rows of two days would belong to
 different prompts. It is the day that the templates of Llama 3 take where they are told none."""
+NO_SYSTEM = "the chat template leaves the system prompt out: the model is asked without it"
 CODES = "aAwdebhBmyYHIpMSfjUWVGucxXFTDR%"
 """Of ``strftime``; each also as ``%-d`` is, without zeros before it."""
 
@@ -107,7 +108,10 @@ class PromptOptions:
 
     def note_for(self, tokenizer: Any, task: Task) -> str | None:
         """What a reader must know of the prompts."""
-        return date_note(self.template_for(tokenizer, task))
+        template, system = self.template_for(tokenizer, task), self.system_for(task)
+        left_out = bool(template is not None and system and _alike(tokenizer, template, (system, None), ("a",)))
+        notes = [date_note(template), f"{task.name}: {NO_SYSTEM}" if left_out else None]
+        return "; ".join(note for note in notes if note) or None
 
     def system_for(self, task: Task) -> str | None:
         """The system prompt of the task's items."""
@@ -136,6 +140,21 @@ def apply_template(tokenizer: Any, template: str, messages: Sequence[Mapping[str
     return tokenizer.apply_chat_template(
         list(messages), chat_template=_dated(template), tokenize=False, add_generation_prompt=ask
     )
+
+
+def _alike(tokenizer: Any, template: str, systems: Sequence[str | None], asked: Sequence[str]) -> bool:
+    """Whether all these system prompts and requests become one text; ``False`` where the template refuses one."""
+    texts = set()
+    for system in systems:
+        for content in asked:
+            messages = [{"role": "system", "content": system}] if system else []
+            try:
+                texts.add(
+                    apply_template(tokenizer, template, [*messages, {"role": "user", "content": content}], ask=True)
+                )
+            except Exception:  # templates are programs; what one refuses is said where an item is rendered
+                return False
+    return len(texts) == 1
 
 
 def _dated(template: str) -> str:
@@ -267,6 +286,9 @@ def encode(
 ) -> list[Encoded]:
     """Encode all items of a task under one format, asked as ``prompt_options`` say, or their two parts.
 
+    Raises:
+        TaskError: A chat template that refuses the messages or leaves the request out; an answer without a token.
+
     Prompt and answer are tokenized together and split at the length of the prompt alone, white space at the end of the
     prompt going to the answer: the convention of the lm-evaluation-harness, so that decisions are comparable. Where
     the answer is generated only blanks go over to it, because a line break at the end is part of the request.
@@ -274,6 +296,11 @@ def encode(
     items = task.items if items is None else items
     asked = PromptOptions.of(prompt_options, chat_template, system)
     template, system = asked.template_for(tokenizer, task), asked.system_for(task)
+    if template is not None and _alike(tokenizer, template, (system,), ("a", "b")):
+        raise TaskError(
+            f"task {task.name!r}: the chat template ({asked.chat_template}) leaves the request out: every item would "
+            "become the same prompt; expected one that writes the messages. Use another, or --chat-template none."
+        )
     separator = "" if template is not None else form.separator
     contexts, continuations = [], []
     for item in items:

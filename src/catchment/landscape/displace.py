@@ -50,7 +50,8 @@ class Mover:
         points: How often it has moved the model so far, the way back included.
 
     Cost of a point: one read of the clean weights, one of the direction, one write (about 1 axpy); a new direction
-    costs its generation once, for all scales.
+    costs its generation once, for all scales. Leaving the clean weights costs one read of all weights more, and so does
+    coming back where the subspace is not the whole model.
 
     Raises:
         ModelError: The subspace does not fit the model, or weights cannot be moved (packed, offloaded).
@@ -104,8 +105,8 @@ class Mover:
         first (see :meth:`restore`).
 
         Raises:
-            ModelError: A direction of another subspace; weights that were replaced since the mover was made; another
-                mover that moved the model meanwhile; what :meth:`restore` would raise.
+            ModelError: A direction of another subspace; weights that were replaced or written to since the mover was
+                made; another mover that moved the model meanwhile; what :meth:`restore` would raise.
         """
         for direction, scale in moves:
             if direction.subspace.hash != self.subspace.hash:
@@ -149,6 +150,12 @@ class Mover:
                     f"weight {part.name!r} was replaced since the mover was made (by a cast, a new Parameter, or "
                     "load_state_dict with assign=True), and would not move; make a new mover."
                 )
+        written = listed(part.name for part in self._parts if not parts.is_clean(part))
+        if written:
+            raise ModelError(
+                f"weights were written to since the mover was made, and would go back to what they were then: "
+                f"{written}. Make a new mover after a training step, a merge or load_state_dict."
+            )
 
     def _write(self, moves: Sequence[tuple[Direction, float]]) -> None:
         if not moves:

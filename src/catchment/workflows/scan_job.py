@@ -389,14 +389,18 @@ def _fits(ground: Ground, error: float) -> bool:
 
 
 def _out_of_reach(job: ScanJob, ground: Ground, design: Design) -> list[str]:
-    """A warning where the items of a task are too few for "inside", whatever the budget: what would do."""
+    """A warning where the items of a task that were measured are too few for "inside": what would do."""
     have, needed = design.units(ground), _needed(ground.tau, design.error)
     if needed <= have:
         return []
     whole = next(len(t.items) for t in job.tasks if t.name == ground.name)
     each = design.items_each if ground.prepared.task.scorer == "text" else 1  # a text has no say in the items of a unit
     wanted = math.ceil(1.25 * needed * each) if needed <= CAP else math.inf
-    ways = [f"--limit {wanted}"] if wanted <= whole and not design.fixed else []
+    asked = min(job.settings.limit or whole, whole)
+    ways = []
+    if wanted <= whole and not design.fixed:
+        more = ["a larger --budget"] if len(ground.items) < asked else []  # it ended before the items that were asked
+        ways = [" with ".join([*([f"--limit {wanted}"] if wanted > asked else []), *more])]
     enough = next((tau for tau in (k / 100 for k in range(1, 100)) if _needed(tau, design.error) <= have), None)
     above = ground.score - ground.chance
     if enough is not None and job.settings.tau_absolute is not None:

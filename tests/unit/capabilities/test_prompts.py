@@ -264,7 +264,7 @@ def test_a_system_prompt_that_belongs_to_the_items_stands() -> None:
         "{%- endif %}<|system|>\n{{ d }}</s>\n" + tiny.CHAT,
         "\n  {% for m in messages %}{{ m['content'] }} {{ strftime_now('%A, %B %-d, %Y, %H:%M') }}\n{% endfor %}",
         "  {% macro day() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}\n {{ day() }} {{ messages[0].content }}",
-        "{{ strftime_now('%j %% %-m %e %T %U') }}",
+        "{{ strftime_now('%j %% %-m %e %T %U') }} {{ messages[0].content }}",
     ],
 )
 def test_the_date_of_a_template_is_the_same_on_every_day(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,3 +285,32 @@ def test_the_date_of_a_template_is_the_same_on_every_day(template: str, monkeypa
     messages = [{"role": "user", "content": FORM.fill(ITEM)}]
     assert ours == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert "26" in ours or "208" in ours
+
+
+@pytest.mark.parametrize(
+    "template", ["", "Hello!", "{{ bos_token }}{{ messages | length }}:", "{{ messages[0].content }}"]
+)
+def test_a_template_that_leaves_the_request_out_is_refused(template: str, tmp_path: Path) -> None:
+    """All items would become one prompt, and a score would come of it."""
+    path = tmp_path / "chat.jinja"
+    path.write_text(template, encoding="utf-8")
+    with pytest.raises(TaskError, match="leaves the request out"):
+        encode(tiny.tiny_tokenizer(), task(style="ask"), chat_template=str(path), system="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "said"),
+    [
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "Be brief.", True),
+        ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", None, False),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "Be brief.", False),
+        ("{% for m in messages %}{{ raise_exception('no') if m.role == 'system' }}{% endfor %}", "Be brief.", False),
+    ],
+)
+def test_a_template_that_leaves_the_system_prompt_out_is_said(
+    template: str, system: str | None, said: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text(template, encoding="utf-8")
+    note = PromptOptions(str(path), system).note_for(tiny.tiny_tokenizer(), task(style="ask"))
+    assert (note is not None and prompts.NO_SYSTEM in note) == said

@@ -235,6 +235,60 @@ def test_a_mover_whose_weights_were_replaced_refuses(block: str) -> None:
         assert not mover.displaced
 
 
+def step(weight: torch.Tensor) -> None:
+    weight[0] += 0.5
+
+
+def past_the_version_counter(weight: torch.Tensor) -> None:
+    weight.data[0] += 0.5
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("memory", ["copy", "low"])
+@pytest.mark.parametrize("write", [step, past_the_version_counter])
+def test_a_mover_whose_weights_were_trained_refuses(write: Any, memory: Any, space: str) -> None:
+    """One mover over a whole training would take every step back at its next point."""
+    model = build()
+    subspace = SPACES[space](model)
+    with Mover(model, subspace, memory=memory) as mover:
+        with mover.at((gaussian(subspace, 0), 0.1)):
+            pass
+        with torch.no_grad():
+            write(up(model).weight)
+        trained = Before(model)
+        with pytest.raises(ModelError, match=r"written to since the mover was made.*up_proj"):
+            mover.place((gaussian(subspace, 0), 0.1))
+    trained.check()
+    with displaced(model, gaussian(subspace, 0), 0.1):
+        pass
+    trained.check()
+
+
+def test_weights_that_are_no_numbers_are_what_they_were() -> None:
+    model = build()
+    with torch.no_grad():
+        up(model).weight[0] = float("nan")
+    before = Before(model)
+    with Mover(model, Subspace.all(model)) as mover:
+        for seed in range(2):
+            with mover.at((gaussian(mover.subspace, seed), 0.1)):
+                pass
+    assert up(model).weight[0].isnan().all()
+    assert torch.equal(up(model).weight[1:], before.values[UP][1:])
+
+
+def test_weights_outside_the_subspace_may_be_trained_between_two_points() -> None:
+    model = build()
+    with Mover(model, Subspace.glob(model, UP)) as mover:
+        for seed in range(2):
+            with torch.no_grad():
+                model.lm_head.weight.add_(0.5)
+            before = Before(model)
+            with mover.at((gaussian(mover.subspace, seed), 0.1)):
+                pass
+            before.check()
+
+
 def test_files_that_are_written_to_meanwhile(tmp_path: Path) -> None:
     """Clean weights are read from them: afterwards they may hold the displaced ones."""
     model = build()

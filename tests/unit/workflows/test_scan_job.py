@@ -319,7 +319,7 @@ def designed(*pairs: tuple[Task, Ground], **options: Any) -> tuple[Any, Design]:
 def test_a_task_that_can_never_be_inside_is_said_with_what_would_do() -> None:
     narrow = many("narrow", 60, 0.05)
     whole = (dataclasses.replace(narrow[0], items=many("narrow", 300, 0.05)[0].items), narrow[1])
-    made, design = designed(whole)
+    made, design = designed(whole, limit=60)
     (said,) = scan_job._out_of_reach(made, whole[1], design)
     assert said.startswith("narrow: no scale can be shown to be inside")
     limit = int(re.search(r"--limit (\d+)", said).group(1))  # type: ignore[union-attr]
@@ -332,6 +332,20 @@ def test_a_task_that_can_never_be_inside_is_said_with_what_would_do() -> None:
     made, design = designed(narrow)
     assert "--limit" not in scan_job._out_of_reach(made, narrow[1], design)[0]  # it has no more
     assert scan_job._out_of_reach(made, dataclasses.replace(narrow[1], tau=0.0), design)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [(250, "expected a larger --budget or"), (64, "expected --limit 129 or"), (100, "--limit 129 with a larger --b")],
+)
+def test_where_the_budget_ended_before_the_items_a_smaller_limit_is_no_advice(limit: int, said: str) -> None:
+    """64 of the items were measured: with 250 asked for, --limit 200 would lead to the same 64."""
+    task, ground = many("narrow", 64, 0.05)
+    made, design = designed((dataclasses.replace(task, items=many("narrow", 300, 0.05)[0].items), ground), limit=limit)
+    (warning,) = scan_job._out_of_reach(made, ground, design)
+    assert said in warning
+    assert ("--budget" in warning) == (limit > 64)
+    assert ("--limit" in warning) == (limit < 200)
 
 
 def test_tasks_that_cannot_be_inside_and_texts_do_not_make_units_small() -> None:
