@@ -70,15 +70,14 @@ class Side:
     def loaded(self) -> models.LoadedModel:
         if self._loaded is None:
             ready = isinstance(self.spec, models.LoadedModel)
-            self._loaded = (
+            loaded = (
                 with_tokenizer(self.spec, self.tokenizer)
                 if ready
                 else models.load(self.spec, tokenizer=self.tokenizer, **self.options)
             )
-            self._refuse_another(self._loaded.card)
-            gates.check_model(
-                self._loaded.card.name, self._loaded.newly_initialised, models.non_finite(self._loaded.model)
-            )
+            self._refuse_another(loaded.card)
+            gates.check_model(loaded.card.name, loaded.newly_initialised, models.non_finite(loaded.model))
+            self._loaded = loaded  # only now: whoever asks again after a refusal is refused again
         return self._loaded
 
     def _refuse_another(self, loaded: ModelCard) -> None:
