@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment.capabilities import packs
+from catchment.capabilities.delimited import DELIMITED
 from catchment.capabilities.jsonl import (
     OPTIONS,
     SUFFIXES,
@@ -171,6 +172,11 @@ def _resolve(name: str) -> list[Task]:
         return [task_from_jsonl(name)]
     if name.endswith(".txt"):
         return [task_from_lines(name)]
+    if name.endswith((*DELIMITED, ".parquet")):
+        raise InputError(
+            f"task {name!r}: a table does not say which column asks and which answers; expected a .yaml file with "
+            f"dataset: {name}, prompt: and choices: or answer:. docs/tasks-format.md shows one."
+        )
     raise InputError(f"no task {name!r}; expected {_known()}.{did_you_mean(name, [*GROUPS, *packs.NAMES])}")
 
 

@@ -407,6 +407,7 @@ def test_names_become_tasks(tmp_path, file, monkeypatch):
         ([], "no tasks: expected at least one"),
         ([3], "task 3: expected a name"),
         (["lm-eval:arc_easy:"], "expected lm-eval:NAME or lm-eval:NAME:SHOTS"),
+        (["mine.csv"], r"task 'mine.csv': a table does not say .* a .yaml file with dataset: mine.csv"),
     ):
         with pytest.raises(InputError, match=message):
             resolve_tasks(names)
