@@ -118,9 +118,9 @@ def remove(path: Path) -> None:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """What tells whether a file was written to in place."""
+    """What tells whether a file was written to in place; its ``ctime`` too, because its ``mtime`` can be put back."""
     stat = path.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def altered(path: Path, before: tuple[int, ...]) -> bool:

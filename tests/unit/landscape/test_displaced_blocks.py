@@ -289,7 +289,8 @@ def test_weights_outside_the_subspace_may_be_trained_between_two_points() -> Non
             before.check()
 
 
-def test_files_that_are_written_to_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("time_kept", [False, True])
+def test_files_that_are_written_to_meanwhile(tmp_path: Path, time_kept: bool) -> None:
     """Clean weights are read from them: afterwards they may hold the displaced ones."""
     model = build()
     model.save_pretrained(tmp_path)
@@ -306,6 +307,8 @@ def test_files_that_are_written_to_meanwhile(tmp_path: Path) -> None:
     with file.open("r+b") as stream:
         stream.seek(len(content) - 4)
         stream.write(b"\x00\x00\x80\x3f")
+    if time_kept:
+        os.utime(file, (0, 0))
     with pytest.raises(ModelError, match="written to; make a new mover"):
         mover.place((gaussian(mover.subspace, 1), 0.1))
     with pytest.raises(ModelError, match=r"was written to while the model was displaced.*embed_tokens"):
