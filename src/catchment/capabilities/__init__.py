@@ -28,6 +28,7 @@ from catchment.capabilities.evaluate import (
     workload,
 )
 from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
+from catchment.capabilities.order import seeded_halves, seeded_order
 from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
@@ -85,6 +86,8 @@ __all__ = [
     "resolve_tasks",
     "run",
     "sample",
+    "seeded_halves",
+    "seeded_order",
     "settle_path",
     "without_trace",
     "workload",

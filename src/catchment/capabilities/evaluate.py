@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from catchment.capabilities import classifiers, gates, prompts, scorers, speed
 from catchment.capabilities import engine as engines
 from catchment.capabilities.engine import Engine, Prefix
+from catchment.capabilities.order import seeded_order
 from catchment.capabilities.prompts import Encoded, PromptOptions
 from catchment.capabilities.tasks import CHOICE_SCORERS, GENERATED_SCORERS, Format, Item, Task
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
@@ -57,8 +57,7 @@ def sample(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, .
         return tuple(items)
     if limit < 1:
         raise InputError(f"limit {limit}: expected at least 1 item, or None for all.")
-    key = {item.id: hashlib.sha256(f"{seed}:{item.id}".encode()).digest() for item in items}
-    chosen = {item.id for item in sorted(items, key=lambda item: key[item.id])[:limit]}
+    chosen = {item.id for item in seeded_order(items, f"{seed}:")[:limit]}
     return tuple(item for item in items if item.id in chosen)
 
 

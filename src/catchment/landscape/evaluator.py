@@ -7,14 +7,13 @@ Everything that is measured of a landscape goes through :meth:`Evaluator.rows`, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run, settle_path
+from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run, seeded_order, settle_path
 from catchment.errors import CatchmentError, NonFiniteError, finish
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
@@ -294,6 +293,5 @@ def subset(ground: Ground, stream: str, unit: int, count: int, redraw: bool = Fa
     size = len(ground.items)
     count = min(count, size)
     turn, place = (unit, 0) if redraw else divmod(unit, size // count)
-    key = {item: hashlib.sha256(f"{stream}/{turn}/{item}".encode()).digest() for item in ground.items}
-    order = sorted(ground.items, key=key.__getitem__)
+    order = seeded_order(ground.items, f"{stream}/{turn}/")
     return tuple(order[place * count : (place + 1) * count])

@@ -16,14 +16,14 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from catchment.capabilities import PromptOptions, Task
+from catchment.capabilities import PromptOptions, Task, seeded_order
 from catchment.errors import InputError, ModelError
 from catchment.records import FenceLook, Row
 from catchment.runs import read_json
 from catchment.statistics import mean_sequence
 from catchment.training.callbacks import from_main, write_json
 from catchment.training.looks import above, spend, verdict
-from catchment.training.pilot import Scorer, seeded
+from catchment.training.pilot import Scorer
 
 CHUNK = 32
 """Guard items that are scored together; after each chunk a look or the trial of a factor may stop."""
@@ -398,7 +398,7 @@ def slow_down(optimizer: Any, scheduler: Any, factor: float) -> None:
 
 
 def _chunked(task: Task, seed: int) -> list[Task]:
-    order = seeded(task.items, f"guard:{seed}")
+    order = seeded_order(task.items, f"guard:{seed}:")
     return [task.with_items(tuple(order[at : at + CHUNK])) for at in range(0, len(order), CHUNK)]
 
 

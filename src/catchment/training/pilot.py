@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from catchment.capabilities import Item, Prepared, PromptOptions, Task, context_length, make_engine, prepare, run
+from catchment.capabilities import (
+    Prepared,
+    PromptOptions,
+    Task,
+    context_length,
+    make_engine,
+    prepare,
+    run,
+    seeded_order,
+)
 from catchment.errors import InputError, ModelError, NonFiniteError
 from catchment.landscape import (
     Batch,
@@ -58,6 +67,7 @@ def split_items(task: Task, seed: int = 0, shares: Sequence[float] = SHARES, lea
     Raises:
         InputError: Shares out of range, or too few items.
 
+    >>> from catchment.capabilities import Item
     >>> task = Task("t", tuple(Item(str(i), gold="x") for i in range(200)), "exact")
     >>> [len(part.items) for part in split_items(task)]
     [20, 80, 100]
@@ -73,17 +83,12 @@ def split_items(task: Task, seed: int = 0, shares: Sequence[float] = SHARES, lea
             f"(pilot, guard, judged: {', '.join(f'{s:.0%}' for s in shares)}) has {least}. Add items, or do not "
             f"protect it."
         )
-    order = seeded(task.items, f"split:{seed}")
+    order = seeded_order(task.items, f"split:{seed}:")
     pilot, guard, judged = (math.floor(share * len(order) + 1e-9) for share in shares)
     judged = len(order) - pilot - guard if sum(shares) > 1 - 1e-9 else judged
     edges = (0, pilot, pilot + guard, pilot + guard + judged)
     parts = [{item.id for item in order[a:b]} for a, b in pairwise(edges)]
     return Split(*(task.with_items(tuple(i for i in task.items if i.id in part)) for part in parts))
-
-
-def seeded(items: Sequence[Item], stream: str) -> list[Item]:
-    """The items in an order that depends on the stream and their ids alone."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"{stream}:{item.id}".encode()).digest())
 
 
 class Scorer:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from catchment import models
-from catchment.capabilities import Item, Task, make_engine, run, sample
+from catchment.capabilities import Item, Task, make_engine, run, sample, seeded_halves
 from catchment.errors import ModelError, StoreError
 from catchment.records import Recovered, Row, TaskResult
 from catchment.runs import cell_key
@@ -87,9 +86,8 @@ def move(
 def halves(task: Task, rows: dict[str, Row], seed: int) -> tuple[list[Item], list[Item]]:
     """Measured items in two halves by a hash that nothing else uses: to choose on, and to judge on."""
     items = [item for item in task.items if item.id in rows]
-    key = {i.id: hashlib.sha256(f"recover:{seed}:{i.id}".encode()).digest()[0] % 2 for i in items}
-    choosing = [i for i in items if key[i.id] == 0]
-    return list(sample(choosing, CHOOSING_ITEMS, seed)), [i for i in items if key[i.id] == 1]
+    choosing, judging = seeded_halves(items, f"recover:{seed}:")
+    return list(sample(choosing, CHOOSING_ITEMS, seed)), judging
 
 
 def check_recover(job: Job) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 
 from catchment import landscape, models
-from catchment.capabilities import Task
+from catchment.capabilities import Task, seeded_order
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
 from catchment.records import Room, Row
 from catchment.statistics import ladder
@@ -87,8 +86,7 @@ def _ground(job: Job, task: Task) -> Ground:
     form = task.formats[0].name
     base, tuned = (job.table(side, task, form) for side in job.sides)
     shared = [item for item in task.items if item.id in base and item.id in tuned]
-    key = {i.id: hashlib.sha256(f"room:{job.settings.seed}:{i.id}".encode()).digest() for i in shared}
-    chosen = sorted(shared, key=lambda item: key[item.id])[: job.plan.room_items]
+    chosen = seeded_order(shared, f"room:{job.settings.seed}:")[: job.plan.room_items]
     rows = [base[item.id] for item in chosen]
     chance = results.chance_of(task, rows)
     tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -14,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from catchment import landscape, models
-from catchment.capabilities import GENERATED_SCORERS, Prepared, PromptOptions, Task, gates, resolve_tasks, sample
+from catchment.capabilities import (
+    GENERATED_SCORERS,
+    Prepared,
+    PromptOptions,
+    Task,
+    gates,
+    resolve_tasks,
+    sample,
+    seeded_order,
+)
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
 from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
@@ -417,8 +425,7 @@ def _out_of_reach(job: ScanJob, ground: Ground, design: Design) -> list[str]:
 
 def _ground(prepared: Prepared, rows: Mapping[str, Row], s: ScanSettings) -> Ground:
     chance = prepared.task.chance_level
-    order = {e.item.id: hashlib.sha256(f"{s.seed}/{e.item.id}".encode()).digest() for e in prepared.encoded}
-    items = tuple(sorted(order, key=order.__getitem__))
+    items = tuple(seeded_order([e.item.id for e in prepared.encoded], f"{s.seed}/"))
     ground = Ground(prepared, rows, items, chance, 1.0)
     tau = s.tau_absolute if s.tau_absolute is not None else s.tau * max(ground.score - chance, 0.0)
     return dataclasses.replace(ground, tau=tau)
@@ -439,8 +446,7 @@ def _admission(ground: Ground, task: Task) -> Admission:
 
 def split(ground: Ground, count: int) -> tuple[list[str], list[str]]:
     """Items to attack with and items to judge on, by a hash that nothing else uses."""
-    key = {item: hashlib.sha256(f"attack:{item}".encode()).digest() for item in ground.items}
-    order = sorted(ground.items, key=key.__getitem__)
+    order = seeded_order(ground.items, "attack:")
     count = min(count, len(order) // 2)
     return order[:count], order[count:]
 

@@ -14,7 +14,7 @@ from catchment.errors import InputError, ModelError
 from catchment.landscape import Stored, Subspace, accumulate_gradient, answer_batches, displaced
 from catchment.models import named_weights, weights_hash
 from catchment.records import Row
-from catchment.training.pilot import first_direction, pilot_room, seeded, split_items, steps_of_room
+from catchment.training.pilot import first_direction, pilot_room, split_items, steps_of_room
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -73,10 +73,6 @@ def test_too_few_items_say_how_many_are_needed(shares: tuple[float, ...]) -> Non
 def test_shares_out_of_range(shares: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="expected three numbers above 0"):
         split_items(TASK, shares=shares)
-
-
-def test_the_order_is_of_the_ids_alone() -> None:
-    assert seeded(ITEMS, "a") == seeded(ITEMS[::-1], "a") != seeded(ITEMS, "b")
 
 
 @pytest.mark.parametrize("sparse", [False, True])
