@@ -42,7 +42,7 @@ def second_compare(items: int, env: dict[str, str]) -> tuple[list[float], list[f
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True, env=env)
         again = seconds(command, 3, env)
-        imports = seconds([sys.executable, "-c", "import catchment.workflows, transformers, peft"], 3, env)
+        imports = seconds([sys.executable, "-c", "import catchment.commands.compare.run, transformers, peft"], 3, env)
     return again, imports
 
 

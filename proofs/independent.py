@@ -23,12 +23,12 @@ from typing import Any
 import harness
 import tables
 
-from catchment import demo, models
+from catchment import compare, demo, models
 from catchment.capabilities import Task, packs, prepare, sample
+from catchment.measuring import Progress
 from catchment.records import Comparison, Row
 from catchment.runs import Store, write_atomic
 from catchment.settings import parse_seconds
-from catchment.workflows import Progress, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "proofs/.cache"

@@ -23,9 +23,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from catchment import workflows
 from catchment.capabilities import packs
+from catchment.commands.tune.run import run as run_tune
 from catchment.errors import CatchmentError
+from catchment.measuring import Progress
 from catchment.records import Tune, from_json
 from catchment.settings import TuneSettings, parse_seconds
 
@@ -91,7 +92,7 @@ def settings(cell: Cell, out: Path) -> TuneSettings:
     return TuneSettings(cell.base, rows, out=out, **asked(cell))
 
 
-class Told(workflows.Progress):
+class Told(Progress):
     """What is being done, a line each."""
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ def main() -> None:
         else:
             print(cell.name, flush=True)
             try:
-                done[cell.name] = numbers(workflows.run_tune(settings(cell, out), Told()))
+                done[cell.name] = numbers(run_tune(settings(cell, out), Told()))
             except CatchmentError as error:
                 done[cell.name] = str(error)
         write(done)

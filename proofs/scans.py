@@ -28,14 +28,14 @@ import scan_words as words
 
 from catchment import landscape
 from catchment.capabilities import packs
+from catchment.commands.scan.gradients import claims
+from catchment.commands.scan.job import ScanJob, admit, open_scan, split, unit_scales
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
+from catchment.measuring import Progress
 from catchment.records import Gradients, Worst
 from catchment.settings import ScanSettings, parse_seconds
 from catchment.statistics import next_down
-from catchment.workflows import Progress
-from catchment.workflows.scan_claims import claims
-from catchment.workflows.scan_job import ScanJob, admit, open_scan, split, unit_scales
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared/models/stories15M"

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from catchment.capabilities import Format, Item, Scores, Task, agreement, evaluate
+    from catchment.commands.compare.run import compare
+    from catchment.commands.scan.run import scan
+    from catchment.commands.tune.run import tune
     from catchment.landscape import Subspace, displaced, gaussian, towards
     from catchment.methods import SIFT, LoRA, MethodTrainer, Sift
     from catchment.models import (
@@ -28,16 +31,13 @@ if TYPE_CHECKING:
     )
     from catchment.records import Comparison, Scan, Tune
     from catchment.training import CapabilityCallback
-    from catchment.workflows.compare import compare
-    from catchment.workflows.scan import scan
-    from catchment.workflows.tune import tune
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "compare": "workflows",
-    "scan": "workflows",
-    "tune": "workflows",
+    "compare": "commands.compare.run",
+    "scan": "commands.scan.run",
+    "tune": "commands.tune.run",
     "SIFT": "methods",
     "Sift": "methods",
     "LoRA": "methods",

@@ -18,8 +18,8 @@ import torch
 import catchment
 from catchment.capabilities import Format, Item, Task, evaluate, prompts
 from catchment.errors import InputError, StoreError, TaskError
+from catchment.measuring import Progress
 from catchment.records import Tune
-from catchment.workflows import Progress
 from tests import tiny
 from tests.integration.test_compare import home, make_task
 
@@ -206,7 +206,7 @@ LED = [{"messages": [{"role": "system", "content": "Count."}, *row["messages"]]}
 def test_held_out_rows_are_asked_as_they_are_trained(
     rows: list[dict[str, Any]], seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("catchment.workflows.tune")
+    module = importlib.import_module("catchment.commands.tune.run")
     jobs: list[Any] = []
     opened = module.open_tune
     monkeypatch.setattr(module, "open_tune", lambda *given: jobs.append(opened(*given)) or jobs[0])

@@ -13,16 +13,20 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from catchment.commands.compare.plan import plan as plan_only
 
 import catchment
 from catchment.capabilities import Item, Pace, Task
 from catchment.cli.verbs import parse_compare, run
+from catchment.commands.compare import prices as timing
+from catchment.commands.compare import rounds
+from catchment.commands.compare.recover import halves
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
+from catchment.measuring import Progress
+from catchment.measuring import subject as measure
+from catchment.measuring.clock import OutOfTimeError
 from catchment.models import known
 from catchment.settings import CompareSettings, read_config
-from catchment.workflows import Progress, measure, plan_only, rounds, timing
-from catchment.workflows.clock import OutOfTimeError
-from catchment.workflows.recover import halves
 from tests import tiny
 from tests.integration.test_compare import compare, folder, home, make_task, numbers, write_task
 

@@ -138,7 +138,7 @@ def test_a_cut_room_stays_as_it_was(
     pair: Path, task: Task, tmp_path: Path, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget that ends on the ray leaves a wider room, and a second run does not go on with it."""
-    from catchment.workflows import rooms
+    from catchment.commands.compare import room as rooms
 
     looks = iter([False, False])
     with monkeypatch.context() as patch:
@@ -157,7 +157,7 @@ def test_a_cut_room_stays_as_it_was(
 def test_a_room_that_was_interrupted_goes_on_within_its_share(
     pair: Path, task: Task, tmp_path: Path, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from catchment.workflows import rooms
+    from catchment.commands.compare import room as rooms
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -184,7 +184,9 @@ def test_a_room_that_was_interrupted_goes_on_within_its_share(
 def test_a_budget_is_kept_with_the_room_in_it(pair: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that is a hundred times slower than it is, the clock ends the room soon after the budget."""
     from catchment.capabilities import Pace
-    from catchment.workflows import clock, rooms, timing
+    from catchment.commands.compare import prices as timing
+    from catchment.commands.compare import room as rooms
+    from catchment.measuring import clock
 
     spent = 0.0
     run = rooms.Evaluator._run

@@ -81,7 +81,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
 def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts what was really evaluated: rows measured by the one evaluation path."""
     import catchment.landscape.evaluator as evaluator
-    import catchment.workflows.measure as measure
+    import catchment.measuring.subject as measure
 
     counted: Counter[str] = Counter()
     for place in (evaluator, measure):
@@ -282,7 +282,7 @@ def test_a_second_run_after_a_spent_budget(models: Path, tmp_path: Path, forward
 @contextmanager
 def spent_on_own_scores() -> Iterator[None]:
     """The budget ends when the model's own scores are measured."""
-    workflow = importlib.import_module("catchment.workflows.scan")
+    workflow = importlib.import_module("catchment.commands.scan.run")
     real = workflow.admit
 
     def admit(job: Any) -> None:
@@ -349,7 +349,7 @@ def test_a_larger_budget_keeps_what_the_store_holds(
     models: Path, tmp_path: Path, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a stage would cost: what was measured costs nothing. And the speed of the first run is remembered."""
-    from catchment.workflows.scan_stages import Stages
+    from catchment.commands.scan.stages import Stages
 
     first = scan(models, out=tmp_path / "out", budget="10m", **FEW)
     assert first.plane is not None
@@ -412,7 +412,7 @@ def test_a_scan_that_is_stopped_has_paid_for_its_time(
 ) -> None:
     """Ctrl-C in the first stage writes the clock; a kill leaves what was written on the way."""
     from catchment import landscape
-    from catchment.workflows import scan_stages
+    from catchment.commands.scan import stages as scan_stages
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

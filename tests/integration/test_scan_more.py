@@ -394,13 +394,14 @@ def store_lines_of_planes() -> list[tuple[str, str]]:
 
 
 def test_torchrun_refuses_planes_through_models(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from catchment.workflows import distributed, scan_job
+    from catchment.commands.scan import job as scan_job
+    from catchment.workflows import distributed
 
     monkeypatch.setattr(distributed, "processes", lambda: 2)
     monkeypatch.setattr(distributed, "join", lambda: None)
     settings = catchment.settings.ScanSettings(str(models / "base"), through=(str(models / "other"),))
     with pytest.raises(InputError, match="--through"):
-        scan_job.open_scan(settings, catchment.workflows.progress.Progress(), None)
+        scan_job.open_scan(settings, catchment.measuring.progress.Progress(), None)
 
 
 def test_gradients_under_an_adapter_are_refused(task: Task) -> None:

@@ -30,7 +30,7 @@ torch.set_num_threads(1)
 NURSERY = """
 import os, sys
 import torch
-import catchment.workflows
+import catchment.commands.tune.run
 from catchment.cli import verbs
 import catchment.cli.live, peft
 from transformers import Trainer

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from catchment import workflows
 from catchment.cli.verbs import parse_tune, run
+from catchment.commands.tune import run as tuning
 from catchment.records import Interval, Tune, from_json
 from catchment.settings import TuneSettings
 from tests import tiny
@@ -162,7 +162,7 @@ def test_without_data_or_base(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def tuned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tune], None]:
     """Has every tune end with this record."""
-    return lambda record: monkeypatch.setattr(workflows, "run_tune", lambda settings, progress: record)
+    return lambda record: monkeypatch.setattr(tuning, "run", lambda settings, progress: record)
 
 
 def test_json_prints_the_record_and_nothing_else(
@@ -218,7 +218,7 @@ def test_the_plain_run_breaks_no_bound() -> None:
     lost = tuple(replace(t, difference=Interval(-0.5, -0.6, -0.4, 0.95, "wald")) for t in record.runs[0].tasks)
     kept = tuple(replace(t, difference=Interval(0.0, -0.01, 0.01, 0.95, "wald")) for t in record.runs[0].tasks)
     runs = (replace(record.runs[0], tasks=kept), replace(record.runs[1], tasks=lost))
-    assert workflows.broken_fence(replace(record, runs=runs)) == []
+    assert tuning.broken_fence(replace(record, runs=runs)) == []
 
 
 def test_a_dry_run_writes_nothing(

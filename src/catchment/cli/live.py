@@ -13,9 +13,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from catchment.measuring import Progress
 from catchment.records import TaskResult
 from catchment.report import percent, points
-from catchment.workflows.progress import Progress
 
 
 class LiveProgress(Progress):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 import sys
@@ -182,16 +183,19 @@ def _compare(arguments: list[str]) -> int:
 
     console = Console(stderr=command.json)
     quiet()
-    from catchment import report, workflows
+    from catchment import report
+    from catchment.commands.compare.plan import plan as planned
+    from catchment.commands.compare.run import broken, run
+    from catchment.commands.compare.table import print_plan
     from catchment.records import to_json
 
     with LiveProgress(console) as progress:
         if settings.dry_run:
-            plan = workflows.plan_only(settings, progress)
+            plan = planned(settings, progress)
         else:
-            comparison = workflows.run_comparison(settings, progress, started=started)
+            comparison = run(settings, progress, started=started)
     if settings.dry_run:
-        console.print(_plan_table(plan))
+        print_plan(plan, console)
         return 0
     assert settings.out is not None
     if command.json:
@@ -200,10 +204,10 @@ def _compare(arguments: list[str]) -> int:
         report.print_comparison(comparison, console, settings.out / "report.html")
     if settings.fail_if_drop is None:
         return 0
-    broken = workflows.broken_bounds(comparison, settings.fail_if_drop)
-    for line in broken or _unproven(comparison, settings.fail_if_drop):
+    lines = broken(comparison, settings)
+    for line in lines or _unproven(comparison, settings.fail_if_drop):
         print(f"catchment: {line}", file=sys.stderr)
-    return 1 if broken else 0
+    return 1 if lines else 0
 
 
 def _unproven(comparison: Comparison, bound: float) -> list[str]:
@@ -221,21 +225,22 @@ def _carried_out(verb: str, command: Any, settings: Any, started: float) -> tupl
     from catchment.cli.live import LiveProgress
 
     quiet()
-    from catchment import workflows
+    from catchment.workflows.distributed import first
 
-    console = Console(stderr=command.json, quiet=not workflows.first_process())
+    at = f"catchment.commands.{verb}"
+    console = Console(stderr=command.json, quiet=not first())
     with LiveProgress(console) as progress:
         if settings.dry_run:
-            found = getattr(workflows, f"{verb}_plan")(settings, progress)
+            found = importlib.import_module(f"{at}.plan").plan(settings, progress)
         elif verb == "scan":
-            found = workflows.run_scan(settings, progress, started=started)
+            found = importlib.import_module(f"{at}.run").run(settings, progress, started=started)
         else:
-            found = workflows.run_tune(settings, progress)
+            found = importlib.import_module(f"{at}.run").run(settings, progress)
     if settings.dry_run:
         for line in found:
             console.print(line, highlight=False)
         return console, None
-    if command.json and workflows.first_process():
+    if command.json and first():
         from catchment.records import to_json
 
         print(to_json(found))
@@ -261,17 +266,19 @@ def _tune(arguments: list[str]) -> int:
     console, found = _carried_out("tune", command, settings, time.monotonic())
     if found is None:
         return 0
-    from catchment import report, workflows
+    from catchment import report
+    from catchment.commands.tune.run import broken
+    from catchment.workflows.distributed import first
 
-    if not workflows.first_process():
+    if not first():
         return 0
     if not command.json:
         assert settings.out is not None
         report.print_tune(found, console, settings.out / "report.html")
-    broken = workflows.broken_fence(found)
-    for line in broken:
+    lines = broken(found, settings)
+    for line in lines:
         print(f"catchment: {line}", file=sys.stderr)
-    return 1 if broken else 0
+    return 1 if lines else 0
 
 
 def quiet() -> None:
@@ -286,17 +293,6 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="transformers|torch|peft|huggingface_hub")
-
-
-def _plan_table(plan: Any) -> Any:
-    from rich.table import Table
-
-    table = Table(title="Plan", caption=plan.sentence())
-    for name in ("task", "items", "of", "tokens per item", "± points"):
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for t in plan.tasks:
-        table.add_row(t.task, f"{t.items:,}", f"{t.available:,}", f"{t.tokens:.0f}", f"{100 * t.half_width:.1f}")
-    return table
 
 
 def _report(arguments: list[str]) -> int:

@@ -30,8 +30,9 @@ def main(command: DemoCommand) -> None:
     started = time.perf_counter()
     from rich.console import Console
 
-    from catchment import demo, report, workflows
+    from catchment import demo, report
     from catchment.cli.live import LiveProgress
+    from catchment.commands.compare.run import run
     from catchment.settings import CompareSettings, parse_seconds
 
     console = Console()
@@ -45,7 +46,7 @@ def main(command: DemoCommand) -> None:
         out = command.out / name
         settings = CompareSettings(BASE, tuned, out=out, tasks=TASKS, budget=_seconds(out, left))
         with LiveProgress(console) as progress:
-            comparison = workflows.run_comparison(settings, progress, started=began)
+            comparison = run(settings, progress, started=began)
         report.print_comparison(comparison, console, out / "report.html")
     console.print(f"\nBoth comparisons took {time.perf_counter() - started:.0f} s of {total:.0f} s.")
 

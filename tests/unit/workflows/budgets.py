@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from catchment.capabilities import Item, Task, evaluate
-from catchment.workflows.progress import Progress
+from catchment.measuring.progress import Progress
 from tests import tiny
 
 WORDS = ("red", "blue", "green", "tall", "small", "warm", "cold", "fast")

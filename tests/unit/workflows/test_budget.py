@@ -18,11 +18,11 @@ import transformers as tf
 
 import catchment
 from catchment.capabilities import Engine, Item, Task, measure_pace, sample
+from catchment.commands.compare.job import Job
+from catchment.commands.compare.run import broken_bounds
 from catchment.errors import InputError
 from catchment.models import calls_of
 from catchment.records import Comparison
-from catchment.workflows import broken_bounds
-from catchment.workflows.job import Job
 from tests import tiny
 from tests.unit.workflows.budgets import WORDS, Machine, Watched, choice, generated, machine, pair, solved
 
@@ -41,7 +41,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs of comparisons that came to a record."""
-    workflow = importlib.import_module("catchment.workflows.compare")
+    workflow = importlib.import_module("catchment.commands.compare.run")
     real, seen = workflow._record, []
 
     def record(job: Job, *rest: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 from catchment import landscape
 from catchment.errors import TaskError
-from catchment.workflows import limits
+from catchment.measuring import failures
 
 KEPT: list[tuple[Exception, str]] = [
     (TaskError("no such item"), "no such item"),
@@ -24,19 +24,19 @@ KEPT: list[tuple[Exception, str]] = [
 
 @pytest.mark.parametrize(("error", "said"), KEPT, ids=[type(e).__name__ for e, _ in KEPT])
 def test_errors_that_cost_one_stage(error: Exception, said: str) -> None:
-    assert said in str(limits.failure(error))
+    assert said in str(failures.failure(error))
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AttributeError("x"), RuntimeError("shapes differ")])
 def test_faults_of_the_program_are_not_swallowed(error: Exception) -> None:
-    assert limits.failure(error) is None
+    assert failures.failure(error) is None
 
 
 def test_a_stage_that_does_not_fit_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landscape, "free_memory", lambda device: 10e9)
     mover: Any = SimpleNamespace(mode="copy")
     device = torch.device("cpu")
-    assert limits.short_of(7.9e9, mover, device) == ""
-    assert limits.short_of(8.1e9, mover, device) == "it needs about 10.1 GB of free memory"
+    assert failures.short_of(7.9e9, mover, device) == ""
+    assert failures.short_of(8.1e9, mover, device) == "it needs about 10.1 GB of free memory"
     mover.mode = "low"
-    assert "GB of free memory" in limits.short_of(1e9, mover, device)
+    assert "GB of free memory" in failures.short_of(1e9, mover, device)

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 from catchment.capabilities import Item, Task
+from catchment.commands.compare.allocation import Plan, allocate, edges, first_plan, hopeless
+from catchment.commands.compare.recover import Candidate, choose
 from catchment.errors import InputError
 from catchment.settings import CompareSettings, parse_seconds, read_config
 from catchment.statistics import expected_half_width
-from catchment.workflows.plan import Plan, allocate, edges, first_plan, hopeless
-from catchment.workflows.recover import Candidate, choose
 
 
 def make_plan(budget: float | None = 100.0, sizes: tuple[int, ...] = (1600, 400), reached: int = 64) -> Plan:

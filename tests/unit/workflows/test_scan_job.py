@@ -15,13 +15,13 @@ import pytest
 
 from catchment.capabilities import Format, Item, Task
 from catchment.capabilities.evaluate import Prepared
+from catchment.commands.scan import job as scan_job
+from catchment.commands.scan.job import RESERVE, Clock, scan_tasks, split, unit_scales
 from catchment.errors import InputError
 from catchment.landscape import Design, Ground
 from catchment.records import Panel, Row, Ruler
 from catchment.settings import ScanSettings, read_config
 from catchment.statistics import ladder
-from catchment.workflows import scan_job
-from catchment.workflows.scan_job import RESERVE, Clock, scan_tasks, split, unit_scales
 
 ITEMS = tuple(Item(f"{k}?", ("a", "b"), k % 2, id=f"i{k}") for k in range(40))
 
@@ -379,7 +379,7 @@ class SideOf:
 
 
 def test_padded_tokens_are_measured_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from catchment.workflows import job as jobs
+    from catchment.commands.compare import job as jobs
 
     monkeypatch.setattr(jobs, "measure_speed", lambda engine: SimpleNamespace(batch_tokens=8192))
     cpu, gpu = SideOf("cpu"), SideOf("cuda:0")

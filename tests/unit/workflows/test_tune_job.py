@@ -11,12 +11,13 @@ import pytest
 from transformers import TrainingArguments
 
 from catchment.capabilities import Task
+from catchment.commands.tune.job import GUARD, PILOT, make_method, open_tune, own_task, parse_pairs, settings_told
+from catchment.commands.tune.setup import make_trainer, protected_method, training_arguments
 from catchment.errors import InputError
+from catchment.measuring import Progress
 from catchment.methods import METHODS, SIFT, LoRA
 from catchment.settings import TuneSettings
-from catchment.workflows import Progress, distributed
-from catchment.workflows.tune_job import GUARD, PILOT, make_method, open_tune, own_task, parse_pairs, settings_told
-from catchment.workflows.tune_setup import make_trainer, protected_method, training_arguments
+from catchment.workflows import distributed
 from tests import tiny
 
 SUMS = [{"prompt": f"What is {a} + {b}? Answer:", "completion": f" {a + b}"} for a in range(8) for b in range(5)]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from catchment.commands.tune.job import _fingerprint, parse_pairs, settings_told
+from catchment.commands.tune.protect import _replayed, make_replay, watch_of
+from catchment.commands.tune.setup import try_set_up
 from catchment.errors import InputError
 from catchment.methods import SIFT
 from catchment.models import weights_hash
 from catchment.settings import TuneSettings
-from catchment.workflows.tune_job import _fingerprint, parse_pairs, settings_told
-from catchment.workflows.tune_protect import _replayed, make_replay, watch_of
-from catchment.workflows.tune_setup import try_set_up
 from tests import tiny
 from tests.unit.workflows.test_tune_job import SUMS, opened, preferred
 
@@ -148,7 +148,8 @@ def test_a_base_without_a_text_that_fits(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_modes_of_all_modules_are_given_back(tmp_path: Path) -> None:
-    from catchment import workflows
+    from catchment import measuring
+    from catchment.commands.tune.run import run
 
     model = tiny.tiny_llama().train()
     model.model.layers[0].eval()
@@ -162,7 +163,7 @@ def test_the_modes_of_all_modules_are_given_back(tmp_path: Path) -> None:
         held_out=0.0,
         max_length=64,  # type: ignore[arg-type]
     )
-    workflows.run_tune(settings, workflows.Progress(), tiny.tiny_tokenizer())
+    run(settings, measuring.Progress(), tiny.tiny_tokenizer())
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert not any(torch.is_tensor(p.grad) for p in model.parameters())
 

@@ -26,14 +26,13 @@ from catchment.capabilities import (
     sample,
 )
 from catchment.errors import InputError, did_you_mean
+from catchment.measuring import CPU_BATCH, Progress
 from catchment.methods import METHODS, Method
 from catchment.runs import claim_folder
 from catchment.settings import TuneSettings, cache_dir
 from catchment.statistics import admission
 from catchment.training import Encoded, Rows, as_task, encode_rows, pack, read_rows, split_items, split_rows
 from catchment.workflows import distributed
-from catchment.workflows.job import CPU_BATCH
-from catchment.workflows.progress import Progress
 
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5

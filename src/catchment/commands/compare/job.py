@@ -9,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import PromptOptions, Task, gates, measure_speed, resolve_tasks, sample
+from catchment.capabilities import PromptOptions, Task, gates, resolve_tasks, sample
+from catchment.commands.compare.allocation import CHUNKS, PILOT, Plan
 from catchment.errors import InputError, ModelError, TaskError, did_you_mean
+from catchment.measuring import CPU_BATCH, Clock, Progress, Subject, verdicts
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
 from catchment.settings import CompareSettings, cache_dir
-from catchment.workflows import distributed, results
-from catchment.workflows.clock import Clock
-from catchment.workflows.measure import Side
-from catchment.workflows.plan import CHUNKS, PILOT, Plan
-from catchment.workflows.progress import Progress
-
-CPU_BATCH = 1024
-"""Padded tokens per forward pass on a CPU: more is no faster."""
-
 
 PATHS = ("out", "store", "recover", "prompts")
 
@@ -49,8 +42,8 @@ class Job:
     """One comparison at work."""
 
     settings: CompareSettings
-    base: Side
-    tuned: Side
+    base: Subject
+    tuned: Subject
     tasks: list[Task]
     text: Task | None
     prompts: Task | None
@@ -65,7 +58,7 @@ class Job:
     orders: dict[str, list[str]] = field(default_factory=dict)
 
     @property
-    def sides(self) -> tuple[Side, Side]:
+    def sides(self) -> tuple[Subject, Subject]:
         return self.base, self.tuned
 
     @property
@@ -78,10 +71,10 @@ class Job:
         """Tasks that have rows of both models; a budget may end before a task's first item."""
         return [t for t in self.tasks if all(self.table(side, t, t.formats[0].name) for side in self.sides)]
 
-    def table(self, side: Side, task: Task, form: str) -> dict[str, Row]:
+    def table(self, side: Subject, task: Task, form: str) -> dict[str, Row]:
         return self.rows.setdefault((side.role, task.name, form), {})
 
-    def add(self, side: Side, task: Task, form: str, rows: dict[str, Row]) -> None:
+    def add(self, side: Subject, task: Task, form: str, rows: dict[str, Row]) -> None:
         """Put rows into a table, in an order that does not depend on the steps in which they were measured: sums
         round the same in a run that goes on."""
         if task.name not in self.orders:
@@ -102,7 +95,7 @@ class Job:
         missing = self.plan.of(task.name).items - len(base) if s.drop_long and self.plan.frozen else 0
         if missing > 0:
             warnings.append(f"{missing} items longer than the context were left out")
-        return results.task_result(
+        return verdicts.task_result(
             task, base, tuned, margin=s.margin, alpha=s.alpha, family=len(self.tasks), warnings=warnings
         )
 
@@ -114,20 +107,8 @@ class Job:
         for form in [task.formats[0], *rest] if rest else []:
             base, tuned = (self.table(side, task, form.name) for side in self.sides)
             base = {item: row for item, row in base.items() if item in shared}
-            found.append(results.format_result(form, base, tuned, alpha=self.settings.alpha))
+            found.append(verdicts.format_result(form, base, tuned, alpha=self.settings.alpha))
         return tuple(found)
-
-
-def batch_tokens(side: Side, asked: int | None) -> int:
-    """Padded tokens per forward pass: those asked for; on a CPU :data:`CPU_BATCH`; elsewhere measured, once, on this
-    model. Processes that share a model take :data:`CPU_BATCH` too, because each would measure something else."""
-    if asked:
-        return asked
-    if side.card.device.startswith("cpu") or side.classifies or distributed.processes() > 1:
-        return CPU_BATCH
-    engine = side.engine(CPU_BATCH)
-    engine.batch_tokens = measure_speed(engine).batch_tokens
-    return engine.batch_tokens
 
 
 def open_job(
@@ -155,12 +136,12 @@ def open_job(
     for spec, revision in ((settings.base, settings.revision), (settings.tuned, settings.tuned_revision)):
         if isinstance(spec, (str, Path)):
             models.resolve(str(spec), revision)  # a name that means nothing is said before anything is loaded
-    base = Side("base", settings.base, {**shared, "revision": settings.revision}, **shape, check=clock.check)
+    base = Subject("base", settings.base, {**shared, "revision": settings.revision}, **shape, check=clock.check)
     own = {**shared, "revision": settings.tuned_revision}
     named = isinstance(settings.tuned, (str, Path))
     if named and shared["dtype"] == "auto" and base.card.quantization is None:
         own["dtype"] = base.card.dtype
-    tuned = Side("tuned", settings.tuned, own, **shape, check=clock.check)
+    tuned = Subject("tuned", settings.tuned, own, **shape, check=clock.check)
     warnings = _comparable(base, tuned)
     _check_kinds(settings, base, tuned)
     if base.classifies:
@@ -192,7 +173,7 @@ def _unscored(settings: CompareSettings, tasks: list[Task]) -> tuple[Task | None
     return text, prompts
 
 
-def _check_kinds(settings: CompareSettings, base: Side, tuned: Side) -> None:
+def _check_kinds(settings: CompareSettings, base: Subject, tuned: Subject) -> None:
     """Refuse before anything is measured what could only fail afterwards."""
     if settings.prompts and base.card.tokenizer_hash != tuned.card.tokenizer_hash:
         raise TaskError("--prompts: agreement needs one tokenizer for both models; theirs differ. Leave out --prompts.")
@@ -204,7 +185,7 @@ def _check_kinds(settings: CompareSettings, base: Side, tuned: Side) -> None:
             raise InputError(f"{option} is for language models; {base.card.name} is a {base.card.architecture}.")
 
 
-def _comparable(base: Side, tuned: Side) -> list[str]:
+def _comparable(base: Subject, tuned: Subject) -> list[str]:
     """What differs between the two and what follows. Refuses what cannot be compared."""
     a, b = base.card, tuned.card
     found = []
@@ -225,7 +206,7 @@ def _comparable(base: Side, tuned: Side) -> list[str]:
     return found
 
 
-def _fingerprint(settings: CompareSettings, base: Side, tuned: Side) -> dict[str, Any]:
+def _fingerprint(settings: CompareSettings, base: Subject, tuned: Subject) -> dict[str, Any]:
     return {
         "base": base.card.weights_hash,
         "tuned": tuned.card.weights_hash,

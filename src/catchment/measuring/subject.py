@@ -1,10 +1,9 @@
-"""Two sides of a comparison, and filling their cells: what is in the store is never measured again."""
+"""One model under test: the model, how it is asked, and where its rows are."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,32 +14,32 @@ import torch
 from catchment import models
 from catchment.capabilities import (
     DATE,
-    AllTooLongError,
     Engine,
     Item,
     Prepared,
     PromptOptions,
     Task,
-    classifiers,
     context_length,
     gates,
     make_engine,
+    measure_speed,
     prepare,
-    run,
 )
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Ground
-from catchment.records import ModelCard, Row
+from catchment.records import ModelCard
 from catchment.runs import Cell, Store, cell_key
-from catchment.workflows.progress import Progress
+from catchment.workflows import distributed
 
+CPU_BATCH = 1024
+"""Padded tokens per forward pass on a CPU: more is no faster."""
 POLICY = "sorted-1"
 """How items become batches; part of every cell's address. Raised when scores could change beyond rounding."""
 
 
 @dataclass
-class Side:
-    """One of the two models: its card at once where the files are known, its weights only when something is to be
+class Subject:
+    """One model under test: its card at once where the files are known, its weights only when something is to be
     measured. ``check`` is called before every forward pass, and raises where no more may be measured."""
 
     role: Literal["base", "tuned"]
@@ -189,70 +188,13 @@ def environment(card: ModelCard) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Rows of the items asked for, and the seconds spent on those that were not in the store."""
-
-    rows: dict[str, Row]
-    seconds: float
-    fresh: int
-
-
-def fill(
-    side: Side, store: Store, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, progress: Progress
-) -> Measured:
-    """Measure the items that the store does not have; every batch is stored when it is done.
-
-    Raises:
-        OutOfTimeError: The side's clock ended before every item was measured. What was measured is stored.
-    """
-    cell = side.cell(store, task, form)
-    have = cell.rows()
-    missing = [item.id for item in items if item.id not in have]
-    if not missing:
-        side.hear(cell)
-        return Measured({item.id: have[item.id] for item in items}, 0.0, 0)
-
-    def keep(rows: list[Row], tokens: int) -> None:
-        side.loaded.unchanged()
-        cell.note(side.engine_notes)
-        cell.append(rows)
-        have.update({row.item: row for row in rows})
-        progress.advance(tokens)
-        if any(name not in have for name in missing):
-            side.check()
-
-    side.check()
-    work = _classified if task.scorer == "classify" else _scored
-    try:
-        begin = work(side, task, form, items, batch_tokens, set(have), keep)
-    finally:
-        side.hear(cell)
-    seconds = time.perf_counter() - begin
-    return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))
-
-
-Keep = Callable[[list[Row], int], None]
-
-
-def _classified(
-    side: Side, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
-) -> float:
-    """Returns when measuring began: the model was loaded then."""
-    loaded = side.loaded
-    begin = time.perf_counter()
-    classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=done, on_rows=keep)
-    return begin
-
-
-def _scored(
-    side: Side, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
-) -> float:
-    engine = side.engine(batch_tokens)
-    try:
-        prepared = side.prepare(task, form, items)
-    except AllTooLongError:  # these few; that some item of the task fits was seen when the plan was made
-        return time.perf_counter()
-    begin = time.perf_counter()
-    run(engine, prepared, done=done, on_rows=keep)
-    return begin
+def batch_tokens(subject: Subject, asked: int | None) -> int:
+    """Padded tokens per forward pass: those asked for; on a CPU :data:`CPU_BATCH`; elsewhere measured, once, on this
+    model. Processes that share a model take :data:`CPU_BATCH` too, because each would measure something else."""
+    if asked:
+        return asked
+    if subject.card.device.startswith("cpu") or subject.classifies or distributed.processes() > 1:
+        return CPU_BATCH
+    engine = subject.engine(CPU_BATCH)
+    engine.batch_tokens = measure_speed(engine).batch_tokens
+    return engine.batch_tokens

@@ -10,18 +10,16 @@ from typing import Any
 
 from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
+from catchment.commands.compare import rounds
+from catchment.commands.compare.extras import Extras, measure_extras, said
+from catchment.commands.compare.job import Job, as_settings, open_job
+from catchment.commands.compare.recover import check_recover, recover
+from catchment.commands.compare.room import rooms
 from catchment.errors import ModelError
+from catchment.measuring import POLICY, Progress, environment, verdicts
 from catchment.records import Comparison, Drift, Flip, Room, from_json, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings
-from catchment.workflows import results, rounds
-from catchment.workflows.extras import Extras, measure_extras, said
-from catchment.workflows.job import Job, as_settings, open_job
-from catchment.workflows.measure import POLICY, environment
-from catchment.workflows.plan import Plan
-from catchment.workflows.progress import Progress
-from catchment.workflows.recover import check_recover, recover
-from catchment.workflows.rooms import rooms
 
 
 def compare(
@@ -56,10 +54,10 @@ def compare(
         'lost'
     """
     options = as_settings(CompareSettings, options, "compare()", closed={"dry_run", "fail_if_drop"})
-    return run_comparison(CompareSettings(base, tuned, **options), progress or Progress(), tokenizer)
+    return run(CompareSettings(base, tuned, **options), progress or Progress(), tokenizer)
 
 
-def run_comparison(
+def run(
     settings: CompareSettings,
     progress: Progress,
     tokenizer: Any = None,
@@ -73,13 +71,6 @@ def run_comparison(
         return _work(job)
     with Store(job.out).lock("compare"):
         return _work(job)
-
-
-def plan_only(settings: CompareSettings, progress: Progress) -> Plan:
-    """The plan of a comparison; with a budget at this machine's speed, without its pilot. Loads the models."""
-    job = open_job(dataclasses.replace(settings, out=None), progress, None)
-    rounds.estimate(job)
-    return job.plan
 
 
 def _work(job: Job) -> Comparison:
@@ -135,7 +126,7 @@ def _record(job: Job, drift: Drift | None, ways: tuple[Room, ...], extras: Extra
     flips: list[Flip] = []
     for task in job.measured:
         tables = [job.table(side, task, task.formats[0].name) for side in job.sides]
-        flips += results.flips(task, task.formats[0], *tables)
+        flips += verdicts.flips(task, task.formats[0], *tables)
     missing = tuple(rounds.unmeasured(job))
     headline, verdict = report.verdict_sentence(tasks, s.margin, s.alpha, unmeasured=missing)
     warnings = [*job.warnings, *rounds.said(job), *said(job), *job.base.notes, *job.tuned.notes]
@@ -196,10 +187,15 @@ def _conditions(job: Job) -> dict[str, Any]:
 
 
 def broken_bounds(comparison: Comparison, bound: float) -> list[str]:
-    """What breaks ``--fail-if-drop``: drops (see :func:`~catchment.workflows.results.shown_drops`), and tasks of which
+    """What breaks ``--fail-if-drop``: drops (see :func:`~catchment.measuring.verdicts.shown_drops`), and tasks of which
     nothing was measured that could. One sentence each."""
     unknown = [
         f"{name} was not measured within the budget, so --fail-if-drop {bound:g} is not shown to hold"
         for name in comparison.unmeasured
     ]
-    return unknown + results.shown_drops(comparison.tasks, bound, "--fail-if-drop")
+    return unknown + verdicts.shown_drops(comparison.tasks, bound, "--fail-if-drop")
+
+
+def broken(record: Comparison, settings: CompareSettings) -> list[str]:
+    """What breaks a bound that was asked for; none without ``--fail-if-drop``."""
+    return [] if settings.fail_if_drop is None else broken_bounds(record, settings.fail_if_drop)

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from catchment import landscape, models
+from catchment.commands.scan.job import ScanJob
 from catchment.errors import InputError
 from catchment.landscape import Batch, Direction, Evaluator, Ground, Mover, Stored, gaussian
 from catchment.records import Gradients, Oscillation, Share, from_json, to_json
-from catchment.workflows.scan_job import ScanJob
 
 ITEMS = 16
 DIRECTIONS = 3

@@ -25,15 +25,12 @@ from catchment.capabilities import (
 )
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
+from catchment.measuring import CPU_BATCH, OutOfTimeError, Progress, Subject, batch_tokens, fill
 from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
 from catchment.runs import Cell, Store, claim_folder, write_atomic
 from catchment.settings import ScanSettings, cache_dir
 from catchment.statistics import admission, ladder, mean_interval, node_error, rungs_below, units_needed
 from catchment.workflows import distributed
-from catchment.workflows.clock import OutOfTimeError
-from catchment.workflows.job import CPU_BATCH, batch_tokens
-from catchment.workflows.measure import Side, fill
-from catchment.workflows.progress import Progress
 
 RESERVE = 8.0
 """Seconds of a budget that are kept for the self-check, the record and the page."""
@@ -136,7 +133,7 @@ class ScanJob:
     it said of its budget. ``paid``: seconds per item of each task at the model's own weights."""
 
     settings: ScanSettings
-    side: Side
+    side: Subject
     tasks: list[Task]
     store: Store
     out: Path
@@ -225,7 +222,7 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, starte
         models.resolve(str(spec))  # a name that means nothing is said before anything is measured
     progress.status("reading the model")
     asked = PromptOptions(settings.chat_template, settings.system)
-    side = Side(
+    side = Subject(
         "base", settings.model, settings.model_options(), asked, settings.drop_long, tokenizer, check=clock.check
     )
     side.loaded.movable()

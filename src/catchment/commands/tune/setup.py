@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from catchment.commands.tune.job import TuneJob, parse_pairs
 from catchment.errors import CatchmentError, InputError
 from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning, WiSEFT
 from catchment.training import Collator, Replay
 from catchment.workflows import distributed
-from catchment.workflows.tune_job import TuneJob, parse_pairs
 
 PLAIN, PROTECTED = "plain", "protected"
 WARM_UP = 0.1

@@ -9,19 +9,18 @@ from typing import Any
 
 from catchment import report
 from catchment.capabilities import Task
+from catchment.commands.compare.job import as_settings
+from catchment.commands.compare.run import run as compared
+from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
+from catchment.commands.tune.protect import measure_rooms
+from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
+from catchment.commands.tune.train import train
 from catchment.errors import InputError
+from catchment.measuring import Progress, environment, verdicts
 from catchment.records import Against, Comparison, Tune, TuneRun, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings, TuneSettings
-from catchment.workflows import distributed, results
-from catchment.workflows.compare import run_comparison
-from catchment.workflows.job import as_settings
-from catchment.workflows.measure import environment
-from catchment.workflows.progress import Progress
-from catchment.workflows.tune_job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
-from catchment.workflows.tune_protect import measure_rooms
-from catchment.workflows.tune_setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
-from catchment.workflows.tune_train import train
+from catchment.workflows import distributed
 
 
 def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Tune:
@@ -62,10 +61,10 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
     options = as_settings(TuneSettings, options, "tune()", closed={"dry_run", "base", "data"})
     if options.get("out") is None:
         raise InputError("tune() needs out=, the folder for what is trained.")
-    return run_tune(TuneSettings(base, data, **options), progress or Progress(), tokenizer)
+    return run(TuneSettings(base, data, **options), progress or Progress(), tokenizer)
 
 
-def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
+def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
     """:func:`tune` with checked settings."""
     distributed.join()
     job = open_tune(settings, progress, tokenizer)
@@ -78,33 +77,6 @@ def run_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) 
         return _work(job)
     with Store(job.out).lock("tune"):
         return _work(job)
-
-
-def tune_plan(settings: TuneSettings, progress: Progress) -> list[str]:
-    """What would be trained, and what it takes, in lines of text. Loads the base; trains nothing."""
-    job = open_tune(dataclasses.replace(settings, out=None), progress)
-    s, card, encoded = job.settings, job.loaded.card, job.encoded
-    tuning = job.method.attach(job.loaded.model, seed=s.seed)
-    trainable = sum(p.numel() for p in tuning.parameters())
-    tuning.remove()
-    runs = 2 if job.protected and not s.no_plain else 1
-    more = s.replay / (1 - s.replay)
-    lines = [
-        f"{card.name}: {card.parameters:,} weights in {card.dtype}; {job.method.name} trains {trainable:,} of them "
-        f"({100 * trainable / card.parameters:.3g}%)",
-        f"data: {job.train.name}, {len(job.train):,} rows of {job.train.kind} to train on, {len(job.held):,} held out; "
-        f"{encoded.tokens:,} tokens, {encoded.trained_tokens:,} of them learned, {encoded.truncated:,} rows cut",
-        f"{runs} training{'s' * (runs > 1)} of {job.steps:,} steps x {job.rows_per_step} "
-        f"{'blocks' if s.packing else 'rows'}, about {job.tokens:,.0f} tokens each; learning rate {job.rate:g}"
-        + (f"; the protected one replays {more:.0%} as many on top" if job.protected and s.replay else ""),
-    ]
-    if job.protected:
-        counts = ", ".join(
-            f"{p.guard.name} ({len(p.pilot.items)} + {len(p.guard.items)} + {len(p.judged.items)} items)"
-            for p in job.protected
-        )
-        lines.append(f"protected (room + fence + judged): {counts}; a drop of {s.max_drop:g} is the bound")
-    return lines
 
 
 def _work(job: TuneJob) -> Tune:
@@ -159,7 +131,7 @@ def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
         attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    return run_comparison(settings, job.progress, job.tokenizer, job.asked)
+    return compared(settings, job.progress, job.tokenizer, job.asked)
 
 
 def _margin(job: TuneJob) -> float:
@@ -208,7 +180,7 @@ def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Agai
         device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
         trust_remote_code=s.trust_remote_code,
     )  # fmt: skip
-    found = run_comparison(settings, job.progress, job.tokenizer, job.asked)
+    found = compared(settings, job.progress, job.tokenizer, job.asked)
     return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)
 
 
@@ -250,6 +222,11 @@ def _record(
 
 def broken_fence(record: Tune) -> list[str]:
     """Protected tasks that break ``--max-drop`` on the judged items; see
-    :func:`~catchment.workflows.results.shown_drops`."""
+    :func:`~catchment.measuring.verdicts.shown_drops`."""
     tasks = [task for task in record.runs[0].tasks if task.task in record.protected]
-    return results.shown_drops(tasks, record.max_drop, "--max-drop")
+    return verdicts.shown_drops(tasks, record.max_drop, "--max-drop")
+
+
+def broken(record: Tune, settings: TuneSettings) -> list[str]:
+    """What breaks a bound that was asked for: ``--max-drop`` of protected tasks."""
+    return broken_fence(record)

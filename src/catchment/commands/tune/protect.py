@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from catchment.commands.tune.job import TuneJob
+from catchment.commands.tune.setup import kept_warnings
 from catchment.errors import InputError
 from catchment.landscape import Batch, Subspace
 from catchment.methods import LoRA, Tuning
@@ -30,8 +32,6 @@ from catchment.training import (
     self_generated,
 )
 from catchment.workflows import distributed
-from catchment.workflows.tune_job import TuneJob
-from catchment.workflows.tune_setup import kept_warnings
 
 RUNGS = 8
 """Scales at which the room before training is measured."""

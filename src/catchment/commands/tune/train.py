@@ -13,6 +13,9 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from catchment.capabilities import evaluate
+from catchment.commands.tune.job import TuneJob, load_base, own_task
+from catchment.commands.tune.protect import fence_of, make_replay, watch_of
+from catchment.commands.tune.setup import kept_warnings, make_trainer, protected_method, sharding, training_arguments
 from catchment.errors import NonFiniteError, StoreError
 from catchment.methods import SIFT, MethodTrainer, Tuning, whole_checkpoint
 from catchment.models import non_finite
@@ -21,9 +24,6 @@ from catchment.runs import make_folder, read_json, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
 from catchment.training import CapabilityCallback, Replay, completion_losses
 from catchment.workflows import distributed
-from catchment.workflows.tune_job import TuneJob, load_base, own_task
-from catchment.workflows.tune_protect import fence_of, make_replay, watch_of
-from catchment.workflows.tune_setup import kept_warnings, make_trainer, protected_method, sharding, training_arguments
 
 
 def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:

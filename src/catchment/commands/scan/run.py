@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from catchment import landscape, models, report
-from catchment.capabilities import measure_speed, sample
+from catchment.commands.compare.job import as_settings
+from catchment.commands.scan.job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.stages import Stages
+from catchment.commands.scan.workers import prefetch
 from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
+from catchment.measuring import POLICY, Progress, environment, failures
 from catchment.records import Basin, Scan, SelfCheck, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
-from catchment.workflows import distributed, limits
-from catchment.workflows.job import as_settings
-from catchment.workflows.measure import POLICY, environment
-from catchment.workflows.progress import Progress
-from catchment.workflows.scan_job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, scan_ladder, unit_scales
-from catchment.workflows.scan_stages import Stages
-from catchment.workflows.scan_workers import prefetch
+from catchment.workflows import distributed
 
 
 def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Scan:
@@ -54,43 +51,16 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
     options = as_settings(ScanSettings, options, "scan()", closed={"dry_run", "model"})
     through = options.get("through", ())
     options["through"] = tuple(str(m) for m in ((through,) if isinstance(through, (str, Path)) else through))
-    return run_scan(ScanSettings(model, **options), progress or Progress(), tokenizer)
+    return run(ScanSettings(model, **options), progress or Progress(), tokenizer)
 
 
-def run_scan(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
+def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
     """:func:`scan` with checked settings. ``started``: when the command began, on ``time.monotonic``."""
     job = open_scan(settings, progress, tokenizer, started)
     if settings.out is None or not distributed.first():
         return _work(job)
     with Store(job.out).lock("scan"):
         return _work(job)
-
-
-def scan_plan(settings: ScanSettings, progress: Progress) -> list[str]:
-    """What a scan would measure, its cost and memory, in lines of text. Loads the model and measures its speed."""
-    job = open_scan(dataclasses.replace(settings, out=None), progress, None)
-    engine = job.side.engine(job.batch_tokens)
-    speed = measure_speed(engine).tokens_per_second
-    lines = [
-        f"{job.side.card.name}: {job.card.size:,} of {job.side.card.parameters:,} weights may move ({job.card.what}), "
-        f"RMS of the {job.ruler.of} {job.ruler.rms:.4g}; about {speed:,.0f} tokens a second here",
-    ]
-    rungs, below = scan_ladder(settings, job.ruler, job.subspace.spread)
-    lines.append(f"ladder: {len(rungs)} scales from {rungs[0]:.3g} to {rungs[-1]:.3g}, depth {settings.depth}")
-    if below:
-        lines.append(
-            f"below it: {len(below)} more down to {below[0]:.3g}, where {job.ruler.dtype} ends, if nothing is inside"
-        )
-    whole = 0.0
-    for task in job.tasks:
-        items = sample(task.items, settings.limit, settings.seed)
-        tokens = job.side.prepare(task, task.formats[0].name, items[:32]).tokens / min(len(items), 32)
-        whole += tokens * len(items)
-        lines.append(f"{task.name}: {len(items):,} items of about {tokens:.0f} tokens")
-    copies = "no copy" if job.subspace.kind == "sparse" else "1 copy of the moved weights, or 2 without their files"
-    lines.append(f"own scores: about {whole / speed:,.0f} s of the budget of {settings.seconds:,.0f} s")
-    lines.append(f"memory beside the model: {copies} ({4 * job.card.size / 1e6:,.0f} MB each in float32)")
-    return lines
 
 
 def _work(job: ScanJob) -> Scan:
@@ -156,7 +126,7 @@ def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
 
         return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
     except Exception as error:
-        reason = limits.failure(error)
+        reason = failures.failure(error)
         if reason is None:
             raise
         evaluator.home()
@@ -217,3 +187,8 @@ def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, A
         "task_hashes": {t.name: t.hash() for t in job.tasks},
         **environment(job.side.card),
     }
+
+
+def broken(record: Scan, settings: ScanSettings) -> list[str]:
+    """What breaks a bound that was asked for: a scan has none."""
+    return []

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from catchment.capabilities import Pace, Task, Work, classifiers, measure_pace, sample, workload
-from catchment.workflows.job import Job
-from catchment.workflows.measure import Side
-from catchment.workflows.plan import CHUNKS, TaskPlan
+from catchment.commands.compare.allocation import CHUNKS, TaskPlan
+from catchment.commands.compare.job import Job
+from catchment.measuring import Subject
 
 PATIENCE, MOST_PATIENCE = 0.02, 3.0
 """Of a budget, to time one model; seconds at most."""
@@ -90,7 +90,7 @@ class Prices:
         return self.seconds(t.task, n) / n
 
 
-def load_of(side: Side, task: Task, seed: int) -> tuple[Load, float]:
+def load_of(side: Subject, task: Task, seed: int) -> tuple[Load, float]:
     """The load of a task from a few of its items, and its estimated tokens per item; a classifier's is an item."""
     if task.scorer == "classify":
         return Load(1.0), 0.0
@@ -115,7 +115,7 @@ def time_models(job: Job, loads: dict[str, Load], budget: float) -> Prices:
     return Prices(paces, loads, batch)
 
 
-def _pace(job: Job, side: Side, patience: float) -> Pace:
+def _pace(job: Job, side: Subject, patience: float) -> Pace:
     """Of a classifier the seconds of one item stand for those of a token."""
     if not side.classifies:
         return measure_pace(side.engine(job.plan.batch_tokens), patience)

@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from catchment.capabilities import Item, Task, agreement_rows, sample
+from catchment.commands.compare.allocation import STAGES
+from catchment.commands.compare.job import Job
+from catchment.measuring import OutOfTimeError, fill, verdicts
 from catchment.records import AgreementResult, Row, TextResult
 from catchment.runs import cell_key
-from catchment.workflows import results
-from catchment.workflows.clock import OutOfTimeError
-from catchment.workflows.job import Job
-from catchment.workflows.measure import fill
-from catchment.workflows.plan import STAGES
 
 TEXT_SHARE, PROMPTS_SHARE = 0.25, 0.4
 """Of the time that is left when they are begun."""
@@ -108,7 +106,7 @@ def _texts(job: Job) -> tuple[TextResult, ...]:
         job.plan = dataclasses.replace(job.plan, text_items=reached, text=reached >= LEAST)
     if reached < LEAST and job.clock.budget is not None:
         return ()
-    return (results.text_result(task.name, *tables, alpha=job.settings.alpha),)
+    return (verdicts.text_result(task.name, *tables, alpha=job.settings.alpha),)
 
 
 def _agreements(job: Job) -> tuple[AgreementResult, ...]:
@@ -130,7 +128,7 @@ def _agreements(job: Job) -> tuple[AgreementResult, ...]:
         job.plan = dataclasses.replace(job.plan, prompt_items=reached if table else 0)
     if not table:
         return ()
-    return (results.agreement_result(task.name, table, alpha=job.settings.alpha),)
+    return (verdicts.agreement_result(task.name, table, alpha=job.settings.alpha),)
 
 
 def _agreement(job: Job, task: Task, items: Sequence[Item]) -> dict[str, Row]:

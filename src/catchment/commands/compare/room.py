@@ -13,12 +13,12 @@ from collections.abc import Callable
 
 from catchment import landscape, models
 from catchment.capabilities import Task, seeded_order
+from catchment.commands.compare.job import Job
+from catchment.commands.compare.rounds import ROOM_SHARE, Measuring, late, room_items, save_plan
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
+from catchment.measuring import CPU_BATCH, failures, verdicts
 from catchment.records import Room, Row
 from catchment.statistics import ladder
-from catchment.workflows import limits, results
-from catchment.workflows.job import CPU_BATCH, Job
-from catchment.workflows.rounds import ROOM_SHARE, Measuring, late, room_items, save_plan
 
 TAU = 0.1
 TYPICAL = Design(ladder(1 / 16, 16.0, 9), depth=0, items_each=8, fixed=True)
@@ -34,7 +34,7 @@ def rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
     try:
         return _rooms(job, state)
     except Exception as error:
-        reason = limits.failure(error)
+        reason = failures.failure(error)
         if reason is None:
             raise
         job.warnings.append(f"no room: {reason}")
@@ -88,7 +88,7 @@ def _ground(job: Job, task: Task) -> Ground:
     shared = [item for item in task.items if item.id in base and item.id in tuned]
     chosen = seeded_order(shared, f"room:{job.settings.seed}:")[: job.plan.room_items]
     rows = [base[item.id] for item in chosen]
-    chance = results.chance_of(task, rows)
+    chance = verdicts.chance_of(task, rows)
     tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)
     prepared = job.base.prepare(task, form, chosen)
     return Ground(prepared, base, tuple(item.id for item in chosen), chance, max(tau, 1e-6))
@@ -154,7 +154,7 @@ def _worst(
     half = min(ATTACK_ITEMS, len(ground.items) // 2)
     attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
     needed = landscape.attack_memory(way.subspace)
-    reason = "" if evaluator.frozen else limits.short_of(needed, evaluator.mover, evaluator.engine.device)
+    reason = "" if evaluator.frozen else failures.short_of(needed, evaluator.mover, evaluator.engine.device)
     found = None
     try:
         if not reason:
@@ -163,7 +163,7 @@ def _worst(
     except NotStoredError:
         return None
     except Exception as error:
-        failed = limits.failure(error)
+        failed = failures.failure(error)
         if failed is None:
             raise
         reason = failed

@@ -10,12 +10,13 @@ from typing import Any
 
 from catchment import landscape, models
 from catchment.capabilities import gates
+from catchment.commands.scan.gradients import claims
+from catchment.commands.scan.job import ScanJob, split, unit_scales
 from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
+from catchment.measuring import failures
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
-from catchment.workflows import distributed, limits
-from catchment.workflows.scan_claims import claims
-from catchment.workflows.scan_job import ScanJob, split, unit_scales
+from catchment.workflows import distributed
 
 WHOLE = ("worst", "curvature", "gradients")
 """Stages that take gradients, which weights cut over processes do not give whole."""
@@ -137,7 +138,7 @@ class Stages:
         except NotStoredError:
             return False, ""
         except Exception as error:
-            note = limits.failure(error)
+            note = failures.failure(error)
             if note is None:
                 raise
             note = note.rstrip(".")
@@ -152,12 +153,12 @@ class Stages:
             return "it needs the gradient of whole weights on one process; scan without torchrun for it"
         subspace, e = self.job.subspace, self.evaluator
         if name == "worst":
-            return limits.short_of(landscape.attack_memory(subspace), e.mover, e.engine.device)
+            return failures.short_of(landscape.attack_memory(subspace), e.mover, e.engine.device)
         if name == "curvature":
             products = self._products()
             k, steps = _lanczos(products)
             needed = landscape.curvature_memory(subspace, steps, k, products)
-            return limits.short_of(needed, e.mover, e.engine.device)
+            return failures.short_of(needed, e.mover, e.engine.device)
         return ""
 
     def save(self) -> None:

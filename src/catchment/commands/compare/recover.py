@@ -25,13 +25,12 @@ from torch import Tensor
 
 from catchment import models
 from catchment.capabilities import Item, Task, make_engine, run, sample, seeded_halves
+from catchment.commands.compare.job import Job
+from catchment.commands.compare.rounds import Measuring, save_plan
 from catchment.errors import ModelError, StoreError
+from catchment.measuring import OutOfTimeError, verdicts
 from catchment.records import Recovered, Row, TaskResult
 from catchment.runs import cell_key
-from catchment.workflows import results
-from catchment.workflows.clock import OutOfTimeError
-from catchment.workflows.job import Job
-from catchment.workflows.rounds import Measuring, save_plan
 
 STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
     ("interpolation", 0.25), ("interpolation", 0.5), ("interpolation", 0.75),
@@ -211,7 +210,7 @@ def _judged(job: Job, model: Any, best: Candidate, parts: Parts) -> list[TaskRes
         for task, rows in _measured(job, model, best, {name: part[1] for name, part in parts.items()}):
             base = {i: r for i, r in job.table(job.base, task, task.formats[0].name).items() if i in rows}
             judged.append(
-                results.task_result(
+                verdicts.task_result(
                     task, base, rows, margin=job.settings.margin, alpha=job.settings.alpha, family=len(job.tasks)
                 )
             )

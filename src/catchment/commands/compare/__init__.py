@@ -1,0 +1,1 @@
+"""``catchment compare``: what a fine-tune gained, lost and kept."""
