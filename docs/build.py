@@ -19,7 +19,8 @@ ROOMS = (
     "statistics",
     "training",
     "methods",
-    "workflows",
+    "measuring",
+    *(f"commands.{command}.{part}" for command in ("compare", "scan", "tune") for part in ("run", "plan", "record")),
 )
 
 

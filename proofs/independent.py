@@ -25,8 +25,9 @@ import tables
 
 from catchment import compare, demo, models
 from catchment.capabilities import Task, packs, prepare, sample
+from catchment.commands.compare.record import Comparison
 from catchment.measuring import Progress
-from catchment.records import Comparison, Row
+from catchment.records import Row
 from catchment.runs import Store, write_atomic
 from catchment.settings import parse_seconds
 

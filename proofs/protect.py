@@ -24,10 +24,11 @@ from statistics import fmean
 from typing import Any
 
 from catchment.capabilities import packs
+from catchment.commands.tune.record import Tune
 from catchment.commands.tune.run import run as run_tune
 from catchment.errors import CatchmentError
 from catchment.measuring import Progress
-from catchment.records import Tune, from_json
+from catchment.records import from_json
 from catchment.settings import TuneSettings, parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent

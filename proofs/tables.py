@@ -15,7 +15,8 @@ import torch
 import verdicts
 
 from catchment.capabilities import CHOICE_SCORERS, GENERATED_SCORERS, Item, Task
-from catchment.records import Comparison, Row
+from catchment.commands.compare.record import Comparison
+from catchment.records import Row
 
 NEAR = 1e-3
 """Two choices whose (normalised) log-probabilities are this close in either evaluation: rounding may decide them."""

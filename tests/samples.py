@@ -7,13 +7,14 @@ import random
 from dataclasses import replace
 from typing import Any, Literal
 
+from catchment.commands.compare.record import Comparison
+from catchment.commands.scan.record import Scan
 from catchment.records import (
     Admission,
     AgreementResult,
     Barrier,
     Basin,
     Companion,
-    Comparison,
     Curvature,
     Drift,
     DriftRow,
@@ -33,7 +34,6 @@ from catchment.records import (
     Recovered,
     Room,
     Ruler,
-    Scan,
     SelfCheck,
     Share,
     Strict,

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from catchment.capabilities import Format, Item, Scores, Task, agreement, evaluate
+    from catchment.commands.compare.record import Comparison
     from catchment.commands.compare.run import compare
+    from catchment.commands.scan.record import Scan
     from catchment.commands.scan.run import scan
+    from catchment.commands.tune.record import Tune
     from catchment.commands.tune.run import tune
     from catchment.landscape import Subspace, displaced, gaussian, towards
     from catchment.methods import SIFT, LoRA, MethodTrainer, Sift
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
         overlap,
         swap,
     )
-    from catchment.records import Comparison, Scan, Tune
     from catchment.training import CapabilityCallback
 
 __version__ = "0.1.0"
@@ -47,7 +49,7 @@ _WHERE = {
     "swap": "models",
     "export_peft": "models",
     "export_merged": "models",
-    "Tune": "records",
+    "Tune": "commands.tune.record",
     "Subspace": "landscape",
     "displaced": "landscape",
     "gaussian": "landscape",
@@ -63,8 +65,8 @@ _WHERE = {
     "Increment": "models",
     "make_increment": "models",
     "CapabilityCallback": "training",
-    "Comparison": "records",
-    "Scan": "records",
+    "Comparison": "commands.compare.record",
+    "Scan": "commands.scan.record",
 }
 
 __all__ = [

@@ -17,9 +17,9 @@ import torch
 
 import catchment
 from catchment.capabilities import Format, Item, Task, evaluate, prompts
+from catchment.commands.tune.record import Tune
 from catchment.errors import InputError, StoreError, TaskError
 from catchment.measuring import Progress
-from catchment.records import Tune
 from tests import tiny
 from tests.integration.test_compare import home, make_task
 

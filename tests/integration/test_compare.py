@@ -20,8 +20,9 @@ import torch
 import catchment
 from catchment.capabilities import Format, Item, Task
 from catchment.cli.verbs import run
+from catchment.commands.compare.record import Comparison
 from catchment.errors import CatchmentError, GateError, InputError, ModelError, StoreError, TaskError
-from catchment.records import Comparison, from_json
+from catchment.records import from_json
 from tests import tiny
 
 torch.set_num_threads(1)

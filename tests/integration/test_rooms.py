@@ -13,8 +13,9 @@ import torch
 
 import catchment
 from catchment.capabilities import Task
+from catchment.commands.compare.record import Comparison
 from catchment.landscape import Mover
-from catchment.records import Comparison, Room, from_json
+from catchment.records import Room, from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import forwards, solved

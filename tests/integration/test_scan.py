@@ -22,9 +22,10 @@ import torch
 
 import catchment
 from catchment.capabilities import Engine, Item, Task
+from catchment.commands.scan.record import Scan
 from catchment.errors import InputError, StoreError
 from catchment.models import weights_hash
-from catchment.records import Basin, Scan, from_json, to_json
+from catchment.records import Basin, from_json, to_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 

@@ -15,8 +15,9 @@ import torch
 
 import catchment
 from catchment.capabilities import Item, Task, sample
+from catchment.commands.scan.record import Scan
 from catchment.errors import CatchmentError, GateError, InputError, ModelError, TaskError
-from catchment.records import Scan, from_json
+from catchment.records import from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import (

@@ -12,7 +12,8 @@ import torch
 
 import catchment
 from catchment.capabilities import Format, Item, Task
-from catchment.records import Scan, from_json, to_json
+from catchment.commands.scan.record import Scan
+from catchment.records import from_json, to_json
 from catchment.report import scan_html, scan_words
 from tests import tiny
 from tests.integration.test_compare import home

@@ -15,9 +15,10 @@ from torch import nn
 
 import catchment
 from catchment.capabilities import Task
+from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.recover import halves
 from catchment.models import load, save_model
-from catchment.records import Comparison, Room
+from catchment.records import Room
 from tests import tiny
 from tests.integration.test_compare import home, make_task
 from tests.integration.test_scan import solved

@@ -18,9 +18,10 @@ import transformers as tf
 import catchment
 from catchment import models
 from catchment.capabilities import Task, resolve_tasks
+from catchment.commands.tune.record import Tune
 from catchment.errors import StoreError
 from catchment.methods import METHODS, MethodTrainer
-from catchment.records import Tune, from_json
+from catchment.records import from_json
 from catchment.training import Collator, encode_rows, pack, read_rows
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from catchment import models
-from catchment.records import Tune, from_json
+from catchment.commands.tune.record import Tune
+from catchment.records import from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import solved

@@ -13,7 +13,8 @@ import pytest
 
 from catchment.cli.verbs import parse_tune, run
 from catchment.commands.tune import run as tuning
-from catchment.records import Interval, Tune, from_json
+from catchment.commands.tune.record import Tune
+from catchment.records import Interval, from_json
 from catchment.settings import TuneSettings
 from tests import tiny
 from tests.unit.report.test_tune_words import sample_tune

@@ -20,7 +20,7 @@ from catchment.errors import CatchmentError, InputError, did_you_mean
 from catchment.settings import CompareSettings, ScanSettings, TuneSettings, read_config
 
 if TYPE_CHECKING:
-    from catchment.records import Comparison
+    from catchment.commands.compare.record import Comparison
 
 INTERRUPTED = 130
 C = TypeVar("C", "CompareCommand", "ScanCommand", "TuneCommand")
@@ -299,7 +299,10 @@ def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
     from catchment import report
-    from catchment.records import Comparison, Scan, Tune, from_json
+    from catchment.commands.compare.record import Comparison
+    from catchment.commands.scan.record import Scan
+    from catchment.commands.tune.record import Tune
+    from catchment.records import from_json
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: catchment report OUT\n\nWrites OUT/report.html again from its comparison, scan or tune.json.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from catchment.errors import InputError, did_you_mean
-from catchment.records.core import SCHEMA_VERSION, Interval, ModelCard
-from catchment.records.landscape import Room, Ruler
+from catchment.records.core import Interval
+from catchment.records.landscape import Ruler
 
 Verdict = Literal["gained", "lost", "kept", "undecided", "not measurable"]
 
@@ -149,36 +148,3 @@ class Recovered:
     strength: float
     tasks: tuple[TaskResult, ...]
     candidates: tuple[dict[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The record of ``catchment compare``: written to ``OUT/comparison.json``. ``unmeasured``: tasks that were asked
-    for and that a budget left without an item."""
-
-    base: ModelCard
-    tuned: ModelCard
-    tasks: tuple[TaskResult, ...]
-    verdict: str
-    headline: Literal["clean", "loss", "gain", "trade", "open"]
-    margin: float
-    alpha: float
-    flips: tuple[Flip, ...] = ()
-    texts: tuple[TextResult, ...] = ()
-    agreements: tuple[AgreementResult, ...] = ()
-    drift: Drift | None = None
-    recovered: Recovered | None = None
-    rooms: tuple[Room, ...] = ()
-    conditions: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    unmeasured: tuple[str, ...] = ()
-    created: str = ""
-    schema_version: int = SCHEMA_VERSION
-
-    def __getitem__(self, task: str) -> TaskResult:
-        for result in self.tasks:
-            if result.task == task:
-                return result
-        names = [result.task for result in self.tasks]
-        raise InputError(f"no task {task!r} in this comparison; it has {names}.{did_you_mean(task, names)}")

@@ -6,10 +6,10 @@ otherwise.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from catchment.records.core import SCHEMA_VERSION, Interval, ModelCard
+from catchment.records.core import Interval
 
 Outcome = Literal["inside", "outside", "undecided"]
 
@@ -334,26 +334,3 @@ class Admission:
     admitted: bool
     reason: str
     companion: float | None = None
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The record of ``catchment scan``: written to ``OUT/scan.json``."""
-
-    model: ModelCard
-    subspace: SubspaceCard
-    admissions: tuple[Admission, ...]
-    basins: tuple[Basin, ...]
-    profiles: tuple[Profile, ...]
-    worst: tuple[Worst, ...]
-    sentence: str
-    check: SelfCheck
-    panels: tuple[Panel, ...]
-    plane: Plane | None = None
-    curvature: Curvature | None = None
-    gradients: Gradients | None = None
-    conditions: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    created: str = ""
-    schema_version: int = SCHEMA_VERSION

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from catchment.records.comparison import Companion, Comparison, TaskResult
-from catchment.records.core import SCHEMA_VERSION, Interval
+from catchment.records.comparison import Companion, TaskResult
+from catchment.records.core import Interval
 
 FenceOutcome = Literal["inside", "near", "broken"]
 FenceEvidence = Literal["shown", "estimated"]
@@ -118,25 +118,3 @@ class Against:
     plain: float
     protected: float
     difference: Interval
-
-
-@dataclass(frozen=True)
-class Tune:
-    """The record of ``catchment tune``: written to ``OUT/tune.json``. The first run is what is delivered."""
-
-    base: str
-    method: str
-    settings: dict[str, Any]
-    data: dict[str, Any]
-    runs: tuple[TuneRun, ...]
-    headline: Literal["harmful", "trade", "gain", "clean", "open", "unmeasured"]
-    sentence: str
-    max_drop: float
-    protected: tuple[str, ...] = ()
-    rooms: tuple[PilotSteps, ...] = ()
-    against: tuple[Against, ...] = ()
-    comparison: Comparison | None = None
-    conditions: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    created: str = ""
-    schema_version: int = SCHEMA_VERSION

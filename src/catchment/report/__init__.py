@@ -1,6 +1,6 @@
 """What a person sees: the terminal table, the page and the notebook display, all from one record."""
 
-from catchment.records import Comparison
+from catchment.commands.compare.record import Comparison
 from catchment.report.page import notebook_html, page_html, tune_html, write_page, write_tune_page
 from catchment.report.scan_page import scan_html, write_scan_page
 from catchment.report.scan_terminal import basin_table, print_scan

@@ -6,7 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from catchment.records import Comparison, Flip
+from catchment.commands.compare.record import Comparison
+from catchment.records import Flip
 from catchment.report.words import clean
 
 LONGEST_TEXT = 4000

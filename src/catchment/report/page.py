@@ -11,8 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catchment.commands.compare.record import Comparison
+from catchment.commands.tune.record import Tune
 from catchment.errors import StoreError
-from catchment.records import Comparison, Interval, TaskResult, Tune
+from catchment.records import Interval, TaskResult
 from catchment.report import figures, flips, words
 from catchment.runs import make_folder, write_atomic
 

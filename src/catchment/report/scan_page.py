@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from catchment.records import Basin, Curvature, Gradients, Oscillation, Panel, Plane, Profile, Scan, Share, Worst
+from catchment.commands.scan.record import Scan
+from catchment.records import Basin, Curvature, Gradients, Oscillation, Panel, Plane, Profile, Share, Worst
 from catchment.report import scan_figures as drawn
 from catchment.report import scan_words, words
 from catchment.report.figures import Axis, axis

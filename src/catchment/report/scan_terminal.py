@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catchment.records import Scan, Worst
+from catchment.commands.scan.record import Scan
+from catchment.records import Worst
 from catchment.report import scan_words
 from catchment.report.terminal import plain_text
 from catchment.report.words import percent, points, ruler_note

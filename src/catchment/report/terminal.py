@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catchment.records import AgreementResult, Comparison, Flip, Room, TaskResult, Verdict
+from catchment.commands.compare.record import Comparison
+from catchment.records import AgreementResult, Flip, Room, TaskResult, Verdict
 from catchment.report.flips import most_telling
 from catchment.report.words import (
     SYMBOLS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catchment.records import Tune
+from catchment.commands.tune.record import Tune
 from catchment.report.terminal import comparison_table, plain_text
 from catchment.report.words import interval_points, percent, points
 

@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from catchment.records import Drift, DriftRow, Interval, Ruler, Scan, Tune, from_json, to_json
+from catchment.commands.scan.record import Scan
+from catchment.commands.tune.record import Tune
+from catchment.records import Drift, DriftRow, Interval, Ruler, from_json, to_json
 from catchment.report import figures, page_html, print_scan, scan_html, scan_sentence, scan_words, words
 from tests.samples import RULER, drift, sample_comparison, sample_scan, subspace_card
 from tests.unit.report.test_tune_page import whole

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from catchment.cli.verbs import run
-from catchment.records import FenceLook, Interval, PilotSteps, Tune, to_json
+from catchment.commands.tune.record import Tune
+from catchment.records import FenceLook, Interval, PilotSteps, to_json
 from catchment.report import tune_html, write_tune_page
 from tests.samples import HOSTILE
 from tests.unit.report.test_page import Outline

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from catchment.records import Against, Companion, FenceLook, Interval, TaskResult, Tune, TuneRun
+from catchment.commands.tune.record import Tune
+from catchment.records import Against, Companion, FenceLook, Interval, TaskResult, TuneRun
 from catchment.report import print_tune, tune_sentence, verdict_sentence
 from catchment.report.words import headline_of
 from catchment.statistics import decide

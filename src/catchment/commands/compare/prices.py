@@ -18,7 +18,7 @@ BATCH_SHARE = 0.03
 CHUNK_SHARE = 0.08
 """Of a budget that items between two looks at the clock may take."""
 LEAST_BATCH = 64
-WORTH = 1.25
+LITTLE_MORE = 1.25
 """More items that take up to so many times as long are measured together: a step of decoding may take the same."""
 
 
@@ -81,7 +81,7 @@ class Prices:
         """Items between two looks at the clock: the most that take a small share of the budget, or hardly more than
         the fewest do."""
         least = self.at_most(t.task, min(CHUNKS[-1], t.available))
-        most = max(CHUNK_SHARE * budget, WORTH * least)
+        most = max(CHUNK_SHARE * budget, LITTLE_MORE * least)
         return next((n for n in CHUNKS if self.at_most(t.task, min(n, t.available)) <= most), CHUNKS[-1])
 
     def each(self, t: TaskPlan, budget: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from catchment.capabilities import AllTooLongError, Task, sample, settle_path
 from catchment.commands.compare.allocation import PILOT, STAGES, Plan, allocate, edges, first_plan, freeze, hopeless
 from catchment.commands.compare.job import Job
-from catchment.commands.compare.prices import Load, Prices, load_of, time_models
+from catchment.commands.compare.prices import LITTLE_MORE, Load, Prices, load_of, time_models
 from catchment.errors import InputError
 from catchment.measuring import OutOfTimeError, batch_tokens, fill
 from catchment.runs import write_atomic
@@ -211,7 +211,7 @@ def _first_stage(job: Job, prices: Prices) -> int:
     def seconds(number: int) -> float:
         return sum(prices.at_most(t.task, min(STAGES[number], t.available)) for t in job.plan.tasks)
 
-    most = max(job.clock.left / 3, min(prices.WORTH * seconds(0), job.clock.left))
+    most = max(job.clock.left / 3, min(LITTLE_MORE * seconds(0), job.clock.left))
     return max((number for number in range(len(STAGES)) if seconds(number) <= most), default=0)
 
 

@@ -13,11 +13,12 @@ from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
 from catchment.commands.compare import rounds
 from catchment.commands.compare.extras import Extras, measure_extras, said
 from catchment.commands.compare.job import Job, as_settings, open_job
+from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.recover import check_recover, recover
 from catchment.commands.compare.room import rooms
 from catchment.errors import ModelError
 from catchment.measuring import POLICY, Progress, environment, verdicts
-from catchment.records import Comparison, Drift, Flip, Room, from_json, to_json
+from catchment.records import Drift, Flip, Room, from_json, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings
 

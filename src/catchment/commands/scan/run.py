@@ -10,12 +10,13 @@ from typing import Any
 from catchment import landscape, models, report
 from catchment.commands.compare.job import as_settings
 from catchment.commands.scan.job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.record import Scan
 from catchment.commands.scan.stages import Stages
 from catchment.commands.scan.workers import prefetch
 from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
 from catchment.measuring import POLICY, Progress, environment, failures
-from catchment.records import Basin, Scan, SelfCheck, Worst, to_json
+from catchment.records import Basin, SelfCheck, Worst, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import ScanSettings
 from catchment.workflows import distributed

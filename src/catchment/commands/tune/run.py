@@ -10,14 +10,16 @@ from typing import Any
 from catchment import report
 from catchment.capabilities import Task
 from catchment.commands.compare.job import as_settings
+from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.run import run as compared
 from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
 from catchment.commands.tune.protect import measure_rooms
+from catchment.commands.tune.record import Tune
 from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
 from catchment.commands.tune.train import train
 from catchment.errors import InputError
 from catchment.measuring import Progress, environment, verdicts
-from catchment.records import Against, Comparison, Tune, TuneRun, to_json
+from catchment.records import Against, TuneRun, to_json
 from catchment.runs import Store, write_atomic
 from catchment.settings import CompareSettings, TuneSettings
 from catchment.workflows import distributed

@@ -18,7 +18,7 @@ from catchment.methods import SIFT
 from catchment.models import weights_hash
 from catchment.settings import TuneSettings
 from tests import tiny
-from tests.unit.workflows.test_tune_job import SUMS, opened, preferred
+from tests.unit.commands.tune.test_job import SUMS, opened, preferred
 
 REFUSED = [
     ("report_to=tensorbord", "tensorbord"),

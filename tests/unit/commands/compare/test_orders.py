@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from catchment.workflows import recover, rooms, scan_job
+from catchment.commands.compare import recover
+from catchment.commands.compare import room as rooms
+from catchment.commands.scan import job as scan_job
 from tests.unit.capabilities.test_order import GROUND, ITEMS, NAMES, TASK, ids
 
 ROWS = GROUND.base

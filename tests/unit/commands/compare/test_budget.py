@@ -19,12 +19,12 @@ import transformers as tf
 import catchment
 from catchment.capabilities import Engine, Item, Task, measure_pace, sample
 from catchment.commands.compare.job import Job
+from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.run import broken_bounds
 from catchment.errors import InputError
 from catchment.models import calls_of
-from catchment.records import Comparison
 from tests import tiny
-from tests.unit.workflows.budgets import WORDS, Machine, Watched, choice, generated, machine, pair, solved
+from tests.unit.commands.compare.budgets import WORDS, Machine, Watched, choice, generated, machine, pair, solved
 
 __all__ = ["machine"]
 torch.set_num_threads(1)

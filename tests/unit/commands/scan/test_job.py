@@ -379,13 +379,13 @@ class SideOf:
 
 
 def test_padded_tokens_are_measured_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from catchment.commands.compare import job as jobs
+    from catchment.measuring import subject as subjects
 
-    monkeypatch.setattr(jobs, "measure_speed", lambda engine: SimpleNamespace(batch_tokens=8192))
+    monkeypatch.setattr(subjects, "measure_speed", lambda engine: SimpleNamespace(batch_tokens=8192))
     cpu, gpu = SideOf("cpu"), SideOf("cuda:0")
-    assert jobs.batch_tokens(cpu, None) == jobs.CPU_BATCH  # type: ignore[arg-type]
-    assert jobs.batch_tokens(gpu, 300) == 300  # type: ignore[arg-type]
-    assert jobs.batch_tokens(gpu, None) == 8192  # type: ignore[arg-type]
+    assert subjects.batch_tokens(cpu, None) == subjects.CPU_BATCH  # type: ignore[arg-type]
+    assert subjects.batch_tokens(gpu, 300) == 300  # type: ignore[arg-type]
+    assert subjects.batch_tokens(gpu, None) == 8192  # type: ignore[arg-type]
     assert gpu.made.batch_tokens == 8192  # the engine that was measured with uses it
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert jobs.batch_tokens(gpu, None) == jobs.CPU_BATCH  # type: ignore[arg-type]
+    assert subjects.batch_tokens(gpu, None) == subjects.CPU_BATCH  # type: ignore[arg-type]
