@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from catchment.commands.compare.plan import plan as plan_only
 
 import catchment
 from catchment.capabilities import Item, Pace, Task
 from catchment.cli.verbs import parse_compare, run
 from catchment.commands.compare import prices as timing
 from catchment.commands.compare import rounds
+from catchment.commands.compare.plan import plan as plan_only
 from catchment.commands.compare.recover import halves
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
 from catchment.measuring import Progress
