@@ -27,9 +27,9 @@ from catchment import compare, demo, models
 from catchment.capabilities import Task, packs, prepare, sample
 from catchment.commands.compare.record import Comparison
 from catchment.measuring import Progress
+from catchment.options import parse_seconds
 from catchment.records import Row
 from catchment.runs import Store, write_atomic
-from catchment.settings import parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "proofs/.cache"

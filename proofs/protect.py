@@ -26,10 +26,11 @@ from typing import Any
 from catchment.capabilities import packs
 from catchment.commands.tune.record import Tune
 from catchment.commands.tune.run import run as run_tune
+from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import CatchmentError
 from catchment.measuring import Progress
+from catchment.options import parse_seconds
 from catchment.records import from_json
-from catchment.settings import TuneSettings, parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 Found = dict[str, Any]

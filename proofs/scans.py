@@ -30,11 +30,12 @@ from catchment import landscape
 from catchment.capabilities import packs
 from catchment.commands.scan.gradients import claims
 from catchment.commands.scan.job import ScanJob, admit, open_scan, split, unit_scales
+from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
 from catchment.measuring import Progress
+from catchment.options import parse_seconds
 from catchment.records import Gradients, Worst
-from catchment.settings import ScanSettings, parse_seconds
 from catchment.statistics import next_down
 
 ROOT = Path(__file__).resolve().parent.parent

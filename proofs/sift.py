@@ -29,8 +29,8 @@ import torch
 from sift_cells import Bench, Cell
 
 from catchment.errors import CatchmentError
+from catchment.options import parse_seconds
 from catchment.runs import make_folder, write_atomic
-from catchment.settings import parse_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared/models/stories15M"

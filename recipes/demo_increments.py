@@ -67,7 +67,7 @@ def problems(n: int, seed: int) -> list[dict[str, str]]:
 def main() -> None:
     """Write the rows, tune, copy the two increments."""
     from catchment import workflows
-    from catchment.settings import TuneSettings
+    from catchment.commands.tune.settings import TuneSettings
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")

@@ -21,12 +21,13 @@ from catchment.commands.compare import prices as timing
 from catchment.commands.compare import rounds
 from catchment.commands.compare.plan import plan as plan_only
 from catchment.commands.compare.recover import halves
+from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
 from catchment.measuring import Progress
 from catchment.measuring import subject as measure
 from catchment.measuring.clock import OutOfTimeError
 from catchment.models import known
-from catchment.settings import CompareSettings, read_config
+from catchment.options import read_config
 from tests import tiny
 from tests.integration.test_compare import compare, folder, home, make_task, numbers, write_task
 

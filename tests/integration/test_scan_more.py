@@ -16,6 +16,7 @@ import torch
 import catchment
 from catchment.capabilities import Item, Task, sample
 from catchment.commands.scan.record import Scan
+from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import CatchmentError, GateError, InputError, ModelError, TaskError
 from catchment.records import from_json
 from tests import tiny
@@ -400,7 +401,7 @@ def test_torchrun_refuses_planes_through_models(models: Path, monkeypatch: pytes
 
     monkeypatch.setattr(distributed, "processes", lambda: 2)
     monkeypatch.setattr(distributed, "join", lambda: None)
-    settings = catchment.settings.ScanSettings(str(models / "base"), through=(str(models / "other"),))
+    settings = ScanSettings(str(models / "base"), through=(str(models / "other"),))
     with pytest.raises(InputError, match="--through"):
         scan_job.open_scan(settings, catchment.measuring.progress.Progress(), None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from catchment.cli.verbs import default_out, parse_scan, run
-from catchment.settings import ScanSettings
+from catchment.commands.scan.settings import ScanSettings
 
 
 def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None:

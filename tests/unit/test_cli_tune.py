@@ -14,8 +14,8 @@ import pytest
 from catchment.cli.verbs import parse_tune, run
 from catchment.commands.tune import run as tuning
 from catchment.commands.tune.record import Tune
+from catchment.commands.tune.settings import TuneSettings
 from catchment.records import Interval, from_json
-from catchment.settings import TuneSettings
 from tests import tiny
 from tests.unit.report.test_tune_words import sample_tune
 

@@ -13,24 +13,24 @@ SOURCE = Path(__file__).parents[2] / "src" / "catchment"
 MAY_IMPORT = {
     "errors": set(),
     "records": {"errors"},
-    "settings": {"errors"},
+    "options": {"errors"},
     "statistics": {"errors", "records"},
-    "runs": {"errors", "records", "settings", "statistics"},
+    "runs": {"errors", "records", "options", "statistics"},
     "report": {"errors", "records", "runs", "statistics", "commands"},
-    "models": {"errors", "records", "settings", "statistics", "runs"},
-    "capabilities": {"errors", "records", "settings", "statistics", "runs", "models"},
-    "landscape": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities"},
-    "training": {"errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape"},
+    "models": {"errors", "records", "options", "statistics", "runs"},
+    "capabilities": {"errors", "records", "options", "statistics", "runs", "models"},
+    "landscape": {"errors", "records", "options", "statistics", "runs", "models", "capabilities"},
+    "training": {"errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape"},
     "methods": {
-        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
+        "errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape", "training",
     },
     "measuring": {
-        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
+        "errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape", "training",
         "methods", "workflows",
     },
     "workflows": {"models"},
     "commands": {
-        "errors", "records", "settings", "statistics", "runs", "models", "capabilities", "landscape", "training",
+        "errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape", "training",
         "methods", "report", "measuring", "workflows",
     },
 }  # fmt: skip

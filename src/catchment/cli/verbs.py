@@ -4,78 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
+import docstring_parser
 import tyro
 
 from catchment.cli import VERBS
+from catchment.commands.compare.settings import CompareSettings
+from catchment.commands.scan.settings import ScanSettings
+from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import CatchmentError, InputError, did_you_mean
-from catchment.settings import CompareSettings, ScanSettings, TuneSettings, read_config
+from catchment.options import COMMAS, Options, read_config
 
 if TYPE_CHECKING:
     from catchment.commands.compare.record import Comparison
 
 INTERRUPTED = 130
-C = TypeVar("C", "CompareCommand", "ScanCommand", "TuneCommand")
-
-
-@dataclass(frozen=True)
-class CompareCommand(CompareSettings):
-    """What did the fine-tune lose? Compare two models task by task.
-
-    Attributes:
-        json: Print the record as JSON instead of the table.
-        config: YAML file of settings; the command line wins.
-    """
-
-    base: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BASE")]
-    tuned: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TUNED")]
-    json: bool = False
-    config: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
-
-
-@dataclass(frozen=True)
-class ScanCommand(ScanSettings):
-    """How far can this model move before it loses what it can do?
-
-    Attributes:
-        json: Print the record as JSON instead of the table.
-        config: YAML file of settings; the command line wins.
-    """
-
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    json: bool = False
-    config: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
-
-
-@dataclass(frozen=True)
-class TuneCommand(TuneSettings):
-    """Fine-tune a model, and see what it cost.
-
-    Attributes:
-        json: Print the record as JSON instead of the tables.
-        config: YAML file of settings; the command line wins.
-    """
-
-    base: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BASE")]
-    json: bool = False
-    config: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Values are checked when they become settings; an error in here the parser would draw in a frame."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -119,37 +70,70 @@ def guarded(work: Callable[[], int]) -> int:
     return 2
 
 
-def parse_compare(arguments: list[str]) -> CompareCommand:
+def parse_compare(arguments: list[str]) -> Any:
     """Settings of ``compare`` from the arguments and, below them, from ``--config``."""
-    command = _parse(CompareCommand, CompareSettings, ("base", "tuned"), "catchment compare", arguments)
+    command = _parse(CompareSettings, "compare", arguments)
     return dataclasses.replace(command, out=command.out or default_out(command.base, command.tuned))
 
 
-def parse_scan(arguments: list[str]) -> ScanCommand:
+def parse_scan(arguments: list[str]) -> Any:
     """Settings of ``scan``, likewise."""
-    command = _parse(ScanCommand, ScanSettings, ("model",), "catchment scan", arguments)
+    command = _parse(ScanSettings, "scan", arguments)
     return dataclasses.replace(command, out=command.out or default_out(command.model))
 
 
-def parse_tune(arguments: list[str]) -> TuneCommand:
+def parse_tune(arguments: list[str]) -> Any:
     """Settings of ``tune``, likewise."""
-    command = _parse(TuneCommand, TuneSettings, ("base",), "catchment tune", arguments)
+    command = _parse(TuneSettings, "tune", arguments)
     return dataclasses.replace(command, out=command.out or default_out(command.base, suffix="tune"))
 
 
-def _parse(command: type[C], settings: type, names: tuple[str, ...], prog: str, arguments: list[str]) -> C:
+def _parse(kind: type[Options], verb: str, arguments: list[str]) -> Any:
     config = _option(arguments, "--config")
-    values = read_config(Path(config), settings) if config else {}
-    default: Any = command(**{**dict.fromkeys(names, tyro.MISSING), **values}) if values else None
+    values = read_config(Path(config), kind) if config else {}
+    command = command_of(kind)
+    missing = {f.name: tyro.MISSING for f in dataclasses.fields(command) if f.default is dataclasses.MISSING}
     found: Any = tyro.cli(
         command,
-        prog=prog,
+        prog=f"catchment {verb}",
         args=arguments,
-        default=default,
+        default=command(**{**missing, **values}) if values else None,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
     )
-    lists = {name: _split(getattr(found, name)) for name in ("tasks", "protect") if hasattr(found, name)}
+    hints = get_type_hints(kind, include_extras=True)
+    lists = {name: _split(getattr(found, name)) for name in hints if COMMAS in getattr(hints[name], "__metadata__", ())}
     return dataclasses.replace(found, **lists)
+
+
+def command_of(kind: type[Options]) -> Any:
+    """A dataclass of what a command line may say: all settings, the command's own first, and ``--json`` and
+    ``--config``. Values are checked when they become settings: an error in here the parser would draw in a frame."""
+    fields, types, told = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind), texts(kind)
+    names = [name for cls in kind.__mro__ for name in inspect.get_annotations(cls)]
+    rows: list[Any] = []
+    for name in dict.fromkeys(names):
+        marks = [tyro.conf.arg(help=told[name])]
+        if fields[name].default is dataclasses.MISSING:
+            marks = [tyro.conf.arg(help=told[name], metavar=name.upper()), tyro.conf.Positional]
+        rows.append((name, Annotated[types[name], *marks], dataclasses.field(default=fields[name].default)))
+    for name, given, text in (
+        ("json", bool, "Print the record as JSON instead of the table."),
+        ("config", Path | None, "YAML file of settings; the command line wins."),
+    ):
+        default = False if given is bool else None
+        rows.append((name, Annotated[given, tyro.conf.arg(help=text)], dataclasses.field(default=default)))
+    command = dataclasses.make_dataclass(f"{kind.__name__}Command", rows, frozen=True)
+    command.__doc__ = str(kind.__doc__).partition("\n\n")[0]
+    return command
+
+
+def texts(kind: type) -> dict[str, str]:
+    """What the docstrings of settings and of their groups say of each field; a command's own words win."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        for told in docstring_parser.parse(cls.__dict__.get("__doc__") or "").params:
+            found[told.arg_name] = " ".join((told.description or "").split())
+    return found
 
 
 def _split(words: Sequence[str]) -> tuple[str, ...]:

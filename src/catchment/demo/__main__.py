@@ -33,7 +33,8 @@ def main(command: DemoCommand) -> None:
     from catchment import demo, report
     from catchment.cli.live import LiveProgress
     from catchment.commands.compare.run import run
-    from catchment.settings import CompareSettings, parse_seconds
+    from catchment.commands.compare.settings import CompareSettings
+    from catchment.options import parse_seconds
 
     console = Console()
     total = parse_seconds(command.budget) or 300.0

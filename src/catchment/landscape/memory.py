@@ -15,7 +15,7 @@ from torch import Tensor
 from catchment.errors import StoreError
 from catchment.landscape import sharding
 from catchment.models import mapped_weights
-from catchment.settings import cache_dir
+from catchment.options import cache_dir
 
 SHARE = 0.8
 """Of the free memory: more is not planned with."""

@@ -25,7 +25,7 @@ from catchment.errors import CatchmentError, ModelError, StoreError
 from catchment.models.compat import dense_gguf, names_in_gguf
 from catchment.models.files import file_hash
 from catchment.models.unused import natural
-from catchment.settings import cache_dir
+from catchment.options import cache_dir
 
 CONVERSION = 3
 _MAGIC = b"GGUF"

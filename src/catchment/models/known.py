@@ -18,8 +18,8 @@ from pathlib import Path
 
 from catchment.errors import StoreError
 from catchment.models.files import file_hash, write_beside
+from catchment.options import cache_dir
 from catchment.records import ModelCard, from_json, to_json
-from catchment.settings import cache_dir
 
 CACHE_VERSION = 3
 SMALL = 1 << 24

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,30 +10,11 @@ from typing import Any
 from catchment import models
 from catchment.capabilities import PromptOptions, Task, gates, resolve_tasks, sample
 from catchment.commands.compare.allocation import CHUNKS, PILOT, Plan
-from catchment.errors import InputError, ModelError, TaskError, did_you_mean
+from catchment.commands.compare.settings import CompareSettings
+from catchment.errors import InputError, ModelError, TaskError
 from catchment.measuring import CPU_BATCH, Clock, Progress, Subject, verdicts
 from catchment.records import FormatResult, Row, TaskResult
 from catchment.runs import Store, claim_folder
-from catchment.settings import CompareSettings, cache_dir
-
-PATHS = ("out", "store", "recover", "prompts")
-
-
-def as_settings(kind: type, options: dict[str, Any], caller: str, closed: set[str]) -> dict[str, Any]:
-    """Options of a Python call as the settings take them: one task or several, text or paths.
-
-    Raises:
-        InputError: An unknown name, or one that only the command line has (``closed``).
-    """
-    known = {f.name for f in dataclasses.fields(kind)} - closed
-    for name in options:
-        if name not in known:
-            raise InputError(f"{caller} has no setting {name!r}.{did_you_mean(name, known)}")
-    tasks = options.get("tasks", ("default",))
-    named = [tasks] if isinstance(tasks, (str, Path, Task)) else tasks
-    found = {**options, "tasks": tuple(str(name) if isinstance(name, Path) else name for name in named)}
-    found |= {name: str(options[name]) for name in ("text", "chat_template") if name in options}
-    return found | {name: Path(options[name]) for name in PATHS if options.get(name) is not None}
 
 
 @dataclass
@@ -149,7 +129,7 @@ def open_job(
     out = settings.out or Path(".")
     if settings.out is not None:
         claim_folder(settings.out, _fingerprint(settings, base, tuned), "comparison")
-    store = Store(settings.store or cache_dir() / "store")
+    store = Store(settings.store_folder)
     return Job(settings, base, tuned, tasks, text, prompts, store, out, progress, clock, warnings, task_warnings)
 
 

@@ -7,8 +7,8 @@ import dataclasses
 from catchment.commands.compare import rounds
 from catchment.commands.compare.allocation import Plan
 from catchment.commands.compare.job import open_job
+from catchment.commands.compare.settings import CompareSettings
 from catchment.measuring import Progress
-from catchment.settings import CompareSettings
 
 
 def plan(settings: CompareSettings, progress: Progress) -> Plan:

@@ -12,15 +12,16 @@ from catchment import models, report
 from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
 from catchment.commands.compare import rounds
 from catchment.commands.compare.extras import Extras, measure_extras, said
-from catchment.commands.compare.job import Job, as_settings, open_job
+from catchment.commands.compare.job import Job, open_job
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.recover import check_recover, recover
 from catchment.commands.compare.room import rooms
+from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import ModelError
 from catchment.measuring import POLICY, Progress, environment, verdicts
+from catchment.options import as_settings
 from catchment.records import Drift, Flip, Room, from_json, to_json
 from catchment.runs import Store, write_atomic
-from catchment.settings import CompareSettings
 
 
 def compare(
@@ -37,8 +38,8 @@ def compare(
         base, tuned: a hub id, a folder, a GGUF file or a package that carries one, ``BASE+ADAPTER``,
             ``BASE+INCREMENT.safetensors``, or models in memory (then give ``tokenizer``).
         progress: told what goes on.
-        **options: the fields of :class:`~catchment.settings.CompareSettings`: ``tasks``, ``limit``, ``budget``,
-            ``margin``, ``out``, ``recover``, ``chat_template``, ``seed`` ...
+        **options: the fields of :class:`~catchment.commands.compare.settings.CompareSettings`: ``tasks``, ``limit``,
+            ``budget``, ``margin``, ``out``, ``recover``, ``chat_template``, ``seed`` ...
 
     Returns:
         The record; also written to ``out/comparison.json``, with the page in ``out/report.html``. Without ``out``
@@ -54,8 +55,9 @@ def compare(
         >>> comparison["recall"].verdict  # doctest: +SKIP
         'lost'
     """
-    options = as_settings(CompareSettings, options, "compare()", closed={"dry_run", "fail_if_drop"})
-    return run(CompareSettings(base, tuned, **options), progress or Progress(), tokenizer)
+    closed = {"base", "tuned", "dry_run", "fail_if_drop"}
+    settings = as_settings(CompareSettings, base, tuned, options=options, caller="compare()", closed=closed)
+    return run(settings, progress or Progress(), tokenizer)
 
 
 def run(

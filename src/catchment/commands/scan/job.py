@@ -23,12 +23,12 @@ from catchment.capabilities import (
     sample,
     seeded_order,
 )
+from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
 from catchment.measuring import CPU_BATCH, OutOfTimeError, Progress, Subject, batch_tokens, fill
 from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
 from catchment.runs import Cell, Store, claim_folder, write_atomic
-from catchment.settings import ScanSettings, cache_dir
 from catchment.statistics import admission, ladder, mean_interval, node_error, rungs_below, units_needed
 from catchment.workflows import distributed
 
@@ -248,7 +248,7 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, starte
         }  # fmt: skip
         claim_folder(settings.out, fingerprint, "scan")
     alone = distributed.processes() == 1
-    store = Store((settings.store or cache_dir() / "store") if alone else distributed.own_store())
+    store = Store(settings.store_folder if alone else distributed.own_store())
     job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
     job.warnings += [note for task in tasks for note in task.notes]
     if alone:

@@ -6,8 +6,8 @@ import dataclasses
 
 from catchment.capabilities import measure_speed, sample
 from catchment.commands.scan.job import open_scan, scan_ladder
+from catchment.commands.scan.settings import ScanSettings
 from catchment.measuring import Progress
-from catchment.settings import ScanSettings
 
 
 def plan(settings: ScanSettings, progress: Progress) -> list[str]:

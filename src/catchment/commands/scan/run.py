@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from catchment import landscape, models, report
-from catchment.commands.compare.job import as_settings
 from catchment.commands.scan.job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, unit_scales
 from catchment.commands.scan.record import Scan
+from catchment.commands.scan.settings import ScanSettings
 from catchment.commands.scan.stages import Stages
 from catchment.commands.scan.workers import prefetch
 from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
 from catchment.measuring import POLICY, Progress, environment, failures
+from catchment.options import as_settings
 from catchment.records import Basin, SelfCheck, Worst, to_json
 from catchment.runs import Store, write_atomic
-from catchment.settings import ScanSettings
 from catchment.workflows import distributed
 
 
@@ -32,8 +31,8 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
     Args:
         model: a hub id, a folder, a GGUF file or a package that carries one; or a model in memory (with ``tokenizer``).
         progress: told what goes on.
-        **options: the fields of :class:`~catchment.settings.ScanSettings`: ``tasks``, ``budget``, ``subspace``,
-            ``tau``, ``directions``, ``out`` ...
+        **options: the fields of :class:`~catchment.commands.scan.settings.ScanSettings`: ``tasks``, ``budget``,
+            ``subspace``, ``tau``, ``directions``, ``out`` ...
 
     Returns:
         The record; also written to ``out/scan.json``, with the page in ``out/report.html``.
@@ -49,10 +48,8 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
         >>> found.basins[0].low, found.basins[0].high  # doctest: +SKIP
         (0.0029, 0.0058)
     """
-    options = as_settings(ScanSettings, options, "scan()", closed={"dry_run", "model"})
-    through = options.get("through", ())
-    options["through"] = tuple(str(m) for m in ((through,) if isinstance(through, (str, Path)) else through))
-    return run(ScanSettings(model, **options), progress or Progress(), tokenizer)
+    settings = as_settings(ScanSettings, model, options=options, caller="scan()", closed={"model", "dry_run"})
+    return run(settings, progress or Progress(), tokenizer)
 
 
 def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from catchment.commands.scan.job import ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import ModelError
 from catchment.landscape import NotStoredError
 from catchment.measuring import Progress
 from catchment.runs import LocalExecutor
-from catchment.settings import ScanSettings
 
 SHARE = 0.6
 """Of the time left that workers may take; the search goes on from what they measured."""

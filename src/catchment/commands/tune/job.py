@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -25,11 +24,12 @@ from catchment.capabilities import (
     resolve_tasks,
     sample,
 )
+from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import InputError, did_you_mean
 from catchment.measuring import CPU_BATCH, Progress
 from catchment.methods import METHODS, Method
+from catchment.options import parse_pairs
 from catchment.runs import claim_folder
-from catchment.settings import TuneSettings, cache_dir
 from catchment.statistics import admission
 from catchment.training import Encoded, Rows, as_task, encode_rows, pack, read_rows, split_items, split_rows
 from catchment.workflows import distributed
@@ -201,7 +201,7 @@ def _head(rows: Rows) -> str:
 
 def load_base(settings: TuneSettings, rows: Rows, tokenizer: Any = None) -> models.LoadedModel:
     """The base with the head that these rows need."""
-    return models.load(settings.base, tokenizer=tokenizer, head=_head(rows), **settings.model_options())
+    return models.load(settings.base, tokenizer=tokenizer, **{**settings.model_options(), "head": _head(rows)})
 
 
 def _spare(job: TuneJob) -> None:
@@ -260,47 +260,6 @@ def make_method(settings: TuneSettings) -> Method:
             raise InputError(f"sparsity {settings.sparsity:g} is a setting of sift, not of {settings.method}.")
         values["sparsity"] = settings.sparsity
     return kind(**values)
-
-
-def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> dict[str, Any]:
-    """``key=value`` texts as the fields of a dataclass; values are read as YAML.
-
-    Raises:
-        InputError: No ``=``, an unknown key, or a value of another type.
-    """
-    import yaml
-
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise InputError(f"--{option} {pair!r}: expected key=value, e.g. {next(iter(fields))}=...")
-        if name not in fields:
-            raise InputError(f"--{option} {pair!r}: no setting {name!r} {what}.{did_you_mean(name, fields)}")
-        try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--{option} {pair!r}: {text!r} cannot be read as a value.") from error
-        if isinstance(values[name], str):  # YAML reads 1e-3 as text
-            with contextlib.suppress(ValueError):
-                values[name] = float(values[name])
-        if "," in text and isinstance(values[name], str):
-            values[name] = tuple(part.strip() for part in text.split(","))
-        default = fields[name].default
-        if isinstance(default, tuple) and not isinstance(values[name], (list, tuple)):
-            values[name] = (values[name],)
-        if isinstance(values[name], (list, tuple)) and not all(isinstance(part, str) for part in values[name]):
-            raise InputError(f"--{option} {pair!r}: expected {name} to be one or more names, e.g. a,b.")
-        if fields[name].type in (int, "int") and (isinstance(values[name], bool) or not isinstance(values[name], int)):
-            raise InputError(f"--{option} {pair!r}: expected {name} to be a whole number, e.g. {default}.")
-        number = isinstance(values[name], (int, float)) and isinstance(values[name], bool) == isinstance(default, bool)
-        if isinstance(default, (int, float)) and not number:
-            raise InputError(f"--{option} {pair!r}: expected {name} to be a number or true/false, e.g. {default}.")
-        if isinstance(default, str) and not isinstance(values[name], (str, tuple, list)):
-            raise InputError(f"--{option} {pair!r}: expected {name} to be text, e.g. {default}.")
-    return values
 
 
 def _lost(loaded: models.LoadedModel, classifies: bool) -> list[str]:
@@ -416,7 +375,3 @@ def settings_told(job: TuneJob) -> dict[str, Any]:
         )
     }  # fmt: skip
     return json.loads(json.dumps({**method, "learning_rate": job.rate, **training}, default=str))
-
-
-def store_folder(settings: TuneSettings) -> Path:
-    return settings.store or cache_dir() / "store"

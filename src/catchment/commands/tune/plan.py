@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from catchment.commands.tune.job import open_tune
+from catchment.commands.tune.settings import TuneSettings
 from catchment.measuring import Progress
-from catchment.settings import TuneSettings
 
 
 def plan(settings: TuneSettings, progress: Progress) -> list[str]:

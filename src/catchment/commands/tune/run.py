@@ -9,19 +9,20 @@ from typing import Any
 
 from catchment import report
 from catchment.capabilities import Task
-from catchment.commands.compare.job import as_settings
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.run import run as compared
-from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told, store_folder
+from catchment.commands.compare.settings import CompareSettings
+from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told
 from catchment.commands.tune.protect import measure_rooms
 from catchment.commands.tune.record import Tune
+from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
 from catchment.commands.tune.train import train
 from catchment.errors import InputError
 from catchment.measuring import Progress, environment, verdicts
+from catchment.options import MeasureOptions, ModelOptions, as_settings
 from catchment.records import Against, TuneRun, to_json
 from catchment.runs import Store, write_atomic
-from catchment.settings import CompareSettings, TuneSettings
 from catchment.workflows import distributed
 
 
@@ -37,8 +38,8 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
             which is trained in place and given back bit for bit.
         data: a file, a data set's name, or rows: ``messages``, ``prompt``/``completion``, ``text``, or classification.
         progress: told what goes on.
-        **options: the fields of :class:`~catchment.settings.TuneSettings`: ``method``, ``sparsity``, ``out``,
-            ``learning_rate``, ``epochs``, ``protect``, ``max_drop`` ...
+        **options: the fields of :class:`~catchment.commands.tune.settings.TuneSettings`: ``method``, ``sparsity``,
+            ``out``, ``learning_rate``, ``epochs``, ``protect``, ``max_drop`` ...
 
     Returns:
         The record; also in ``out/tune.json``, with the page in ``out/report.html`` and what was trained in
@@ -55,15 +56,11 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
         >>> found.headline  # doctest: +SKIP
         'gain'
     """
-    for name in ("protect", "method_args", "training_args"):
-        if isinstance(options.get(name), (str, Path, Task)):
-            options[name] = (options[name],)
-        elif name in options:
-            options[name] = tuple(options[name])
-    options = as_settings(TuneSettings, options, "tune()", closed={"dry_run", "base", "data"})
-    if options.get("out") is None:
+    closed = {"base", "data", "dry_run"}
+    settings = as_settings(TuneSettings, base, data, options=options, caller="tune()", closed=closed)
+    if settings.out is None:
         raise InputError("tune() needs out=, the folder for what is trained.")
-    return run(TuneSettings(base, data, **options), progress or Progress(), tokenizer)
+    return run(settings, progress or Progress(), tokenizer)
 
 
 def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
@@ -123,17 +120,19 @@ def _artefact(job: TuneJob, run: TuneRun) -> str:
 
 
 def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
-    s = job.settings
     job.progress.status(f"what the {run.name} tune cost")
-    settings = CompareSettings(
-        job.loaded, _tuned(job, run), out=job.out / f"compare-{run.name}", tasks=tuple(tasks), limit=s.limit,  # type: ignore[arg-type]
-        margin=_margin(job), alpha=s.alpha,
-        seed=s.seed, batch_tokens=s.batch_tokens, text="none", formats=1, room=False,
-        dtype="auto", tuned_revision=_revision(job, run), device=s.device,
-        attn_implementation=s.attn_implementation, store=store_folder(s),
-        trust_remote_code=s.trust_remote_code,
+    settings = _comparing(
+        job, job.loaded, _tuned(job, run), tasks, out=job.out / f"compare-{run.name}", margin=_margin(job),
+        dtype="auto", revision=None, tuned_revision=_revision(job, run),
     )  # fmt: skip
     return compared(settings, job.progress, job.tokenizer, job.asked)
+
+
+def _comparing(job: TuneJob, base: Any, tuned: Any, tasks: list[Task], **own: Any) -> CompareSettings:
+    """Settings of a comparison of what was trained: the tune's own, but for what is given here."""
+    s = job.settings
+    shared = s.shared(MeasureOptions, ModelOptions) | {"tasks": tasks, "store": s.store_folder}
+    return CompareSettings(base, tuned, **{**shared, "text": "none", "formats": 1, "room": False, **own})
 
 
 def _margin(job: TuneJob) -> float:
@@ -174,13 +173,10 @@ def _tuned(job: TuneJob, run: TuneRun) -> Any:
 def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Against, ...]:
     """The protected tune against the plain one, on rows that both comparisons have stored."""
     s = job.settings
-    settings = CompareSettings(
-        _tuned(job, runs[1]), _tuned(job, runs[0]), tasks=tuple(tasks), limit=s.limit, margin=s.max_drop, alpha=s.alpha,  # type: ignore[arg-type]
-        seed=s.seed, batch_tokens=s.batch_tokens, text="none",
-        formats=1, room=False, revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
+    settings = _comparing(
+        job, _tuned(job, runs[1]), _tuned(job, runs[0]), tasks, margin=s.max_drop,
         dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
-        device=s.device, attn_implementation=s.attn_implementation, store=store_folder(s),
-        trust_remote_code=s.trust_remote_code,
+        revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
     )  # fmt: skip
     found = compared(settings, job.progress, job.tokenizer, job.asked)
     return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)

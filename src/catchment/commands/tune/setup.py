@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from catchment.commands.tune.job import TuneJob, parse_pairs
+from catchment.commands.tune.job import TuneJob
 from catchment.errors import CatchmentError, InputError
 from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning, WiSEFT
+from catchment.options import parse_pairs
 from catchment.training import Collator, Replay
 from catchment.workflows import distributed
 

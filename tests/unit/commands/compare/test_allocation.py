@@ -9,8 +9,9 @@ import pytest
 from catchment.capabilities import Item, Task
 from catchment.commands.compare.allocation import Plan, allocate, edges, first_plan, hopeless
 from catchment.commands.compare.recover import Candidate, choose
+from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import InputError
-from catchment.settings import CompareSettings, parse_seconds, read_config
+from catchment.options import parse_seconds, read_config
 from catchment.statistics import expected_half_width
 
 

@@ -17,10 +17,11 @@ from catchment.capabilities import Format, Item, Task
 from catchment.capabilities.evaluate import Prepared
 from catchment.commands.scan import job as scan_job
 from catchment.commands.scan.job import RESERVE, Clock, scan_tasks, split, unit_scales
+from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import InputError
 from catchment.landscape import Design, Ground
+from catchment.options import read_config
 from catchment.records import Panel, Row, Ruler
-from catchment.settings import ScanSettings, read_config
 from catchment.statistics import ladder
 
 ITEMS = tuple(Item(f"{k}?", ("a", "b"), k % 2, id=f"i{k}") for k in range(40))

@@ -11,12 +11,13 @@ import pytest
 from transformers import TrainingArguments
 
 from catchment.capabilities import Task
-from catchment.commands.tune.job import GUARD, PILOT, make_method, open_tune, own_task, parse_pairs, settings_told
+from catchment.commands.tune.job import GUARD, PILOT, make_method, open_tune, own_task, settings_told
+from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import make_trainer, protected_method, training_arguments
 from catchment.errors import InputError
 from catchment.measuring import Progress
 from catchment.methods import METHODS, SIFT, LoRA
-from catchment.settings import TuneSettings
+from catchment.options import parse_pairs
 from catchment.workflows import distributed
 from tests import tiny
 

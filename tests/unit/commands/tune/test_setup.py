@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from catchment.commands.tune.job import _fingerprint, parse_pairs, settings_told
+from catchment.commands.tune.job import _fingerprint, settings_told
 from catchment.commands.tune.protect import _replayed, make_replay, watch_of
+from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import try_set_up
 from catchment.errors import InputError
 from catchment.methods import SIFT
 from catchment.models import weights_hash
-from catchment.settings import TuneSettings
+from catchment.options import parse_pairs
 from tests import tiny
 from tests.unit.commands.tune.test_job import SUMS, opened, preferred
 
