@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import pydantic.dataclasses
 from pydantic import (
@@ -127,7 +127,8 @@ SHARE = Check("{option} {value}: expected a fraction between 0 and 1, e.g. 0.02 
 NAMES = Check("{name} {value!r}: expected names, e.g. recall, or files.", _all_named)
 FILLED = Check("{name} is empty: expected at least one, e.g. 'default'.", bool)
 COMMAS = "On the command line commas part the names, too."
-"""Annotation of a list of names."""
+SECONDS = "In a YAML file a number is a number of seconds."
+"""Annotations of lists of names and of times; see :func:`marked`."""
 
 Object = Annotated[str, SkipValidation]
 """A text, or in Python the object that it names: a model, a device ...; checked where it is used."""
@@ -141,8 +142,13 @@ Integer = Annotated[int, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1), WHOLE]
 Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Share = Annotated[Real, Field(gt=0, lt=1), SHARE]
-Duration = Annotated[str, PlainValidator(_timed)]
+Duration = Annotated[str, PlainValidator(_timed), SECONDS]
 """A time such as 4m; in Python also a number of seconds."""
+
+
+def marked(hint: Any, mark: str) -> bool:
+    """Whether a type, or a part of it, has this annotation."""
+    return any(part == mark or marked(part, mark) for part in get_args(hint))
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -335,6 +341,9 @@ class OutputOptions(Options):
         dry_run: Print the plan and stop.
     """
 
+    shown: ClassVar[str] = "the table"
+    """What a person sees of the record in the terminal, and ``--json`` prints it instead of."""
+
     out: Path | None = None
     store: Path | None = None
     dry_run: bool = False
@@ -378,17 +387,22 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         raise InputError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{where} holds a {type(content).__name__}; expected `key: value` lines.")
-    types = get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    types, marks = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name not in types:
-            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(name, types)}")
-        given = (value,) if isinstance(value, str) and types[name] == tuple[str, ...] else value
+        if name not in names:
+            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(name, names)}")
+        if isinstance(value, str) and types[name] == tuple[str, ...]:
+            value = (value,)
+        if value is not None and marked(marks[name], SECONDS):
+            value = str(value)
         try:
-            values[name] = TypeAdapter(types[name], config={"coerce_numbers_to_str": True}).validate_python(given)
+            values[name] = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
-            raise InputError(f"{where}: {key} is {value!r}; expected {expected(error)}.") from error
+            said = error.errors()[0]["msg"]
+            raise InputError(f"{where}: {key} is {value!r}; {said[0].lower()}{said[1:]}.") from error
     return values
 
 

@@ -21,7 +21,7 @@ from catchment.commands.compare.settings import CompareSettings
 from catchment.commands.scan.settings import ScanSettings
 from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import CatchmentError, InputError, did_you_mean
-from catchment.options import COMMAS, Options, read_config
+from catchment.options import COMMAS, Options, marked, read_config
 
 if TYPE_CHECKING:
     from catchment.commands.compare.record import Comparison
@@ -101,15 +101,15 @@ def _parse(kind: type[Options], verb: str, arguments: list[str]) -> Any:
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
     )
     hints = get_type_hints(kind, include_extras=True)
-    lists = {name: _split(getattr(found, name)) for name in hints if COMMAS in getattr(hints[name], "__metadata__", ())}
+    lists = {name: _split(getattr(found, name)) for name in hints if marked(hints[name], COMMAS)}
     return dataclasses.replace(found, **lists)
 
 
-def command_of(kind: type[Options]) -> Any:
+def command_of(kind: Any) -> Any:
     """A dataclass of what a command line may say: all settings, the command's own first, and ``--json`` and
     ``--config``. Values are checked when they become settings: an error in here the parser would draw in a frame."""
     fields, types, told = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind), texts(kind)
-    names = [name for cls in kind.__mro__ for name in inspect.get_annotations(cls)]
+    names = [name for cls in kind.__mro__ for name in inspect.get_annotations(cls) if name in fields]
     rows: list[Any] = []
     for name in dict.fromkeys(names):
         marks = [tyro.conf.arg(help=told[name])]
@@ -117,7 +117,7 @@ def command_of(kind: type[Options]) -> Any:
             marks = [tyro.conf.arg(help=told[name], metavar=name.upper()), tyro.conf.Positional]
         rows.append((name, Annotated[types[name], *marks], dataclasses.field(default=fields[name].default)))
     for name, given, text in (
-        ("json", bool, "Print the record as JSON instead of the table."),
+        ("json", bool, f"Print the record as JSON instead of {kind.shown}."),
         ("config", Path | None, "YAML file of settings; the command line wins."),
     ):
         default = False if given is bool else None

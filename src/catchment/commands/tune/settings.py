@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -88,6 +88,8 @@ class TuneSettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, HeadO
         store: Folder of measured rows, shared with comparisons. Default: in the cache folder.
         dry_run: Print what would be trained, and its cost, and stop.
     """
+
+    shown: ClassVar[str] = "the tables"
 
     base: Object = field(kw_only=False)
     data: Object = field(default="", kw_only=False)
