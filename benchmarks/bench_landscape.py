@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from landscape_facts import EVERY
+from landscape_models import REACH, config
 from landscape_peers import OWN, TOOLS
-from landscape_probe import DIRECTIONS, EVERY, REACH, STEPS, config
+from landscape_probe import DIRECTIONS, STEPS
 
 ROOT = Path(__file__).parents[1]
 JOBS = ("cost", "memory", "facts")
