@@ -25,6 +25,7 @@ import sift_data as data
 import sift_encoder
 import sift_flat
 import sift_tables as tables
+import sift_words
 import torch
 from sift_cells import Bench, Cell
 
@@ -123,8 +124,8 @@ def main() -> None:
             continue
         print(cell.name, flush=True)
         measure(cell, bench, args.cells, done)
-        tables.write(cells, kept(args.cells, cells), args.out)
-    tables.write(cells, kept(args.cells, cells), args.out)
+        sift_words.write(cells, kept(args.cells, cells), args.out)
+    sift_words.write(cells, kept(args.cells, cells), args.out)
     print((args.out / f"{tables.name()}.md").read_text("utf-8"))
 
 

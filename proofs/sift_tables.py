@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sift_words as words
 import torch
 
-from catchment.runs import write_atomic
 from catchment.statistics import decide, paired_interval, unbounded_paired_interval
 
 Found = dict[str, Any]
@@ -155,10 +152,3 @@ def expanded(value: Any) -> Any:
     if isinstance(value, str) and len(value) > 30 and set(value) <= {"0", "1"}:
         return [int(digit) for digit in value]
     return value
-
-
-def write(cells: Sequence[Any], done: Done, out: Path) -> None:
-    """``sift-<date>.json`` and ``.md``."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / f"{name()}.json", json.dumps(result(cells, done), indent=1, ensure_ascii=False) + "\n")
-    write_atomic(out / f"{name()}.md", words.markdown(cells, done))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import sift_tables as tables
+
+from catchment.runs import write_atomic
 
 Found = dict[str, Any]
 Done = Mapping[str, Found]
@@ -27,6 +31,15 @@ set to a third of those of stories15M or less, and Alpaca is put in the chat tem
 Gains: mean over seeds (smallest to largest); intervals in brackets are 95% over items, of the mean over \
 seeds, and say nothing about other seeds. Verdicts: one per seed, margin 0.02, simultaneous over the tasks.
 """
+
+
+def write(cells: Sequence[Any], done: Done, out: Path) -> None:
+    """``sift-<date>.json`` and ``.md``."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(
+        out / f"{tables.name()}.json", json.dumps(tables.result(cells, done), indent=1, ensure_ascii=False) + "\n"
+    )
+    write_atomic(out / f"{tables.name()}.md", markdown(cells, done))
 
 
 def markdown(cells: Sequence[Any], done: Done) -> str:
