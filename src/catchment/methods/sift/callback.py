@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from catchment.errors import InputError
+from catchment.methods.protocol import Tuning
 
-if TYPE_CHECKING:
-    from catchment.methods.sift.core import Sift
+
+class Rereading(Tuning, Protocol):
+    """A tuning that keeps copies of what it trains; the weights themselves may be replaced by others."""
+
+    def read(self) -> None:
+        """Take the weights as they stand into the copies."""
 
 
 class SiftCallback(TrainerCallback):
@@ -24,7 +29,7 @@ class SiftCallback(TrainerCallback):
         InputError: At the start: another optimizer, or weights that accelerate would flatten or cut up itself.
     """
 
-    def __init__(self, sift: Sift) -> None:
+    def __init__(self, sift: Rereading) -> None:
         self.sift = sift
         self.norm: float | None = None
 
@@ -38,7 +43,8 @@ class SiftCallback(TrainerCallback):
             )
         optimizer = kwargs.get("optimizer")
         inner = getattr(optimizer, "optimizer", optimizer)
-        if inner is None or not any(p is self.sift.values for g in inner.param_groups for p in g["params"]):
+        own = {id(p) for p in self.sift.parameters()}
+        if inner is None or not any(id(p) in own for g in inner.param_groups for p in g["params"]):
             raise InputError("the trainer has another optimizer; expected Trainer(..., **sift.for_trainer(lr=...)).")
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError, did_you_mean, finish
 from catchment.methods.sift import files, sharing
+from catchment.methods.sift.callback import SiftCallback
 from catchment.methods.sift.choice import Choice
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
 from catchment.methods.targets import ALL_LINEAR, as_names, claim, refuse_fsdp1, release, target_weights
-from catchment.models import ModelLayout, named_weights
+from catchment.models import ModelLayout, named_weights, weights_hash
 
 DECAYS = ("zero", "base")
 _SILENT = 3
@@ -203,8 +204,6 @@ class Sift:
 
     def for_trainer(self, factory: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW, **options: Any) -> dict:
         """``optimizers`` and ``callbacks`` for ``transformers.Trainer``, TRL's trainers and what derives from them."""
-        from catchment.methods.sift.callback import SiftCallback
-
         return {"optimizers": (self.optimizer(factory, **options), None), "callbacks": [SiftCallback(self)]}
 
     def clip_grad_norm_(self, max_norm: float) -> Tensor:
@@ -311,7 +310,10 @@ class Sift:
         Raises:
             ModelError: Nothing was chosen yet.
         """
-        return files.save(self, Path(folder), base_hash, dict(recipe or {}))
+        if not self.ready:
+            raise ModelError("nothing to save: the entries are chosen by the first gradients, and none came yet.")
+        told = {"method": "sift", **self.settings, **(recipe or {})}
+        return files.save(self._flat, Path(folder), base_hash or self._hash_of_base(), told)
 
     def load_pretrained(self, folder: str | Path) -> None:
         """Take up a saved move: its entries are those that train from here on.
@@ -319,11 +321,24 @@ class Sift:
         Raises:
             ModelError: It was made for another base, or moves weights that are no targets.
         """
-        files.load(self, Path(folder))
+        if self.sharded:
+            raise ModelError(
+                "an increment is taken up before fully_shard: apply it to the model, or load the state_dict."
+            )
+        increment = files.read(Path(folder))
+        increment.verify(self._hash_of_base())
+        files.load(increment, self._flat, self._choice)
+
+    def _hash_of_base(self) -> str:
+        """The base stays what it is: hashed once."""
+        if self._base_hash is None:
+            with self.unmerged() as base:
+                self._base_hash = weights_hash(base)
+        return self._base_hash
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed tuning needs beside the optimizer's moments; tensors, numbers and text."""
-        return files.state(self)
+        return files.state(self._flat, self._choice)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up :meth:`state_dict`, whether the model has the base's weights or the tuned ones.
@@ -331,7 +346,7 @@ class Sift:
         Raises:
             ModelError: It is of another model or of other targets.
         """
-        files.load_state(self, state)
+        files.load_state(self._flat, self._choice, state)
 
     # ---- hooks ----------------------------------------------------------------------------------------------------
 

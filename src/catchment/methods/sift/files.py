@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,46 +12,32 @@ from torch import Tensor
 
 from catchment.errors import ModelError
 from catchment.methods.sift import sharing
-from catchment.models import Increment, weights_hash, write_increment
+from catchment.methods.sift.choice import Choice
+from catchment.methods.sift.layout import Flat, Target
+from catchment.models import Increment, write_increment
 from catchment.runs import make_folder
-
-if TYPE_CHECKING:
-    from catchment.methods.sift.core import Sift
 
 FILE = "increment.safetensors"
 FORMAT = 1
 Entry = tuple[str, tuple[int, ...], Tensor, Tensor]
 
 
-def save(sift: Sift, folder: Path, base_hash: str | None, recipe: dict[str, Any]) -> Path:
-    """Write the increment of a tuning; returns the folder."""
-    if not sift.ready:
-        raise ModelError("nothing to save: the entries are chosen by the first gradients, and none came yet.")
-    base_hash = base_hash or _base_hash(sift)
+def save(flat: Flat, folder: Path, base_hash: str, recipe: Mapping[str, Any]) -> Path:
+    """Write the chosen entries' values as an increment; returns the folder."""
     entries = [
-        (t.name, t.shape, t.index.long().cpu() + t.offset, part.detach().to(sift.base.dtype).cpu())
-        for t, part in sift._flat.parts(sift.values)
+        (t.name, t.shape, t.index.long().cpu() + t.offset, part.detach().to(flat.base.dtype).cpu())
+        for t, part in flat.parts(flat.values)
         if t.index is not None
     ]
-    first = True
-    if sift.sharded:
+    sharded = sharing.is_sharded(flat.targets)
+    if sharded:
         entries = _joined(sharing.gather(entries))
-        first = dist.get_rank() == 0
-    if first:
+    if not sharded or dist.get_rank() == 0:
         make_folder(folder)
-        told = {"method": "sift", **sift.settings, **recipe}
-        write_increment(folder / FILE, entries, base_hash=base_hash, recipe=told)
-    if sift.sharded:
+        write_increment(folder / FILE, entries, base_hash=base_hash, recipe=dict(recipe))
+    if sharded:
         dist.barrier()
     return folder
-
-
-def _base_hash(sift: Sift) -> str:
-    """Of the base, which stays what it is: hashed once."""
-    if sift._base_hash is None:
-        with sift.unmerged() as base:
-            sift._base_hash = weights_hash(base)
-    return sift._base_hash
 
 
 def _joined(parts: list[list[Entry]]) -> list[Entry]:
@@ -64,55 +50,56 @@ def _joined(parts: list[list[Entry]]) -> list[Entry]:
     return joined
 
 
-def load(sift: Sift, folder: Path) -> None:
-    """Take up an increment; see :meth:`Sift.load_pretrained`."""
-    if sift.sharded:
-        raise ModelError("an increment is taken up before fully_shard: apply it to the model, or load the state_dict.")
-    increment = Increment.read(folder / FILE if folder.is_dir() else folder)
-    increment.verify(_base_hash(sift))
+def read(folder: Path) -> Increment:
+    """The increment in a folder, or the file itself."""
+    return Increment.read(folder / FILE if folder.is_dir() else folder)
+
+
+def load(increment: Increment, flat: Flat, choice: Choice) -> None:
+    """Take up an increment of this base; see :meth:`Sift.load_pretrained`."""
     moved = increment.support()
-    names = {target.name for target in sift.targets}
+    names = {target.name for target in flat.targets}
     foreign = next((name for name in moved if name not in names), None)
     if foreign is not None:
         raise ModelError(f"{increment.path} moves {foreign!r}, which is no target; add it to target_modules.")
-    for target in sift.targets:
+    for target in flat.targets:
         if target.dense and len(moved.get(target.name, ())) != target.parameter.numel():
             raise ModelError(f"{increment.path} does not hold all of {target.name!r}; leave it out of modules_to_save.")
-    sift._flat.write(sift.base)
-    sift._choice.settle({t.name: moved[t.name] for t in sift.targets if t.name in moved and not t.dense})
+    flat.write(flat.base)
+    choice.settle({t.name: moved[t.name] for t in flat.targets if t.name in moved and not t.dense})
     with torch.no_grad():
-        for target, part in sift._flat.parts(sift.values):
+        for target, part in flat.parts(flat.values):
             part.copy_(increment.values[target.name])
-    sift._flat.write(sift.values)
+    flat.write(flat.values)
 
 
-def state(sift: Sift) -> dict[str, Any]:
+def state(flat: Flat, choice: Choice) -> dict[str, Any]:
     """See :meth:`Sift.state_dict`. ``chosen`` says of which targets the slots are in use."""
-    targets = sift.targets
+    targets = flat.targets
     return {
         "format": FORMAT,
         "names": [t.name for t in targets],
         "counts": [t.count for t in targets],
         "chosen": [t.index is not None for t in targets],
         "index": torch.cat([t.index for t in targets if t.index is not None] or [torch.zeros(0, dtype=torch.int32)]),
-        "values": sift.values.detach().clone(),
-        "base": sift.base.clone(),
-        "settled": sift._choice.settled,
-        "steps": sift._choice.steps,
-        "passes": sift._choice.passes,
+        "values": flat.values.detach().clone(),
+        "base": flat.base.clone(),
+        "settled": choice.settled,
+        "steps": choice.steps,
+        "passes": choice.passes,
         "waiting": {t.name: [t.scores, t.total] for t in targets if t.total is not None},
     }
 
 
-def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
+def load_state(flat: Flat, choice: Choice, found: Mapping[str, Any]) -> None:
     """See :meth:`Sift.load_state_dict`."""
-    targets = sift.targets
+    targets = flat.targets
     names = [t.name for t in targets]
     if found.get("format") != FORMAT or found.get("names") != names:
         other = next((n for n in found.get("names", ()) if n not in names), None)
         what = f"; it has {other!r}, which is no target here" if other else ""
         raise ModelError(f"the saved tuning is not of these {len(names)} targets{what}. Use the settings it had.")
-    flat, counts = sift._flat, dict(zip(names, found["counts"], strict=True))
+    counts = dict(zip(names, found["counts"], strict=True))
     total = sum(counts.values())
     if not total == found["values"].numel() == found["base"].numel() or found["base"].dtype != flat.base.dtype:
         raise ModelError(
@@ -120,7 +107,7 @@ def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
             f"{flat.values.numel()} in {flat.base.dtype}; load the base it began with, in its dtype."
         )
     flat.write(flat.base)
-    indices = _checked_indices(sift, found, counts)
+    indices = _checked_indices(targets, found, counts)
     flat.lay_out(counts)
     for target in targets:
         index = indices.get(target.name)
@@ -131,17 +118,16 @@ def load_state(sift: Sift, found: Mapping[str, Any]) -> None:
         target.total = None if gradients is None else gradients.to(device)
     flat.values.data.copy_(found["values"])
     flat.base.copy_(found["base"])
-    choice = sift._choice
     choice.settled, choice.steps = bool(found["settled"]), int(found["steps"])
     choice.passes = choice.counted = int(found["passes"])
     flat.write(flat.values)
 
 
-def _checked_indices(sift: Sift, found: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Tensor]:
+def _checked_indices(targets: list[Target], found: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Tensor]:
     """The saved indices per target, when the weights at them are those of the saved base, or the tuned ones."""
     indices: dict[str, Tensor] = {}
     at = start = 0
-    for target, chosen in zip(sift.targets, found["chosen"], strict=True):
+    for target, chosen in zip(targets, found["chosen"], strict=True):
         count, local = counts[target.name], target.local
         if chosen:
             index = found["index"][at : at + count].to(local.device)
