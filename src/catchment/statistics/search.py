@@ -94,7 +94,9 @@ def next_near(
     statement; it must not come from units that are used to decide. ``None``: :func:`next_node` from the start.
 
     >>> rungs = ladder(0.01, 1.28, 8)
-    >>> next_near({}, rungs, 1, guess=0.09), next_near({0.16: "outside"}, rungs, 1, guess=0.09)
+    >>> first = next_near({}, rungs, 1, guess=0.09)
+    >>> second = next_near({first: "outside"}, rungs, 1, guess=0.09)
+    >>> round(first, 4), round(second, 4)
     (0.16, 0.04)
     """
     rungs = _rising(ladder)

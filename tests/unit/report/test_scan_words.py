@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import doctest
 import math
 from dataclasses import replace
 
 import pytest
 
 from catchment.records import Basin, Interval, Node, Outcome, Panel, Ruler
-from catchment.report import scan_figures, scan_page, scan_sentence, scan_words
+from catchment.report import scan_sentence, scan_words
 from tests.samples import sample_scan, subspace_card, worst_case
 
 WHERE = subspace_card(rms=7.0, ruler=Ruler(0.1, "matrices", 1.0))
@@ -21,12 +20,6 @@ def made(task: str, low: float, high: float | None, undecided: tuple[float, ...]
     nodes += [node(low, "inside")] * (low > 0) + [node(high or 0.0, "outside")] * (high is not None)
     basin = Basin(task, 0.8, 0.0, 0.08, low, high, None, tuple(nodes), "no", 0.975, "items", 480, 9000)
     return replace(basin, **changes)
-
-
-@pytest.mark.parametrize("module", [scan_words, scan_figures, scan_page])
-def test_the_examples_in_the_docstrings_hold(module):
-    assert doctest.testmod(module).failed == 0
-    assert doctest.testmod(module).attempted > 0
 
 
 def test_only_disjoint_brackets_rank():

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import doctest
 from dataclasses import replace
 
 import pytest
 
 from catchment.errors import InputError
 from catchment.records import Interval, TaskResult, Verdict
-from catchment.report import figures, headline_label, page, verdict_sentence, words
+from catchment.report import headline_label, verdict_sentence, words
 from tests.samples import sample_comparison, task_result
 
 
@@ -24,12 +23,6 @@ KEPT = task("language", "kept")
 OPEN = task("format", "undecided", (-0.01, -0.05, 0.03), decide_n=1250)
 BLIND = task("refusal", "not measurable")
 FEW = task("code", "not measurable", note="too few items")
-
-
-@pytest.mark.parametrize("module", [words, figures, page])
-def test_the_examples_in_the_docstrings_hold(module):
-    assert doctest.testmod(module).failed == 0
-    assert doctest.testmod(module).attempted > 0
 
 
 @pytest.mark.parametrize(
