@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import transformers as tf
 
 import catchment
-from catchment.capabilities import Item, Pace, Task
+from catchment.capabilities import Item, Pace, Task, scorers
 from catchment.cli.verbs import parse_compare, run
 from catchment.commands.compare import prices as timing
 from catchment.commands.compare import rounds
@@ -172,6 +173,28 @@ def test_adapter_and_recover(folder: Path, tmp_path: Path) -> None:
     both = catchment.compare(tuned, str(folder / "tuned"), recover=tmp_path / "two", **options)
     assert both.recovered is not None
     assert (tmp_path / "two" / "model.safetensors").is_file()
+
+
+def test_a_candidate_with_outputs_that_are_not_finite(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The item counts as 0 for the candidates, base and tuned being whole, and notes say where."""
+    task, asked, score = make_task(), Counter[str](), scorers.score_choice
+    choosing, judging = ([i.id for i in half] for half in halves(task, dict.fromkeys(i.id for i in task.items), 0))  # type: ignore[arg-type]
+
+    def spoiled(encoded: Any, logprobs: Any, scorer: str) -> Any:
+        asked[encoded.item.id] += 1
+        sick = encoded.item.id in (choosing[0], judging[0]) and asked[encoded.item.id] > 2
+        return score(encoded, [float("nan")] * len(logprobs) if sick else logprobs, scorer)
+
+    monkeypatch.setattr(scorers, "score_choice", spoiled)
+    comparison = compare(folder, tasks=[task], recover=tmp_path / "out", formats=1, room=False)
+    assert comparison.recovered is not None
+    notes = [w for w in comparison.warnings if "not finite" in w]
+    share = f"1 of {len(choosing)} outputs are not finite; they count as 0"
+    assert sum(share in note and "items to choose on" in note for note in notes) == 6
+    assert f"items to judge on: 1 of {len(judging)} outputs are not finite" in notes[-1]
+    assert comparison.recovered.tasks[0].n == len(judging)
 
 
 def test_recover_is_refused_before_anything_is_measured(folder: Path, tmp_path: Path, home: Path) -> None:

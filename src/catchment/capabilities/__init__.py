@@ -11,25 +11,21 @@ from catchment.capabilities import gates
 from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.engine import Engine, context_length
-from catchment.capabilities.evaluate import (
+from catchment.capabilities.evaluate import evaluate, make_engine
+from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
+from catchment.capabilities.order import sample, seeded_halves, seeded_order
+from catchment.capabilities.prepared import (
     AllTooLongError,
-    OnRows,
     Prepared,
-    Scores,
     Work,
     cost_tokens,
-    evaluate,
     format_of,
-    make_engine,
     prepare,
-    run,
-    sample,
-    settle_path,
     workload,
 )
-from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
-from catchment.capabilities.order import seeded_halves, seeded_order
 from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
+from catchment.capabilities.rows import NON_FINITE, non_finite_note, run, settle_path
+from catchment.capabilities.scores import OnRows, Scores
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
 from catchment.capabilities.tasks import (
@@ -50,6 +46,7 @@ __all__ = [
     "CONTINUE",
     "DATE",
     "GENERATED_SCORERS",
+    "NON_FINITE",
     "SCORERS",
     "AllTooLongError",
     "DoubleKeyError",
@@ -80,6 +77,7 @@ __all__ = [
     "make_engine",
     "measure_pace",
     "measure_speed",
+    "non_finite_note",
     "packs",
     "parse_table",
     "prepare",

@@ -16,20 +16,14 @@ from torch import Tensor
 
 from catchment.capabilities import engine as engines
 from catchment.capabilities import gates, scorers, speed
-from catchment.capabilities.engine import Answer, Engine, Prefix
-from catchment.capabilities.evaluate import (
-    OnRows,
-    Prepared,
-    Scores,
-    batches,
-    cost_tokens,
-    make_engine,
-    prepare,
-    sample,
-    settle_path,
-    unwrap,
-)
+from catchment.capabilities.engine import Engine, Prefix
+from catchment.capabilities.evaluate import conditions, make_engine, unwrap
+from catchment.capabilities.generation import Answer, generate
+from catchment.capabilities.order import sample
+from catchment.capabilities.prepared import Prepared, batches, cost_tokens, prepare
 from catchment.capabilities.prompts import Encoded, PromptOptions
+from catchment.capabilities.rows import settle_path
+from catchment.capabilities.scores import OnRows, Scores
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, TaskError
 from catchment.models import without_trace
@@ -108,17 +102,8 @@ def agreement(
         warnings.append(f"{len(prepared.dropped)} prompts longer than the context were left out")
     note = asked.note_for(base_tokenizer, task)
     warnings += [note] if note else []
-    conditions = {
-        "format": prepared.form.name,
-        "chat_template": asked.chat_template,
-        "system": asked.system_for(task),
-        "batch_tokens": one.batch_tokens,
-        "packed": one.packed,
-        "shared_prefix": prepared.prefix,
-        "seed": seed,
-        "limit": limit,
-    }
-    return Scores(task.name, prepared.form.name, rows, 0.0, conditions, (*warnings, *one.notes))
+    under = conditions(one, prepared, asked, seed, limit)
+    return Scores(task.name, prepared.form.name, rows, 0.0, under, (*warnings, *one.notes))
 
 
 def _task_of(prompts: Sequence[str], max_new_tokens: int) -> Task:
@@ -195,7 +180,9 @@ def check_same_vocabulary(base: Engine, tuned: Engine, prepared: Prepared) -> No
 
 def _score_batch(base: Engine, tuned: Engine, prefix: Prefix, task: Task, batch: list[Encoded]) -> list[Row]:
     prompts = [e.prompt for e in batch]
-    answers = engines.generate(base, prefix, prompts, max_new_tokens=task.max_new_tokens, stop=task.stop)
+    answers = generate(base, prefix, prompts, max_new_tokens=task.max_new_tokens, stop=task.stop)
+    for e, answer in zip(batch, answers, strict=True):
+        scorers.check_generated(e.item, answer.finite)
     rows = []
     for at, size in _parts(base, prompts, answers):
         rows += _compare(base, tuned, batch[at : at + size], answers[at : at + size])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from catchment.capabilities import engine as engines
 from catchment.capabilities import gates
 from catchment.capabilities.scorers import check_finite
+from catchment.capabilities.scores import OnRows, Scores
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError
 from catchment.models import without_trace
@@ -25,9 +26,9 @@ def evaluate(
     task: Task,
     items: Sequence[Item],
     *,
-    on_rows: Callable[[list[Row], int], None] | None = None,
+    on_rows: OnRows | None = None,
     done: Collection[str] = (),
-) -> Any:
+) -> Scores:
     """Score a classifier. Text: ``item.prompt`` (and ``item.meta["pair"]``); images: the path in ``item.prompt`` or an
     array in ``item.meta["image"]``. The companion is the softmax probability of the label.
 
@@ -40,8 +41,6 @@ def evaluate(
         GateError: a text longer than the model takes.
         InputError: no tokenizer or image processor.
     """
-    from catchment.capabilities.evaluate import Scores
-
     classes = _classes(model, processor, task, items)
     names = getattr(model.config, "id2label", None) or {}
     images = _takes_images(processor)

@@ -87,10 +87,11 @@ class Prefix:
 @dataclass
 class Packed:
     """What one packed forward pass leaves: log-probabilities of the answers [row][answer], the greedy next token
-    of each prompt, and what decoding needs to go on."""
+    of each prompt with whether its logit is finite, and what decoding needs to go on."""
 
     logprobs: list[list[float]]
     next_ids: Tensor
+    finite: Tensor
     cache: Any
     visible: Tensor
     positions: Tensor
@@ -198,7 +199,7 @@ def _layout(engine: Engine, prefix: Prefix, prompts: Sequence[Ids], answers: Seq
     return _Layout(ids, branch, positions, lengths, width, sources)
 
 
-def _float_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def float_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
@@ -211,6 +212,13 @@ def _token_logprobs(logits: Tensor, targets: Tensor, block: int = 512) -> list[f
         picked = part.gather(1, targets[at : at + block, None])[:, 0]
         values += (picked - part.logsumexp(dim=1)).tolist()
     return values
+
+
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The token of the largest logit in each row [rows, vocabulary], and whether that logit is finite: NaN counts as
+    the largest, and tokens that a model rules out with minus infinity are not chosen."""
+    ids = logits.argmax(-1)
+    return ids, logits.gather(-1, ids[:, None])[:, 0].isfinite()
 
 
 def last_logits(engine: Engine, keep: int, cache: Any = None, **inputs: Any) -> tuple[Tensor, Any]:
@@ -254,7 +262,7 @@ def packed_forward(
         engine,
         size - layout.width + 1,
         input_ids=layout.ids.to(device),
-        attention_mask=_float_mask(allowed[:, None], engine.dtype),
+        attention_mask=float_mask(allowed[:, None], engine.dtype),
         position_ids=layout.positions.to(device),
         cache=expanded(prefix.cache, rows) if prefix.length else None,
         use_cache=keep_cache or prefix.length > 0,
@@ -268,7 +276,8 @@ def packed_forward(
     visible = branch == 0
     if prefix.length:
         visible = torch.cat([visible.new_ones(rows, prefix.length), visible], dim=1)
-    return Packed(logprobs, logits[:, 0].argmax(-1), cache if keep_cache else None, visible, layout.lengths.to(device))
+    kept = cache if keep_cache else None
+    return Packed(logprobs, *greedy(logits[:, 0]), kept, visible, layout.lengths.to(device))
 
 
 def plain_logprobs(engine: Engine, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[list[float]]:
@@ -302,148 +311,3 @@ def answer_logprobs(
     if engine.packed:
         return packed_forward(engine, prefix, prompts, answers).logprobs
     return plain_logprobs(engine, prompts, answers)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer.
-
-    Attributes:
-        text: Up to the stop string.
-        ids: Its tokens, without an end token.
-        cut: The token limit cut it.
-        gold_logprob: Log-probability of the right answer, where one was given.
-        ended: The model ended it with an end token.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    cut: bool
-    gold_logprob: float | None = None
-    ended: bool = False
-
-
-def _stopped(text: str, stops: Sequence[str]) -> str | None:
-    """The text before the first stop string that follows a visible character; ``None`` when none did."""
-    lead = len(text) - len(text.lstrip())
-    ends = [at for s in stops if (at := text.find(s, lead)) >= 0 and text[:at].strip()]
-    return text[: min(ends)] if ends else None
-
-
-def generate(
-    engine: Engine,
-    prefix: Prefix,
-    prompts: Sequence[Ids],
-    *,
-    golds: Sequence[Sequence[Ids]] | None = None,
-    max_new_tokens: int = 32,
-    stop: Sequence[str] = (),
-) -> list[Answer]:
-    """Greedy answers. Rows that are done leave the batch; the right answer is scored in the first pass.
-
-    Args:
-        golds: per row zero or one right answer as tokens; its log-probability comes back with the answer.
-        stop: strings that end an answer, once it has a visible character.
-    """
-    golds = golds if golds is not None else [[] for _ in prompts]
-    if not engine.packed:
-        return _plain_generate(engine, prompts, golds, max_new_tokens, stop)
-    state = packed_forward(engine, prefix, prompts, golds, keep_cache=True)
-    rows = list(range(len(prompts)))
-    out: list[list[int]] = [[] for _ in prompts]
-    texts: dict[int, str] = {}
-    closed = set()
-    tokens, visible, positions, cache = state.next_ids, state.visible, state.positions, state.cache
-    for step in range(max_new_tokens):
-        alive = []
-        for k, row in enumerate(rows):
-            if row in texts:
-                continue
-            token = int(tokens[k])
-            ended = token in engine.stop_ids
-            if ended:
-                closed.add(row)
-            else:
-                out[row].append(token)
-            text = engine.tokenizer.decode(out[row], skip_special_tokens=True)
-            cut = text if ended else _stopped(text, stop)
-            if cut is not None:
-                texts[row] = cut
-            else:
-                alive.append(k)
-        if not alive or step == max_new_tokens - 1:
-            break
-        if len(alive) <= 0.7 * len(rows):
-            index = torch.tensor(alive, device=tokens.device)
-            cache.batch_select_indices(index)
-            tokens, visible, positions = tokens[index], visible[index], positions[index]
-            rows = [rows[k] for k in alive]
-        visible = torch.cat([visible, visible.new_ones(len(rows), 1)], dim=1)
-        logits, cache = last_logits(
-            engine,
-            1,
-            input_ids=tokens[:, None],
-            attention_mask=_float_mask(visible[:, None, None, :], engine.dtype),
-            position_ids=positions[:, None],
-            cache=cache,
-            use_cache=True,
-        )
-        tokens, positions = logits[:, -1].argmax(-1), positions + 1
-    decode = engine.tokenizer.decode
-    return [
-        Answer(
-            texts[i] if i in texts else decode(out[i], skip_special_tokens=True),
-            tuple(out[i]),
-            i not in texts,
-            state.logprobs[i][0] if golds[i] else None,
-            i in closed,
-        )
-        for i in range(len(prompts))
-    ]
-
-
-def _plain_generate(
-    engine: Engine, prompts: Sequence[Ids], golds: Sequence[Sequence[Ids]], max_new_tokens: int, stop: Sequence[str]
-) -> list[Answer]:
-    """Through the model's own ``generate``, one prompt at a time: any architecture, no padding to go wrong."""
-    logprobs = plain_logprobs(engine, prompts, golds)
-    answers = []
-    for i, prompt in enumerate(prompts):
-        new = greedy_tokens(engine, prompt, max_new_tokens, stop)
-        ended = bool(new) and new[-1] in engine.stop_ids
-        new = new[:-1] if ended else new
-        text = engine.tokenizer.decode(new, skip_special_tokens=True)
-        stopped = _stopped(text, stop)
-        gold = logprobs[i][0] if golds[i] else None
-        cut = not ended and stopped is None
-        answers.append(Answer(text if stopped is None else stopped, tuple(new), cut, gold, ended))
-    return answers
-
-
-def greedy_tokens(engine: Engine, prompt: Ids, max_new_tokens: int, stop: Sequence[str] = ()) -> list[int]:
-    """New tokens of one prompt, the one that ends the answer included. The model's own generation config is set
-    aside: it may hold a repetition penalty, which is not greedy decoding."""
-    from transformers import GenerationConfig
-
-    def finished(ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        engine.check()
-        text = engine.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
-        return torch.tensor([_stopped(text, stop) is not None], device=ids.device)
-
-    ids = torch.tensor([list(prompt)], device=engine.device)
-    engine.check()
-    owner, stops = engine.base, sorted(engine.stop_ids)
-    saved, owner.generation_config = owner.generation_config, GenerationConfig()
-    try:
-        output = owner.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=stops or None,
-            pad_token_id=engine.pad,
-            stopping_criteria=[finished],
-        )
-    finally:
-        owner.generation_config = saved
-    return output[0, len(prompt) :].tolist()

@@ -1,12 +1,13 @@
-"""The seeded order of items, and their split in two: every sample, part and unit of items is drawn by these."""
+"""The seeded order of items, their split in two, and samples: every part and unit of items is drawn by these."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from catchment.capabilities.tasks import Item
+from catchment.errors import InputError
 
 Named = TypeVar("Named", Item, str)
 """An item, or its id."""
@@ -40,6 +41,20 @@ def seeded_halves(items: Iterable[Named], prefix: str) -> tuple[list[Named], lis
     for item in items:
         parts[_digest(prefix, item)[0] % 2].append(item)
     return parts
+
+
+def sample(items: Sequence[Item], limit: int | None, seed: int) -> tuple[Item, ...]:
+    """A seeded random subset in the task's order; a larger limit contains every smaller one.
+
+    >>> len(sample([Item(str(i), gold="x") for i in range(10)], 4, seed=0))
+    4
+    """
+    if limit is None or limit >= len(items):
+        return tuple(items)
+    if limit < 1:
+        raise InputError(f"limit {limit}: expected at least 1 item, or None for all.")
+    chosen = {item.id for item in seeded_order(items, f"{seed}:")[:limit]}
+    return tuple(item for item in items if item.id in chosen)
 
 
 def _digest(prefix: str, item: Item | str) -> bytes:

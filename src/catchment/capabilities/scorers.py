@@ -74,10 +74,24 @@ def check_finite(item: Item, values: Sequence[float]) -> None:
         NonFiniteError: NaN or infinite values.
     """
     if not all(map(math.isfinite, values)):
-        raise NonFiniteError(
-            f"item {item.id}: the model gave the log-probabilities {list(values)}; expected finite numbers. In float16 "
-            f"large activations overflow: use dtype bfloat16 or float32. Otherwise the weights are broken."
-        )
+        raise _not_finite(item, f"the model gave the log-probabilities {list(values)}")
+
+
+def check_generated(item: Item, finite: bool) -> None:
+    """Refuse an answer whose tokens were not all chosen by finite logits.
+
+    Raises:
+        NonFiniteError: They were not.
+    """
+    if not finite:
+        raise _not_finite(item, "the largest logit of a token of the answer is NaN or infinite")
+
+
+def _not_finite(item: Item, what: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"item {item.id}: {what}; expected finite numbers. In float16 large activations overflow: use dtype bfloat16 "
+        f"or float32. Otherwise the weights are broken."
+    )
 
 
 def normalise_answer(text: str) -> str:
@@ -167,9 +181,9 @@ def score_answer(task: Task, item: Item, answer: str) -> tuple[float, tuple[str,
 
 def answer_row(task: Task, item: Item, text: str, cut: bool, gold_logprob: float | None) -> Row:
     """The row of a generated answer; the companion is the probability of the right answer where it is known."""
-    score, flags = score_answer(task, item, text)
     known = () if gold_logprob is None or expected_answer(item, task.scorer) is None else (gold_logprob,)
     check_finite(item, known)
+    score, flags = score_answer(task, item, text)
     return Row(
         item=item.id,
         score=score,

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from catchment.capabilities.engine import Engine, context_length, greedy_tokens, last_logits, supports_packing
+from catchment.capabilities.engine import Engine, context_length, last_logits, supports_packing
+from catchment.capabilities.generation import greedy_tokens
 from catchment.errors import ModelError
 from catchment.models import calls_of, without_trace
 

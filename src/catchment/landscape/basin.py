@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from catchment.capabilities import NON_FINITE
 from catchment.landscape.directions import gaussian
-from catchment.landscape.evaluator import BROKEN, Evaluator, Ground, NotStoredError, subset
+from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, subset
 from catchment.records import Basin, Interval, Node, Outcome, Profile, ProfilePoint, Row, Strict
 from catchment.statistics import (
     bracket,
@@ -387,7 +388,7 @@ def _point(field_: Field, ground: Ground, scale: float, level: float) -> Profile
 
 
 def _known(row: Row) -> bool:
-    return row.companion is not None or BROKEN in row.flags
+    return row.companion is not None or NON_FINITE in row.flags
 
 
 def place(ground: Ground) -> Place:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catchment.capabilities import Encoded, Engine, Prepared, cost_tokens, run, seeded_order, settle_path
-from catchment.errors import CatchmentError, NonFiniteError, finish
+from catchment.capabilities import NON_FINITE, Encoded, Engine, Prepared, cost_tokens, run, seeded_order, settle_path
+from catchment.errors import CatchmentError, finish
 from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
 from catchment.landscape.losses import Batch, answer_batches
@@ -23,7 +23,6 @@ from catchment.runs import Cell
 from catchment.statistics import paired_interval
 
 FLUSH_SECONDS = 2.0
-BROKEN = "non-finite"
 _JSON = "json#"  # no label begins like this, so no "label:item" is taken for it
 
 
@@ -154,7 +153,7 @@ class Evaluator:
                     found[task] = fresh | have  # a row that was kept stays as it is: batches may round otherwise
             finally:
                 self.seconds += time.perf_counter() - begin
-        self.broken += sum(BROKEN in row.flags for rows in found.values() for row in rows.values())
+        self.broken += sum(NON_FINITE in row.flags for rows in found.values() for row in rows.values())
         return found
 
     def _settle(self, tasks: Iterable[str]) -> None:
@@ -169,18 +168,8 @@ class Evaluator:
         """Rows of the model where it stands now, in the order of the items; nothing is looked up or kept."""
         ground = self.grounds[task]
         part = dataclasses.replace(ground.prepared, encoded=tuple(ground.encoded[item] for item in items))
-        rows = {row.item: row for row in self._run(part)}
+        rows = {row.item: row for row in run(self.engine, part, non_finite="isolate")}
         return {item: rows[item] for item in items}
-
-    def _run(self, part: Prepared) -> list[Row]:
-        """Rows; where outputs are not finite, which the one evaluation path refuses, a flagged 0 for that item."""
-        try:
-            return run(self.engine, part)
-        except NonFiniteError:
-            pass
-        if len(part.encoded) == 1:
-            return [Row(part.encoded[0].item.id, 0.0, "", flags=(BROKEN,))]
-        return [row for e in part.encoded for row in self._run(dataclasses.replace(part, encoded=(e,)))]
 
     def cost(self, task: str, items: Sequence[str]) -> int:
         """Tokens that evaluating these items together takes."""

@@ -24,7 +24,7 @@ class Row:
         companion: The continuous companion of the score: probability of the right choice among the choices,
             probability of the right answer (generation), or bits per byte (text). ``None`` where it has no meaning.
         flags: What a reader must know about this row: ``tie``, ``truncated``, ``cut`` (the answer hit the
-            token limit), ``incoherent``.
+            token limit), ``incoherent``, ``non-finite`` (the model's outputs for this item are no numbers).
     """
 
     item: str

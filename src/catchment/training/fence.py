@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from catchment.capabilities import PromptOptions, Task, seeded_order
+from catchment.capabilities import NON_FINITE, PromptOptions, Task, seeded_order
 from catchment.errors import InputError, ModelError
 from catchment.records import FenceLook, Row
 from catchment.runs import read_json
@@ -123,7 +124,8 @@ class Fence(TrainerCallback):
             goes on as if it had not been interrupted: one that the fence had stopped ends at once (in a plain
             ``Trainer`` after one step). A training that starts anew removes the looks of an earlier one.
         batch_tokens: Padded tokens per forward pass; measured once when ``None``.
-        score: Scores the model where it stands; by default the evaluation path of everything here.
+        score: Scores the model where it stands; by default the evaluation path of everything here, items whose
+            outputs are not finite with 0 and a warning.
 
     Attributes:
         history: Every :class:`FenceLook`, in order.
@@ -172,6 +174,7 @@ class Fence(TrainerCallback):
         self._given_score = score
         self._score: Score | None = None
         self._base: dict[str, dict[str, float]] = {}
+        self._broken: Counter[str] = Counter()
         self._chunks = {task.name: _chunked(task, seed) for task in self.tasks}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
@@ -197,6 +200,7 @@ class Fence(TrainerCallback):
             return
         self._forget(-1)
         self._base = {name: self._rows(parts) for name, parts in self._chunks.items()}
+        self._warn_broken(step)
         engine = self._score.settings if isinstance(self._score, Scorer) else {}
         self._write(BASE_FILE, {"conditions": self._conditions(), "engine": engine, "scores": self._base})
 
@@ -219,6 +223,7 @@ class Fence(TrainerCallback):
 
     def _look(self, args: Any, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
         action = self._decide(state, given.get("model"), whole) if state.is_world_process_zero else None
+        self._warn_broken(state.global_step)
         action = from_main(action, args)
         assert action is not None
         if not state.is_world_process_zero:
@@ -311,7 +316,17 @@ class Fence(TrainerCallback):
 
     def _rows(self, parts: Sequence[Task]) -> dict[str, float]:
         assert self._score is not None
-        return {row.item: row.score for part in parts for row in self._score(part)}
+        rows = [row for part in parts for row in self._score(part)]
+        self._broken[parts[0].name] += sum(NON_FINITE in row.flags for row in rows)
+        return {row.item: row.score for row in rows}
+
+    def _warn_broken(self, step: int) -> None:
+        said = [f"{count} of {name}" for name, count in self._broken.items() if count]
+        if said:
+            warnings.warn(
+                f"step {step}: outputs that are not finite ({', '.join(said)}); they count as 0", stacklevel=3
+            )
+        self._broken.clear()
 
     def _reason(self, looks: Sequence[FenceLook], state: Any) -> str | None:
         """Why the training is to stop after this pull, if it is."""

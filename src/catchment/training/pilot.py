@@ -23,7 +23,7 @@ from catchment.capabilities import (
     run,
     seeded_order,
 )
-from catchment.errors import InputError, ModelError, NonFiniteError
+from catchment.errors import InputError, ModelError
 from catchment.landscape import (
     Batch,
     Direction,
@@ -92,7 +92,7 @@ def split_items(task: Task, seed: int = 0, shares: Sequence[float] = SHARES, lea
 
 
 class Scorer:
-    """The one evaluation path, on prompts that are encoded once. Outputs that are not finite count as wrong.
+    """The one evaluation path, on prompts that are encoded once. Items whose outputs are not finite score 0.
 
     Args:
         asked: How the model is asked.
@@ -126,10 +126,7 @@ class Scorer:
         return self._prepared[key]
 
     def __call__(self, task: Task) -> list[Row]:
-        try:
-            return run(self.engine, self.prepared(task))
-        except NonFiniteError:
-            return [Row(item.id, 0.0, "", flags=("non-finite",)) for item in task.items]
+        return run(self.engine, self.prepared(task), non_finite="isolate")
 
 
 def first_direction(model: nn.Module, batches: Sequence[Batch], support: Mapping[str, Tensor] | None = None) -> Stored:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from catchment.capabilities import agreement, agreement_rows
+from catchment.capabilities import agreement, agreement_rows, prepare
 from catchment.capabilities.agreement import distances
 from catchment.capabilities.engine import Engine
-from catchment.capabilities.evaluate import prepare
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import GateError, InputError, TaskError
 from catchment.records import Row

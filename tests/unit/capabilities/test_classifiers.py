@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers as tf
 
-from catchment.capabilities.evaluate import evaluate
+from catchment.capabilities import evaluate
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import GateError, InputError, TaskError
 from catchment.records import Row

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from catchment.capabilities import Prepared, generation, make_engine, prepare, run
 from catchment.capabilities import engine as engines
 from catchment.capabilities.engine import Engine, Prefix
-from catchment.capabilities.evaluate import Prepared, make_engine, prepare, run
 from catchment.capabilities.prompts import Encoded
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import ModelError, TaskError
@@ -111,7 +111,7 @@ def test_generation_equals_the_models_own_one_at_a_time(name: str) -> None:
     engine = Engine(model, tokenizer, packed=name not in PLAIN)
     with torch.no_grad():
         prefix = engines.make_prefix(engine, prompts[0][:11])
-        found = engines.generate(engine, prefix, prompts, golds=golds, max_new_tokens=9)
+        found = generation.generate(engine, prefix, prompts, golds=golds, max_new_tokens=9)
         for prompt, gold, answer in zip(prompts, golds, found, strict=True):
             ids = torch.tensor([prompt])
             expected = model.generate(
@@ -133,11 +133,11 @@ def test_generation_stops_where_asked_and_rows_leave_the_batch(packed: bool) -> 
     prompts, _ = draw(4, items=6)
     engine = Engine(model, tokenizer, packed=packed)
     with torch.no_grad():
-        free = engines.generate(engine, Prefix(0), prompts, max_new_tokens=12)
+        free = generation.generate(engine, Prefix(0), prompts, max_new_tokens=12)
         letters = [answer.text.strip()[1:2] for answer in free]
         stops = [s for s in letters[:2] if s]
         assert stops
-        found = engines.generate(engine, Prefix(0), prompts, max_new_tokens=12, stop=stops)
+        found = generation.generate(engine, Prefix(0), prompts, max_new_tokens=12, stop=stops)
     lengths = set()
     for answer, whole in zip(found, free, strict=True):
         lengths.add(len(answer.ids))
@@ -159,7 +159,7 @@ def test_an_end_token_at_once_is_an_empty_answer() -> None:
         model.generation_config.eos_token_id = [2, first[0]]
         try:
             with torch.no_grad():
-                answer = engines.generate(engine, Prefix(0), prompts, max_new_tokens=4)[0]
+                answer = generation.generate(engine, Prefix(0), prompts, max_new_tokens=4)[0]
         finally:
             model.generation_config.eos_token_id = saved
         assert (answer.text, answer.ids, answer.cut) == ("", (), False)
@@ -193,7 +193,7 @@ def test_a_gold_answer_costs_no_second_prompt() -> None:
     prompts, answers = draw(7, items=1)
     engine = Engine(model_of("llama"), tiny.tiny_tokenizer())
     with tokens_through(engine.model) as seen, torch.no_grad():
-        engines.generate(engine, Prefix(0), prompts, golds=[answers[0][:1]], max_new_tokens=5)
+        generation.generate(engine, Prefix(0), prompts, golds=[answers[0][:1]], max_new_tokens=5)
     assert seen[0] == len(prompts[0]) + len(answers[0][0]) - 1
     assert all(n == 1 for n in seen[1:])
 
@@ -204,8 +204,8 @@ def test_the_prefix_cache_is_not_changed_by_its_use() -> None:
     with torch.no_grad():
         prefix = engines.make_prefix(engine, prompts[0][:11])
         before = [(layer.keys.clone(), layer.values.clone()) for layer in prefix.cache.layers]
-        first = engines.generate(engine, prefix, prompts, max_new_tokens=6)
-        again = engines.generate(engine, prefix, prompts, max_new_tokens=6)
+        first = generation.generate(engine, prefix, prompts, max_new_tokens=6)
+        again = generation.generate(engine, prefix, prompts, max_new_tokens=6)
     assert first == again
     for layer, (keys, values) in zip(prefix.cache.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
@@ -294,7 +294,7 @@ def test_an_adapter_is_active_on_both_paths(tokenizer: Any) -> None:
         rows = {row.item: row for row in run(engine, prepared_of(task, encoded))}
         assert engine.packed == packed
         with torch.no_grad():
-            (answer,) = engines.generate(engine, Prefix(0), prompts[:1], max_new_tokens=4)
+            (answer,) = generation.generate(engine, Prefix(0), prompts[:1], max_new_tokens=4)
         for e in encoded:
             expected = [oracle(model, e.prompt, ids) for ids in e.answers]
             assert rows[e.item.id].logprobs == pytest.approx(expected, abs=1e-4)
@@ -309,7 +309,7 @@ def test_an_adapter_is_active_on_both_paths(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize(("given", "expected"), [("a\nb", "a"), ("\n\n a\nb", "\n\n a"), (" \n", None), ("ab", None)])
 def test_a_stop_counts_after_a_visible_character(given: str, expected: str | None) -> None:
-    assert engines._stopped(given, ("\n",)) == expected
+    assert generation._stopped(given, ("\n",)) == expected
 
 
 @pytest.mark.parametrize("packed", [True, False])

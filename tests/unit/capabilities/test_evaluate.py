@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from catchment.capabilities import speed
+from catchment.capabilities import Scores, cost_tokens, evaluate, make_engine, prepare, run, sample, speed
 from catchment.capabilities.engine import Engine
-from catchment.capabilities.evaluate import Scores, batches, cost_tokens, evaluate, make_engine, prepare, run, sample
+from catchment.capabilities.prepared import batches
 from catchment.capabilities.prompts import Encoded
 from catchment.capabilities.tasks import CONTINUE, Item, Task
 from catchment.errors import InputError, ModelError, TaskError

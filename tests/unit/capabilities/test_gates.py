@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from catchment.capabilities import gates
-from catchment.capabilities.evaluate import evaluate, prepare, run
+from catchment.capabilities import evaluate, gates, prepare, run
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import GateError, TaskError
 from catchment.records import Row

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from catchment.capabilities import Item, Task
+from catchment.capabilities import CONTINUE, NON_FINITE, Item, PromptOptions, Task
 from catchment.errors import InputError, ModelError, StoreError
 from catchment.records import Row
 from catchment.training.fence import CHUNK, Fence, due, slow_down
 from catchment.training.looks import spend, verdict
+from catchment.training.pilot import Scorer
 from tests import tiny
 
 torch.set_num_threads(1)
@@ -430,3 +431,48 @@ def test_trainings_it_cannot_guard_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*folder: "):
         Loop(fenced(toy, output_dir=tmp_path / "file" / "folder"), toy).begin()
+
+
+def test_items_that_are_not_finite_are_lost_and_said() -> None:
+    """They count as 0 one by one, in the base's scores and in looks, and a warning tells how many."""
+    task = task_of(count=64)
+    broken: set[str] = {task.items[3].id}
+
+    def score(part: Task) -> list[Row]:
+        sick = {i.id: i.id in broken for i in part.items}
+        return [Row(i, float(not bad), "", flags=(NON_FINITE,) if bad else ()) for i, bad in sick.items()]
+
+    toy = Toy()
+    fence = Fence(task, move=toy, score=score, max_drop=0.5, eval_steps=1)
+    loop = Loop(fence, toy, steps=3, rate=0.0)
+    with pytest.warns(UserWarning, match=r"^step 0: outputs that are not finite \(1 of t\); they count as 0$"):
+        loop.begin()
+    broken.clear()
+    loop.step()
+    broken.update(item.id for item in task.items[:2])
+    loop.state.max_steps = 2  # the last look takes all items
+    with pytest.warns(UserWarning, match=r"^step 2: outputs that are not finite \(2 of t\); they count as 0$"):
+        loop.step()
+    assert fence.history[-1].n == 64
+    assert fence.history[-1].drop == pytest.approx((2 - 1) / 64)
+
+
+def test_a_look_by_the_scorer_loses_only_the_item_that_is_not_finite() -> None:
+    model = tiny.tiny_llama()
+    nouns = ("cat", "dog", "garden", "stone", "door", "city")
+    items = tuple(Item(f"The {noun} is", (" there", " here"), 0, id=noun) for noun in nouns)
+    said = {row.item: row.prediction for row in Scorer(model, TOKENIZER, PromptOptions(), 256)(
+        Task("t", items, "choice", CONTINUE, "continue"))}  # fmt: skip
+    items = tuple(Item(i.prompt, i.choices, i.choices.index(said[i.id]), id=i.id) for i in items)
+    task = Task("t", items, "choice", CONTINUE, "continue")
+    fence = Fence(task, move=Toy(), max_drop=0.5, eval_steps=1, tokenizer=TOKENIZER, batch_tokens=256)
+    loop = Loop(fence, Toy(), steps=1, rate=0.0)
+    loop.fence.on_train_begin(loop.args, loop.state, loop.control, model=model)
+    held = {noun: set(TOKENIZER(f"The {noun} is")["input_ids"]) for noun in nouns}
+    token = next(t for ids in held.values() for t in ids if sum(t in other for other in held.values()) == 1)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = float("nan")
+    loop.state.global_step = 1
+    with pytest.warns(UserWarning, match=r"outputs that are not finite \(1 of t\)"):
+        fence.on_step_end(loop.args, loop.state, loop.control, model=model)
+    assert fence.history[-1].drop == pytest.approx(1 / 6)

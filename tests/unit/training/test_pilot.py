@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from catchment.capabilities import CONTINUE, Item, Task, make_engine, prepare, run
+from catchment.capabilities import CONTINUE, NON_FINITE, Item, PromptOptions, Task, make_engine, prepare, run
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Stored, Subspace, accumulate_gradient, answer_batches, displaced
 from catchment.models import named_weights, weights_hash
 from catchment.records import Row
-from catchment.training.pilot import first_direction, pilot_room, split_items, steps_of_room
+from catchment.training.pilot import Scorer, first_direction, pilot_room, split_items, steps_of_room
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -73,6 +73,25 @@ def test_too_few_items_say_how_many_are_needed(shares: tuple[float, ...]) -> Non
 def test_shares_out_of_range(shares: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="expected three numbers above 0"):
         split_items(TASK, shares=shares)
+
+
+def test_a_scorer_gives_0_to_an_item_that_is_not_finite_and_to_no_other() -> None:
+    """One chunk of the fence: the others' rows are those of a model that is whole."""
+    model, task = tiny_llama(), TASK.with_items(ITEMS[:9])
+    scorer = Scorer(model, TOKENIZER, PromptOptions(), 512)
+    healthy = {row.item: row for row in scorer(task)}
+    token, victim = only_token(scorer, task)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[token] = math.nan
+    rows = {row.item: row for row in scorer(task)}
+    assert rows.pop(victim) == Row(victim, 0.0, "", flags=(NON_FINITE,))
+    assert rows == {item: row for item, row in healthy.items() if item != victim}
+
+
+def only_token(scorer: Scorer, task: Task) -> tuple[int, str]:
+    """A token that one item's prompt holds and no other's, and the item."""
+    held = {e.item.id: set(e.prompt) for e in scorer.prepared(task).encoded}
+    return next((t, i) for i, ids in held.items() for t in ids if sum(t in other for other in held.values()) == 1)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

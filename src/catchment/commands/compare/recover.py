@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from catchment import models
-from catchment.capabilities import Item, Task, make_engine, run, sample, seeded_halves
+from catchment.capabilities import Item, Task, make_engine, non_finite_note, run, sample, seeded_halves
 from catchment.commands.compare.job import Job
 from catchment.commands.compare.rounds import Measuring, save_plan
 from catchment.errors import ModelError, StoreError
@@ -109,7 +109,8 @@ def recover(job: Job, state: Measuring) -> tuple[Recovered | None, list[str]]:
     one with the largest mean score; where none is, the one with the smallest worst drop.
 
     Returns:
-        The result, and what a reader must know of what a budget left out. Nothing is saved that was not judged.
+        The result, and what a reader must know: what a budget left out, and how many outputs are not finite. Nothing
+        is saved that was not judged.
 
     Raises:
         ModelError: quantised weights, different architectures, equal weights.
@@ -134,13 +135,13 @@ def recover(job: Job, state: Measuring) -> tuple[Recovered | None, list[str]]:
         move(model, start, end, candidate, cuts)
         return model
 
-    tried = _tried(job, stand, parts)
-    notes = []
+    tried, notes = _tried(job, stand, parts)
     if len(tried) < len(STRENGTHS):
         notes.append(f"recover: {len(tried)} of {len(STRENGTHS)} candidates were measured, because the budget ended")
     tried.append((Candidate("interpolation", 1.0), _tuned_changes(job, parts)))
     best = choose(tried, job.settings.margin, {t.name for t in job.measured if job.result(t).can_lose})
-    judged = _judged(job, stand(best), best, parts)
+    judged, said = _judged(job, stand(best), best, parts)
+    notes += said
     missing = [name for name in parts if name not in {result.task for result in judged}]
     if missing:
         notes.append(f"recover: not judged on {', '.join(missing)}: the budget ended")
@@ -184,37 +185,51 @@ def _parts(job: Job, state: Measuring) -> Parts:
     return {name: (list(sample(a, choosing, seed)), list(sample(b, judging, seed))) for name, (a, b) in parts.items()}
 
 
-def _tried(job: Job, stand: Callable[[Candidate], Any], parts: Parts) -> list[tuple[Candidate, dict[str, float]]]:
-    """Mean changes on the choosing half for each candidate that the time allowed; which is written into the plan."""
+def _tried(
+    job: Job, stand: Callable[[Candidate], Any], parts: Parts
+) -> tuple[list[tuple[Candidate, dict[str, float]]], list[str]]:
+    """Mean changes on the choosing half for each candidate that the time allowed; which is written into the plan. And
+    notes on outputs that are not finite."""
     tried: list[tuple[Candidate, dict[str, float]]] = []
+    notes: list[str] = []
     items = {name: part[0] for name, part in parts.items()}
     most = len(STRENGTHS) if job.plan.recover is None else job.plan.recover[2]
     try:
         with job.clock.within(CHOOSING_SHARE * job.clock.left):
             for candidate in [Candidate(*s) for s in STRENGTHS[:most]]:
-                changes = {}
+                changes: dict[str, float] = {}
+                seen: list[Row] = []
                 for task, rows in _measured(job, stand(candidate), candidate, items):
                     base = job.table(job.base, task, task.formats[0].name)
                     changes[task.name] = sum(rows[i].score - base[i].score for i in rows) / max(len(rows), 1)
+                    seen += rows.values()
                 tried.append((candidate, changes))
+                notes += _broken(candidate, "to choose on", seen)
     except OutOfTimeError:
         if job.plan.recover is not None:
             job.plan = dataclasses.replace(job.plan, recover=(*job.plan.recover[:2], len(tried)))
             save_plan(job)
-    return tried
+    return tried, notes
 
 
-def _judged(job: Job, model: Any, best: Candidate, parts: Parts) -> list[TaskResult]:
+def _broken(candidate: Candidate, where: str, rows: Iterable[Row]) -> list[str]:
+    note = non_finite_note(rows)
+    return [] if note is None else [f"recover: {candidate.name}, items {where}: {note}"]
+
+
+def _judged(job: Job, model: Any, best: Candidate, parts: Parts) -> tuple[list[TaskResult], list[str]]:
     judged: list[TaskResult] = []
+    seen: list[Row] = []
     with suppress(OutOfTimeError):
         for task, rows in _measured(job, model, best, {name: part[1] for name, part in parts.items()}):
+            seen += rows.values()
             base = {i: r for i, r in job.table(job.base, task, task.formats[0].name).items() if i in rows}
             judged.append(
                 verdicts.task_result(
                     task, base, rows, margin=job.settings.margin, alpha=job.settings.alpha, family=len(job.tasks)
                 )
             )
-    return judged
+    return judged, _broken(best, "to judge on", seen)
 
 
 def choose(tried: list[tuple[Candidate, dict[str, float]]], margin: float, can_lose: set[str]) -> Candidate:
@@ -261,7 +276,7 @@ def _measured(
             def keep(rows: list[Row], _: int) -> None:
                 cell.append(rows)  # noqa: B023
 
-            have.update({r.item: r for r in run(engine, prepared, done=set(have), on_rows=keep)})
+            have.update({r.item: r for r in run(engine, prepared, done=set(have), on_rows=keep, non_finite="isolate")})
         yield task, {i.id: have[i.id] for i in items[task.name] if i.id in have}
 
 

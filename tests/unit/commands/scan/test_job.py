@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from catchment.capabilities import Format, Item, Task
-from catchment.capabilities.evaluate import Prepared
+from catchment.capabilities import Format, Item, Prepared, Task
 from catchment.commands.scan import job as scan_job
 from catchment.commands.scan.job import RESERVE, Clock, scan_tasks, split, unit_scales
 from catchment.commands.scan.settings import ScanSettings
