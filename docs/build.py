@@ -13,13 +13,13 @@ ROOMS = (
     "landscape",
     "models",
     "records",
-    "report",
     "runs",
     "settings",
     "statistics",
     "training",
     "methods",
     "measuring",
+    "pages",
     *(f"commands.{command}.{part}" for command in ("compare", "scan", "tune") for part in ("run", "plan", "record")),
 )
 

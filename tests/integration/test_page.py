@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from catchment.report import write_page
+from catchment.commands.compare.page import write_page
 from tests.integration.browser import CHROMIUM, Browser, chromium
 from tests.samples import sample_comparison
 

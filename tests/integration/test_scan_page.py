@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from catchment.report import write_page, write_scan_page
+from catchment.commands.compare.page import write_page
+from catchment.commands.scan.page import write_page as write_scan_page
 from tests.integration.browser import CHROMIUM, Browser, chromium
 from tests.integration.test_page import BOXES, LOW_CONTRAST, WIDE
 from tests.samples import curvature, gradients, rooms, sample_comparison, sample_scan

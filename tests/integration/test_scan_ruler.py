@@ -12,9 +12,10 @@ import torch
 
 import catchment
 from catchment.capabilities import Format, Item, Task
+from catchment.commands.scan import words as scan_words
+from catchment.commands.scan.page import scan_html
 from catchment.commands.scan.record import Scan
 from catchment.records import from_json, to_json
-from catchment.report import scan_html, scan_words
 from tests import tiny
 from tests.integration.test_compare import home
 from tests.integration.test_scan import solved

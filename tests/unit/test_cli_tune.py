@@ -17,7 +17,7 @@ from catchment.commands.tune.record import Tune
 from catchment.commands.tune.settings import TuneSettings
 from catchment.records import Interval, from_json
 from tests import tiny
-from tests.unit.report.test_tune_words import sample_tune
+from tests.unit.commands.tune.test_words import sample_tune
 
 ONE_LINE: dict[str, tuple[str, Any]] = {
     "out": ("o", Path("o")), "method": ("lora", "lora"), "sparsity": ("0.02", 0.02), "learning_rate": ("1e-4", 1e-4),

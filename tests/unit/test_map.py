@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "options": {"errors"},
     "statistics": {"errors", "records"},
     "runs": {"errors", "records", "options", "statistics"},
-    "report": {"errors", "records", "runs", "statistics", "commands"},
+    "pages": {"errors", "records", "runs", "statistics"},
     "models": {"errors", "records", "options", "statistics", "runs"},
     "capabilities": {"errors", "records", "options", "statistics", "runs", "models"},
     "landscape": {"errors", "records", "options", "statistics", "runs", "models", "capabilities"},
@@ -26,12 +26,12 @@ MAY_IMPORT = {
     },
     "measuring": {
         "errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape", "training",
-        "methods", "workflows",
+        "methods", "workflows", "pages",
     },
     "workflows": {"models"},
     "commands": {
         "errors", "records", "options", "statistics", "runs", "models", "capabilities", "landscape", "training",
-        "methods", "report", "measuring", "workflows",
+        "methods", "pages", "measuring", "workflows",
     },
 }  # fmt: skip
 ROOMS = sorted(p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists())

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from catchment.measuring import Progress
+from catchment.pages import percent, points
 from catchment.records import TaskResult
-from catchment.report import percent, points
 
 
 class LiveProgress(Progress):

@@ -167,10 +167,9 @@ def _compare(arguments: list[str]) -> int:
 
     console = Console(stderr=command.json)
     quiet()
-    from catchment import report
     from catchment.commands.compare.plan import plan as planned
     from catchment.commands.compare.run import broken, run
-    from catchment.commands.compare.table import print_plan
+    from catchment.commands.compare.table import print_plan, print_record
     from catchment.records import to_json
 
     with LiveProgress(console) as progress:
@@ -185,7 +184,7 @@ def _compare(arguments: list[str]) -> int:
     if command.json:
         print(to_json(comparison))
     else:
-        report.print_comparison(comparison, console, settings.out / "report.html")
+        print_record(comparison, console, settings.out / "report.html")
     if settings.fail_if_drop is None:
         return 0
     lines = broken(comparison, settings)
@@ -237,10 +236,10 @@ def _scan(arguments: list[str]) -> int:
     settings = ScanSettings(**{f.name: getattr(command, f.name) for f in dataclasses.fields(ScanSettings)})
     console, found = _carried_out("scan", command, settings, started)
     if found is not None and not command.json:
-        from catchment import report
+        from catchment.commands.scan.table import print_record
 
         assert settings.out is not None
-        report.print_scan(found, console, settings.out / "report.html")
+        print_record(found, console, settings.out / "report.html")
     return 0
 
 
@@ -250,15 +249,15 @@ def _tune(arguments: list[str]) -> int:
     console, found = _carried_out("tune", command, settings, time.monotonic())
     if found is None:
         return 0
-    from catchment import report
     from catchment.commands.tune.run import broken
+    from catchment.commands.tune.table import print_record
     from catchment.workflows.distributed import first
 
     if not first():
         return 0
     if not command.json:
         assert settings.out is not None
-        report.print_tune(found, console, settings.out / "report.html")
+        print_record(found, console, settings.out / "report.html")
     lines = broken(found, settings)
     for line in lines:
         print(f"catchment: {line}", file=sys.stderr)
@@ -282,10 +281,6 @@ def quiet() -> None:
 def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from catchment import report
-    from catchment.commands.compare.record import Comparison
-    from catchment.commands.scan.record import Scan
-    from catchment.commands.tune.record import Tune
     from catchment.records import from_json
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
@@ -298,16 +293,12 @@ def _report(arguments: list[str]) -> int:
             f"{str(out)!r} holds no comparison.json, scan.json or tune.json; expected a finished OUT folder."
         )
     text = path.read_text(encoding="utf-8")
+    at = f"catchment.commands.{ {'tune.json': 'tune', 'scan.json': 'scan', 'comparison.json': 'compare'}[path.name] }"
+    kind = {"tune.json": "Tune", "scan.json": "Scan", "comparison.json": "Comparison"}[path.name]
     try:
-        if path.name == "tune.json":
-            tune = from_json(Tune, text)
-            report.print_tune(tune, Console(), report.write_tune_page(tune, out / "report.html"))
-        elif path.name == "scan.json":
-            scan = from_json(Scan, text)
-            report.print_scan(scan, Console(), report.write_scan_page(scan, out / "report.html"))
-        else:
-            comparison = from_json(Comparison, text)
-            report.print_comparison(comparison, Console(), report.write_page(comparison, out / "report.html"))
+        record = from_json(getattr(importlib.import_module(f"{at}.record"), kind), text)
+        page = importlib.import_module(f"{at}.page").write_page(record, out / "report.html")
+        importlib.import_module(f"{at}.table").print_record(record, Console(), page)
     except ValueError as error:
         if isinstance(error, CatchmentError):
             raise

@@ -30,10 +30,11 @@ def main(command: DemoCommand) -> None:
     started = time.perf_counter()
     from rich.console import Console
 
-    from catchment import demo, report
+    from catchment import demo
     from catchment.cli.live import LiveProgress
     from catchment.commands.compare.run import run
     from catchment.commands.compare.settings import CompareSettings
+    from catchment.commands.compare.table import print_record
     from catchment.options import parse_seconds
 
     console = Console()
@@ -48,7 +49,7 @@ def main(command: DemoCommand) -> None:
         settings = CompareSettings(BASE, tuned, out=out, tasks=TASKS, budget=_seconds(out, left))
         with LiveProgress(console) as progress:
             comparison = run(settings, progress, started=began)
-        report.print_comparison(comparison, console, out / "report.html")
+        print_record(comparison, console, out / "report.html")
     console.print(f"\nBoth comparisons took {time.perf_counter() - started:.0f} s of {total:.0f} s.")
 
 

@@ -3,7 +3,18 @@
 from catchment.measuring.clock import SLACK, Clock, OutOfTimeError, reserve
 from catchment.measuring.failures import failure, short_of
 from catchment.measuring.fill import Measured, fill
+from catchment.measuring.headlines import (
+    Headline,
+    TuneHeadline,
+    harmful,
+    headline_of,
+    room_state,
+    too_few,
+    tune_headline,
+)
 from catchment.measuring.progress import Progress
+from catchment.measuring.ranking import Ranked, State, estimate_of, gap, middle, narrower, ranked, state_of, together
+from catchment.measuring.sentences import decide_note, family, short_note, tune_sentence, verdict_sentence, with_verdict
 from catchment.measuring.subject import CPU_BATCH, POLICY, Subject, batch_tokens, environment, with_tokenizer
 from catchment.measuring.verdicts import (
     agreement_result,
@@ -21,23 +32,45 @@ __all__ = [
     "POLICY",
     "SLACK",
     "Clock",
+    "Headline",
     "Measured",
     "OutOfTimeError",
     "Progress",
+    "Ranked",
+    "State",
     "Subject",
+    "TuneHeadline",
     "agreement_result",
     "batch_tokens",
     "chance_of",
     "companion",
+    "decide_note",
     "environment",
+    "estimate_of",
     "failure",
+    "family",
     "fill",
     "flips",
     "format_result",
+    "gap",
+    "harmful",
+    "headline_of",
+    "middle",
+    "narrower",
+    "ranked",
     "reserve",
+    "room_state",
+    "short_note",
     "short_of",
     "shown_drops",
+    "state_of",
     "task_result",
     "text_result",
+    "together",
+    "too_few",
+    "tune_headline",
+    "tune_sentence",
+    "verdict_sentence",
     "with_tokenizer",
+    "with_verdict",
 ]

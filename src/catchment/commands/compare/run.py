@@ -8,17 +8,18 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from catchment import models, report
+from catchment import models
 from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
 from catchment.commands.compare import rounds
 from catchment.commands.compare.extras import Extras, measure_extras, said
 from catchment.commands.compare.job import Job, open_job
+from catchment.commands.compare.page import write_page
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.recover import check_recover, recover
 from catchment.commands.compare.room import rooms
 from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import ModelError
-from catchment.measuring import POLICY, Progress, environment, verdicts
+from catchment.measuring import POLICY, Progress, environment, verdict_sentence, verdicts
 from catchment.options import as_settings
 from catchment.records import Drift, Flip, Room, from_json, to_json
 from catchment.runs import Store, write_atomic
@@ -97,7 +98,7 @@ def _work(job: Job) -> Comparison:
         comparison = dataclasses.replace(comparison, recovered=recovered, warnings=warnings)
     if job.settings.out is not None:
         write_atomic(job.out / "comparison.json", to_json(comparison))
-        report.write_page(comparison, job.out / "report.html")
+        write_page(comparison, job.out / "report.html")
     return comparison
 
 
@@ -131,7 +132,7 @@ def _record(job: Job, drift: Drift | None, ways: tuple[Room, ...], extras: Extra
         tables = [job.table(side, task, task.formats[0].name) for side in job.sides]
         flips += verdicts.flips(task, task.formats[0], *tables)
     missing = tuple(rounds.unmeasured(job))
-    headline, verdict = report.verdict_sentence(tasks, s.margin, s.alpha, unmeasured=missing)
+    headline, verdict = verdict_sentence(tasks, s.margin, s.alpha, unmeasured=missing)
     warnings = [*job.warnings, *rounds.said(job), *said(job), *job.base.notes, *job.tuned.notes]
     return Comparison(
         base=job.base.card,

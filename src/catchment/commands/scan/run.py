@@ -6,11 +6,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from catchment import landscape, models, report
+from catchment import landscape, models
 from catchment.commands.scan.job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.page import write_page
 from catchment.commands.scan.record import Scan
 from catchment.commands.scan.settings import ScanSettings
 from catchment.commands.scan.stages import Stages
+from catchment.commands.scan.words import scan_sentence
 from catchment.commands.scan.workers import prefetch
 from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
@@ -93,7 +95,7 @@ def _work(job: ScanJob) -> Scan:
     job.save_plan(stages.panels, finished=True)
     if job.settings.out is not None and distributed.first():
         write_atomic(job.out / "scan.json", to_json(found))
-        report.write_scan_page(found, job.out / "report.html")
+        write_page(found, job.out / "report.html")
     return found
 
 
@@ -150,7 +152,7 @@ def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
         basins=basins,
         profiles=tuple(landscape.profile(field, task) for task in job.admitted if len(field.scales(task)) > 0),
         worst=worst,
-        sentence=report.scan_sentence(basins, worst, job.card, job.admissions),
+        sentence=scan_sentence(basins, worst, job.card, job.admissions),
         check=check,
         panels=tuple(stages.panels),
         plane=stages.plane,

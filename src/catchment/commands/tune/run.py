@@ -7,19 +7,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from catchment import report
 from catchment.capabilities import Task
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.run import run as compared
 from catchment.commands.compare.settings import CompareSettings
 from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told
+from catchment.commands.tune.page import write_page
 from catchment.commands.tune.protect import measure_rooms
 from catchment.commands.tune.record import Tune
 from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
 from catchment.commands.tune.train import train
 from catchment.errors import InputError
-from catchment.measuring import Progress, environment, verdicts
+from catchment.measuring import Progress, environment, tune_sentence, verdicts
 from catchment.options import MeasureOptions, ModelOptions, as_settings
 from catchment.records import Against, TuneRun, to_json
 from catchment.runs import Store, write_atomic
@@ -101,7 +101,7 @@ def _work(job: TuneJob) -> Tune:
     record = _record(job, rooms, runs, comparison, against)
     if distributed.first():
         write_atomic(job.out / "tune.json", to_json(record))
-        report.write_tune_page(record, job.out / "report.html")
+        write_page(record, job.out / "report.html")
     return record
 
 
@@ -190,7 +190,7 @@ def _record(
     against: tuple[Against, ...],
 ) -> Tune:
     s = job.settings
-    headline, sentence = report.tune_sentence(
+    headline, sentence = tune_sentence(
         runs, against, [p.guard.name for p in job.protected], margin=_margin(job), alpha=s.alpha
     )
     train, held = job.train, job.held
