@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 
 class CatchmentError(Exception):
@@ -12,6 +12,14 @@ class CatchmentError(Exception):
 
 class InputError(CatchmentError, ValueError):
     """A value that was given cannot be used: wrong name, empty file, setting out of range."""
+
+
+class TrainingArgumentsError(InputError):
+    """Arguments that ``transformers.TrainingArguments`` or the Trainer refuses; ``reason`` is what it said."""
+
+    def __init__(self, given: Mapping[str, object], error: Exception) -> None:
+        self.reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        super().__init__(f"training_args {' '.join(f'{name}={value}' for name, value in given.items())}: {self.reason}")
 
 
 class ModelError(CatchmentError):

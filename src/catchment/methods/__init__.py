@@ -1,6 +1,8 @@
 """Ways to fine-tune: one protocol, one table of conformance."""
 
+from catchment.methods.arguments import FitOptions, not_cut, sharding, steps_of, training_arguments
 from catchment.methods.dense import L2SP, SAM, DenseTuning, Full, WiSEFT
+from catchment.methods.fit import Fitted, encode_for, fit, make_trainer, try_out
 from catchment.methods.lora import LoRA, LoRATuning
 from catchment.methods.protocol import Method, Tuning
 from catchment.methods.sift import RULES, SCOPES, SIFT, Sift, SiftCallback
@@ -19,6 +21,8 @@ __all__ = [
     "SCOPES",
     "SIFT",
     "DenseTuning",
+    "FitOptions",
+    "Fitted",
     "Full",
     "LoRA",
     "LoRATuning",
@@ -29,5 +33,13 @@ __all__ = [
     "SiftCallback",
     "Tuning",
     "WiSEFT",
+    "encode_for",
+    "fit",
+    "make_trainer",
+    "not_cut",
+    "sharding",
+    "steps_of",
+    "training_arguments",
+    "try_out",
     "whole_checkpoint",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import random
 import warnings
 from dataclasses import dataclass, field
@@ -27,11 +26,11 @@ from catchment.capabilities import (
 from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import InputError, did_you_mean
 from catchment.measuring import CPU_BATCH, Progress
-from catchment.methods import METHODS, Method
+from catchment.methods import METHODS, Method, encode_for, steps_of
 from catchment.options import parse_pairs
 from catchment.runs import claim_folder
 from catchment.statistics import admission
-from catchment.training import Encoded, Rows, as_task, encode_rows, pack, read_rows, split_items, split_rows
+from catchment.training import Encoded, Rows, as_task, pack, read_rows, split_items, split_rows
 from catchment.workflows import distributed
 
 RATES = {"sift": 1e-3, "lora": 2e-4}
@@ -101,8 +100,8 @@ class TuneJob:
     def steps(self) -> int:
         """Optimizer steps of one training."""
         s = self.settings
-        per_epoch = math.ceil(len(self.examples) / (s.batch_size * distributed.processes()) / s.accumulation)
-        return s.max_steps or max(1, math.ceil(s.epochs * per_epoch))
+        rows = s.batch_size * distributed.processes()
+        return s.max_steps or steps_of(len(self.examples), rows, s.accumulation, s.epochs)
 
     @property
     def tokens_per_row(self) -> float:
@@ -179,14 +178,14 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> TuneJob
     longest = min(settings.max_length, context_length(loaded.model) or settings.max_length)
     if longest < settings.max_length:
         warnings.warn(f"max-length {settings.max_length} is lowered to the model's context of {longest}", stacklevel=2)
-    encoded = _encoded(train, loaded, asked, longest)
+    encoded = encode_for(loaded, train, longest, asked)
     examples = encoded.examples
     if settings.packing:
         examples = pack(examples, longest, model=loaded.model)
     few = held.of(_drawn(held.rows, settings.seed))
     job = TuneJob(
         settings, asked, None if tokenizer is None else loaded.tokenizer, method, loaded, train, held, encoded,
-        examples, _encoded(few, loaded, asked, longest) if len(few) else None,
+        examples, encode_for(loaded, few, longest, asked) if len(few) else None,
         protected, tasks, settings.out or Path("."), progress,
     )  # fmt: skip
     _spare(job)
@@ -288,12 +287,6 @@ def _protected(task: Task, settings: TuneSettings) -> Protected:
 
 def _fewer(limit: int | None, task: Task) -> int | None:
     return None if limit is None or limit >= len(task.items) else limit
-
-
-def _encoded(rows: Rows, loaded: models.LoadedModel, asked: PromptOptions, longest: int) -> Encoded:
-    if rows.kind in ("text", "classification"):  # nobody is asked in them
-        asked = dataclasses.replace(asked, system=None)
-    return encode_rows(rows, loaded.tokenizer, max_length=longest, prompt_options=asked)
 
 
 def prepared(job: TuneJob, task: Task) -> Prepared:

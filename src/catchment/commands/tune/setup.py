@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
+from catchment import methods
 from catchment.commands.tune.job import TuneJob
-from catchment.errors import CatchmentError, InputError
-from catchment.methods import L2SP, SIFT, Full, Method, MethodTrainer, PunctualTrainer, Tuning, WiSEFT
+from catchment.errors import InputError, TrainingArgumentsError
+from catchment.methods import L2SP, SIFT, FitOptions, Full, Method, WiSEFT, not_cut, sharding, try_out
 from catchment.options import parse_pairs
-from catchment.training import Collator, Replay
-from catchment.workflows import distributed
 
 PLAIN, PROTECTED = "plain", "protected"
-WARM_UP = 0.1
-"""Of the steps. Adam's first ones move every entry by the whole rate, whatever its gradient: out of any tolerance."""
 OURS = {
     "output_dir": "--out", "per_device_train_batch_size": "--batch-size", "num_train_epochs": "--epochs",
     "gradient_accumulation_steps": "--accumulation", "max_steps": "--max-steps", "learning_rate": "--learning-rate",
@@ -32,49 +26,42 @@ OURS = {
     "resume_from_checkpoint": "the same command, which goes on from its last checkpoint",
 }  # fmt: skip
 """Training arguments that are settings of the tune, and so of its record."""
-SHARDED = ("full", "lora")
-"""Methods that accelerate may cut over processes: their weights are ordinary parameters of the model."""
+
+
+def fit_options(job: TuneJob, name: str, *, decay: float = 0.0) -> FitOptions:
+    """How one of the trainings is done; ``decay``: weight decay of its optimizer.
+
+    Raises:
+        InputError: ``--training-args`` with an unknown argument, or one that is a setting of the tune.
+    """
+    s = job.settings
+    given = parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
+    ours = sorted(given.keys() & OURS.keys())
+    if ours:
+        raise InputError(f"--training-args {ours[0]}=...: give it as {OURS[ours[0]]} instead.")
+    shared = ("epochs", "max_steps", "batch_size", "accumulation", "max_length", "packing", "seed", "save_steps")
+    return FitOptions(
+        output_dir=job.out / name,
+        checkpoints=job.out / "checkpoints" / name,
+        learning_rate=job.rate,
+        weight_decay=decay,
+        training_args=given,
+        prompt_options=job.asked,
+        recipe={"method": job.method.name, "data": job.train.name, "data_fingerprint": job.train.fingerprint},
+        **{name: getattr(s, name) for name in shared},
+    )
 
 
 def training_arguments(job: TuneJob, name: str) -> TrainingArguments:
     """transformers' arguments: ours, and over them those of ``--training-args``.
 
     Raises:
-        InputError: An unknown argument, or one that transformers refuses.
+        InputError: An unknown argument, or one that transformers or this tune refuses.
     """
-    s, steps = job.settings, job.steps
-    values: dict[str, Any] = {
-        "output_dir": str(job.out / "checkpoints" / name),
-        "per_device_train_batch_size": s.batch_size,
-        "gradient_accumulation_steps": s.accumulation,
-        "num_train_epochs": s.epochs,
-        "max_steps": s.max_steps or -1,
-        "learning_rate": job.rate,
-        "warmup_steps": round(WARM_UP * steps),
-        "lr_scheduler_type": "linear",
-        "weight_decay": 0.0,
-        "logging_steps": max(1, steps // 50),
-        "save_steps": s.save_steps or max(1, steps // 5),
-        "save_total_limit": 1,
-        "include_num_input_tokens_seen": "non_padding",
-        "report_to": [],
-        "disable_tqdm": True,
-        "seed": s.seed,
-        "data_seed": s.seed,
-        "remove_unused_columns": False,
-        "use_cpu": job.loaded.card.device == "cpu",
-        "dataloader_pin_memory": job.loaded.card.device != "cpu",
-    }
-    given = parse_pairs(s.training_args, TrainingArguments, "training-args", "of transformers.TrainingArguments")
-    ours = sorted(given.keys() & OURS.keys())
-    if ours:
-        raise InputError(f"--training-args {ours[0]}=...: give it as {OURS[ours[0]]} instead.")
-    try:
-        args = TrainingArguments(**{**values, **given})
-    except (ValueError, TypeError, ImportError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
-    if s.pull and "weight_decay" in given and isinstance(job.method, SIFT):
+    s, options = job.settings, fit_options(job, name)
+    with as_option(s.training_args):
+        args = methods.training_arguments(job.loaded.card.device, options, job.steps)
+    if s.pull and "weight_decay" in options.training_args and isinstance(job.method, SIFT):
         raise InputError(
             f"--pull {s.pull:g} is the weight decay of the protected tune, towards the base; leave "
             "--training-args weight_decay out, or --pull."
@@ -84,14 +71,21 @@ def training_arguments(job: TuneJob, name: str) -> TrainingArguments:
     return args
 
 
+@contextmanager
+def as_option(pairs: Sequence[str]) -> Iterator[None]:
+    """Training arguments that are refused inside are named as the command line writes them."""
+    try:
+        yield
+    except TrainingArgumentsError as error:
+        raise InputError(f"--training-args {' '.join(pairs)}: {error.reason}") from error
+
+
 def _check_sharding(job: TuneJob) -> None:
     """Refuse what weights that accelerate has cut over processes do not allow."""
     s, asked = job.settings, "--training-args fsdp or deepspeed"
-    if job.method.name not in SHARDED:
-        raise InputError(
-            f"{asked} with {job.method.name}: only {' and '.join(SHARDED)} can be cut by accelerate. Use torchrun "
-            "without it (DDP), or fully_shard and Sift in a loop of your own."
-        )
+    reason = not_cut(job.method)
+    if reason:
+        raise InputError(f"{asked} {reason}")
     if not isinstance(s.base, (str, Path)):
         raise InputError(
             f"{asked}: a model in memory cannot be given back once accelerate has cut it; expected the base by its "
@@ -102,38 +96,6 @@ def _check_sharding(job: TuneJob) -> None:
             f"{asked} with {'--protect' if job.protected else '--eval-steps'}: tasks are measured on whole weights "
             "while the model is trained. Use torchrun without it (DDP), or compare the result afterwards."
         )
-
-
-def sharding(args: Any) -> bool:
-    """Whether accelerate is asked to cut the weights over processes."""
-    return bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
-
-
-def make_trainer(
-    job: TuneJob, tuning: Tuning, args: TrainingArguments, callbacks: list[TrainerCallback],
-    replay: Replay | None = None,
-) -> Any:  # fmt: skip
-    """The method's trainer, or the plain one where accelerate is to cut the weights over processes."""
-    tokenizer = job.loaded.tokenizer
-    shared: dict[str, Any] = {
-        "train_dataset": job.examples,
-        "data_collator": Collator(tokenizer),
-        "processing_class": tokenizer,
-        "callbacks": callbacks,
-    }
-    if not sharding(args):
-        return MethodTrainer(tuning, args, replay=replay, **shared)
-    trainer = PunctualTrainer(model=tuning.model, args=args, **shared)
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        where = f"{distributed.processes()} process(es) on {args.device.type}"
-        warnings.warn(f"accelerate does not cut weights over {where}: each holds the whole model", stacklevel=2)
-    if isinstance(job.method, Full) and next(tuning.model.parameters()).dtype in (torch.bfloat16, torch.float16):
-        warnings.warn(
-            f"cut by accelerate, the {job.loaded.card.dtype} weights themselves are stepped, and small steps are lost "
-            "in rounding; use --dtype float32 with --training-args bf16=true",
-            stacklevel=2,
-        )
-    return trainer
 
 
 def protected_method(job: TuneJob) -> Method:
@@ -165,29 +127,11 @@ def try_set_up(job: TuneJob) -> None:
     Raises:
         InputError: With what transformers, accelerate or torch said.
     """
-    s = job.settings
     name = PROTECTED if job.protected else PLAIN
     method = protected_method(job) if job.protected else job.method
-    wanted, there = getattr(method, "selection_batches", 1), job.steps * s.accumulation
-    if wanted > there:
-        raise InputError(
-            f"selection_batches {wanted}: this tune has {there} batches, so entries would never be chosen; expected at "
-            "most half of them."
-        )
-    args = training_arguments(job, name)
-    tuning = method.attach(job.loaded.model, seed=s.seed)
-    try:
-        with tempfile.TemporaryDirectory() as folder, kept_warnings():
-            args.output_dir = folder
-            trainer = make_trainer(job, tuning, args, [])
-            trainer.create_optimizer_and_scheduler(num_training_steps=job.steps)
-    except CatchmentError:
-        raise
-    except (ValueError, TypeError, ImportError, AttributeError) as error:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"--training-args {' '.join(s.training_args)}: {said}") from error
-    finally:
-        tuning.remove()
+    training_arguments(job, name)
+    with as_option(job.settings.training_args):
+        try_out(job.loaded, job.examples, method, fit_options(job, name))
 
 
 @contextmanager

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from catchment.capabilities import evaluate
 from catchment.commands.tune.job import TuneJob, load_base, own_task
 from catchment.commands.tune.protect import fence_of, make_replay, watch_of
-from catchment.commands.tune.setup import kept_warnings, make_trainer, protected_method, sharding, training_arguments
-from catchment.errors import NonFiniteError, StoreError
-from catchment.methods import SIFT, MethodTrainer, Tuning, whole_checkpoint
-from catchment.models import non_finite
+from catchment.commands.tune.setup import fit_options, kept_warnings, protected_method, training_arguments
+from catchment.errors import StoreError
+from catchment.methods import SIFT, Fitted, Tuning, fit, sharding
 from catchment.records import Companion, Interval, Row, TuneRun, Watched, from_json, to_json
-from catchment.runs import make_folder, read_json, write_atomic
+from catchment.runs import write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
-from catchment.training import CapabilityCallback, Replay, completion_losses
+from catchment.training import CapabilityCallback, Fence, Replay, completion_losses
 from catchment.workflows import distributed
 
 
@@ -34,25 +32,12 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
     kept = finished(done)
     if kept is not None:
         return kept
-    modes = [(module, module.training) for module in job.loaded.model.modules()]
     began = time.monotonic()
     with kept_warnings() as said:
         replay = make_replay(job) if fenced and job.settings.replay else None
         before = held_out(job, job.loaded.model)
-        method = protected_method(job) if fenced else job.method
-        args = training_arguments(job, name)
-        tuning = method.attach(job.loaded.model, seed=job.settings.seed)
-        try:
-            run = _trained(job, name, folder, tuning, args, replay, fenced, before, began)
-        finally:
-            if sharding(args):
-                job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
-            else:
-                tuning.remove()
-                for module, training in modes:
-                    module.training = training
-    seconds = round(run.seconds + time.monotonic() - began, 1)
-    run = dataclasses.replace(run, seconds=seconds, warnings=tuple(said))
+        run = _trained(job, name, replay, before, began, fenced=fenced)
+    run = dataclasses.replace(run, seconds=round(run.seconds + time.monotonic() - began, 1), warnings=tuple(said))
     if distributed.first():
         write_atomic(done, to_json(run))
     return run
@@ -74,56 +59,46 @@ def finished(path: Path) -> TuneRun | None:
     return dataclasses.replace(run, path=str(folder)) if any(folder.glob("*.safetensors")) else None
 
 
-def _trained(
-    job: TuneJob, name: str, folder: Path, tuning: Tuning, args: TrainingArguments, replay: Replay | None,
-    fenced: bool, before: HeldOut, began: float,
-) -> TuneRun:  # fmt: skip
+def _trained(job: TuneJob, name: str, replay: Replay | None, before: HeldOut, began: float, *, fenced: bool) -> TuneRun:
+    """Train, measure the held-out rows again, and save; ``seconds`` are those of earlier runs alone."""
     s = job.settings
-    if fenced and s.pull and isinstance(job.method, SIFT):
-        args.weight_decay = s.pull
-    fence = fence_of(job, name, tuning) if fenced else None
-    told = _Told(job, name, began)
+    method = protected_method(job) if fenced else job.method
+    options = fit_options(job, name, decay=s.pull if fenced and isinstance(method, SIFT) else 0.0)
+    fence: Fence | None = None
     watch = watch_of(job, name)
-    callbacks: list[TrainerCallback] = [told, *([fence] if fence else []), *([watch] if watch else [])]
-    trainer = make_trainer(job, tuning, args, callbacks, replay)
-    if watch:
-        watch.attach(trainer)
-    trainer.remove_callback(PrinterCallback)  # prints every log entry; they are in the checkpoints' trainer_state.json
+
+    def callbacks(tuning: Tuning) -> list[TrainerCallback]:
+        nonlocal fence
+        fence = fence_of(job, name, tuning) if fenced else None
+        return [_Told(job, name), *([fence] if fence else []), *([watch] if watch else [])]
+
+    cut = sharding(training_arguments(job, name))
     try:
-        trainer.train(resume_from_checkpoint=_resume(str(args.output_dir)))
-    except NonFiniteError as error:
-        kept = ""
-        if trainer.state.global_step and distributed.first() and not non_finite(tuning.model):
-            kept = f" The last good state is in {str(_artefact(job, folder / 'last-good', tuning, trainer))!r}."
-        raise NonFiniteError(f"{error}{kept}") from error
-    broken = non_finite(tuning.model)
-    if broken:
-        raise NonFiniteError(
-            f"after step {trainer.state.global_step} weight {broken[0]!r} and {len(broken) - 1} others are not finite; "
-            f"use a learning rate far below {job.rate:g}. Nothing was saved."
-        )
-    after = held_out(job, tuning.model)
-    path = _save(job, folder, tuning, trainer)
-    trainable = sum(p.numel() for p in tuning.parameters())
-    history = [e["loss"] - e.get("replay_loss", 0.0) for e in trainer.state.log_history if "loss" in e]
-    tenth = max(1, len(history) // 10)
-    return TuneRun(
-        name=name,
-        path=str(path),
-        trainable=trainable,
-        share=trainable / max(job.loaded.card.parameters, 1),
-        steps=trainer.state.global_step,
-        tokens=told.tokens,
-        seconds=told.earlier,
-        bytes=_bytes(path) if distributed.first() else 0,
-        loss=(_mean(history[:tenth]), _mean(history[-tenth:])) if history else None,
-        logged=len(history),
-        held_out=_companion(job, before, after),
-        accuracy=_accuracy(job, before, after),
-        looks=tuple(fence.history) if fence else (),
-        stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
-        watched=tuple(_watched(watch)) if watch else (),
-    )
+        with fit(job.loaded, job.examples, method, options, callbacks=callbacks, replay=replay, since=began) as fitted:
+            after = held_out(job, fitted.model)
+            path = _save(fitted)
+            losses = fitted.losses
+            tenth = max(1, len(losses) // 10)
+            return TuneRun(
+                name=name,
+                path=str(path),
+                trainable=fitted.trainable,
+                share=fitted.trainable / max(job.loaded.card.parameters, 1),
+                steps=fitted.steps,
+                tokens=fitted.tokens,
+                seconds=fitted.earlier,
+                bytes=_bytes(path) if distributed.first() else 0,
+                loss=(_mean(losses[:tenth]), _mean(losses[-tenth:])) if losses else None,
+                logged=len(losses),
+                held_out=_companion(job, before, after),
+                accuracy=_accuracy(job, before, after),
+                looks=tuple(fence.history) if fence else (),
+                stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
+                watched=tuple(_watched(watch)) if watch else (),
+            )
+    finally:
+        if cut:
+            job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
 
 
 def _watched(watch: CapabilityCallback) -> Iterator[Watched]:
@@ -142,36 +117,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _resume(output_dir: str) -> str | None:
-    """The last checkpoint that was written to its end; ``None``, with a warning where one was cut short: start anew."""
-    found = whole_checkpoint(output_dir)
-    return None if found is None else str(found)
-
-
-def _save(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
-    """The artefact, on the first process; a model that is cut over processes is saved by all."""
-    if not isinstance(trainer, MethodTrainer):
-        trainer.save_model(str(folder))
-        return folder
-    return _artefact(job, folder, tuning, trainer) if distributed.first() else folder
-
-
-def _artefact(job: TuneJob, folder: Path, tuning: Tuning, trainer: Any) -> Path:
-    """What was trained, and with it what it was made from and how; a whole model with its tokenizer."""
-    recipe = {
-        "base": job.loaded.card.name,
-        "method": job.method.name,
-        "data": job.train.name,
-        "data_fingerprint": job.train.fingerprint,
-        "seed": job.settings.seed,
-        "steps": trainer.state.global_step,
-        "learning_rate": job.rate,
-    }
-    make_folder(folder)
-    path = Path(tuning.save_pretrained(folder, base_hash=job.loaded.card.weights_hash, recipe=recipe))
-    if (path / "config.json").is_file():
-        job.loaded.tokenizer.save_pretrained(str(path))
-    return path
+def _save(fitted: Fitted) -> Path:
+    return fitted.save()
 
 
 @dataclass(frozen=True)
@@ -213,34 +160,17 @@ def _accuracy(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None
     return Companion("accuracy on held-out rows", _mean(one), _mean(two), found)
 
 
-def _seconds_file(args: Any, state: Any) -> Path:
-    """In a checkpoint: what it took to get there."""
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "seconds.json"
-
-
 class _Told(TrainerCallback):
-    """Tells the progress of each step, and counts tokens and the seconds of runs before this one."""
+    """Tells the progress of each step."""
 
-    def __init__(self, job: TuneJob, name: str, began: float) -> None:
-        self.job, self.name, self.began = job, name, began
-        self.tokens, self.earlier = 0, 0.0
+    def __init__(self, job: TuneJob, name: str) -> None:
+        self.job, self.name = job, name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.job.progress.total(state.max_steps - state.global_step)
-        path = _seconds_file(args, state)
-        if path.is_file():
-            self.earlier = float(read_json(path)["seconds"])
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        path = _seconds_file(args, state)
-        if state.is_world_process_zero and path.parent.is_dir():
-            write_atomic(path, json.dumps({"seconds": self.earlier + time.monotonic() - self.began}))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = next((e["loss"] for e in reversed(state.log_history) if "loss" in e), None)
         said = f" · loss {loss:.3f}" if loss is not None else ""
         self.job.progress.status(f"{self.name} · step {state.global_step} of {state.max_steps}{said}")
         self.job.progress.advance(1)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.tokens = int(state.num_input_tokens_seen)

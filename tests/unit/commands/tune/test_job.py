@@ -13,10 +13,10 @@ from transformers import TrainingArguments
 from catchment.capabilities import Task
 from catchment.commands.tune.job import GUARD, PILOT, make_method, open_tune, own_task, settings_told
 from catchment.commands.tune.settings import TuneSettings
-from catchment.commands.tune.setup import make_trainer, protected_method, training_arguments
+from catchment.commands.tune.setup import protected_method, training_arguments
 from catchment.errors import InputError
 from catchment.measuring import Progress
-from catchment.methods import METHODS, SIFT, LoRA
+from catchment.methods import METHODS, SIFT, LoRA, make_trainer
 from catchment.options import parse_pairs
 from catchment.workflows import distributed
 from tests import tiny
@@ -179,7 +179,7 @@ def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[st
     job = opened(**options, out=tmp_path / "out")
     args = training_arguments(job, "plain")
     tuning = job.method.attach(job.loaded.model, seed=0)
-    trainer = make_trainer(job, tuning, args, [])
+    trainer = make_trainer(job.loaded, tuning, args, job.examples)
     loader = trainer.get_train_dataloader()
     per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     made = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
