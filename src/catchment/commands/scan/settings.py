@@ -12,7 +12,6 @@ from catchment.options import (
     LARGEST,
     WHOLE,
     AskOptions,
-    BudgetOption,
     Check,
     ContentOptions,
     Count,
@@ -39,9 +38,7 @@ ODD = Check("{name} {value!r}: expected an odd number of points per side, e.g. 1
 
 
 @checked
-class ScanSettings(
-    BudgetOption, MeasureOptions, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, OutputOptions
-):
+class ScanSettings(MeasureOptions, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, OutputOptions):
     """How far can this model move before it loses what it can do?
 
     Attributes:
