@@ -261,6 +261,22 @@ class MarginOption(Options):
 
 
 @checked
+class BudgetOption(Options):
+    """How long a command may take.
+
+    Attributes:
+        budget: Time to spend, e.g. 4m, reading the models included.
+    """
+
+    budget: Duration | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds."""
+        return parse_seconds(self.budget)
+
+
+@checked
 class ContentOptions(Options):
     """What is measured beside the tasks, and what is left out.
 

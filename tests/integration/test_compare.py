@@ -19,7 +19,7 @@ import torch
 
 import catchment
 from catchment.capabilities import Format, Item, Task
-from catchment.cli.verbs import run
+from catchment.cli.runner import run
 from catchment.commands.compare.record import Comparison
 from catchment.errors import CatchmentError, GateError, InputError, ModelError, StoreError, TaskError
 from catchment.records import from_json

@@ -17,7 +17,9 @@ import transformers as tf
 
 import catchment
 from catchment.capabilities import Item, Pace, Task, scorers
-from catchment.cli.verbs import parse_compare, run
+from catchment.cli.arguments import parse
+from catchment.cli.runner import run
+from catchment.cli.table import COMMANDS
 from catchment.commands.compare import prices as timing
 from catchment.commands.compare import rounds
 from catchment.commands.compare.plan import plan as plan_only
@@ -256,10 +258,10 @@ def test_a_task_with_one_format(folder: Path) -> None:
 def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("base: a\ntuned: b\nlimit: 40\nmargin: 0.1\ntasks: [recall]\nbudget: 90\n")
-    found = parse_compare(["--config", str(path), "--limit", "7", "--tasks", "language,arithmetic"])
+    found = parse(COMMANDS["compare"], ["--config", str(path), "--limit", "7", "--tasks", "language,arithmetic"])
     assert (found.base, found.tuned, found.limit, found.margin) == ("a", "b", 7, 0.1)
     assert found.tasks == ("language", "arithmetic")
-    found = parse_compare(["--config", str(path), "x", "y"])
+    found = parse(COMMANDS["compare"], ["--config", str(path), "x", "y"])
     assert (found.base, found.tuned, found.tasks, found.budget) == ("x", "y", ("recall",), "90")
 
 

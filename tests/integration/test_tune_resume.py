@@ -32,7 +32,7 @@ NURSERY = """
 import os, sys
 import torch
 import catchment.commands.tune.run
-from catchment.cli import verbs
+from catchment.cli import runner
 import catchment.cli.live, peft
 from transformers import Trainer
 torch.set_num_threads(1)
@@ -42,7 +42,7 @@ for line in sys.stdin:
     if not child:
         log = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
-        code = verbs.run(words[0], words[1:])
+        code = runner.run(words[0], words[1:])
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
     print(child, flush=True)
@@ -207,7 +207,7 @@ def test_a_killed_process_of_its_own(room: Path, tmp_path: Path, run_cli: Cli) -
 @pytest.fixture(scope="module")
 def finished(room: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tune that is done, to be copied and damaged."""
-    from catchment.cli.verbs import run
+    from catchment.cli.runner import run
 
     out = tmp_path_factory.mktemp("finished") / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from catchment.cli.verbs import default_out, parse_scan, run
+from catchment.cli.arguments import default_out, parse
+from catchment.cli.runner import run
+from catchment.cli.table import COMMANDS
 from catchment.commands.scan.settings import ScanSettings
 
 
@@ -20,7 +22,7 @@ def test_every_setting_has_an_option(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_words_become_settings() -> None:
-    found = parse_scan(
+    found = parse(COMMANDS["scan"],
         [
             "org/model", "--tasks", "recall,language", "knowledge", "--budget", "20s", "--subspace", "*.mlp.*",
             "--through", "a", "b", "--gradients", "--tau-absolute", "0.05", "--plane", "0", "--json",
@@ -36,10 +38,10 @@ def test_words_become_settings() -> None:
 def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
     path = tmp_path / "scan.yaml"
     path.write_text("model: a\nlimit: 40\ntau: 0.2\ntasks: [recall]\nbudget: 90\nthrough: b\n")
-    found = parse_scan(["--config", str(path), "--limit", "7", "--tasks", "language,arithmetic"])
+    found = parse(COMMANDS["scan"], ["--config", str(path), "--limit", "7", "--tasks", "language,arithmetic"])
     assert (found.model, found.limit, found.tau, found.budget, found.through) == ("a", 7, 0.2, "90", ("b",))
     assert found.tasks == ("language", "arithmetic")
-    found = parse_scan([f"--config={path}", "x"])
+    found = parse(COMMANDS["scan"], [f"--config={path}", "x"])
     assert (found.model, found.limit, found.tasks) == ("x", 40, ("recall",))
 
 
@@ -80,10 +82,10 @@ def test_a_value_out_of_range_is_one_clear_line(
     ],
 )
 def test_default_out(spec: str, folder: str) -> None:
-    assert default_out(spec).parts[0] == "catchment-out"
-    assert ".." not in default_out(spec).parts
+    assert default_out(spec, suffix="scan").parts[0] == "catchment-out"
+    assert ".." not in default_out(spec, suffix="scan").parts
     if spec.startswith(("org", "a ")):
-        assert default_out(spec).name == folder
+        assert default_out(spec, suffix="scan").name == folder
 
 
 def test_a_verb_without_its_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from catchment.cli.verbs import parse_tune, run
+from catchment.cli.arguments import parse
+from catchment.cli.runner import run
+from catchment.cli.table import COMMANDS
 from catchment.commands.tune import run as tuning
 from catchment.commands.tune.record import Tune
 from catchment.commands.tune.settings import TuneSettings
@@ -45,7 +47,7 @@ def option(name: str) -> str:
 
 
 def parsed(*words: str) -> Any:
-    return parse_tune(["org/base", "--data", "d.jsonl", *words])
+    return parse(COMMANDS["tune"], ["org/base", "--data", "d.jsonl", *words])
 
 
 def test_every_setting_is_tried_here() -> None:
@@ -95,7 +97,7 @@ def test_defaults_are_those_of_the_settings() -> None:
     ],
 )  # fmt: skip
 def test_default_out(base: str, folder: str) -> None:
-    assert parse_tune([base, "--data", "d.jsonl"]).out == Path("catchment-out") / folder
+    assert parse(COMMANDS["tune"], [base, "--data", "d.jsonl"]).out == Path("catchment-out") / folder
 
 
 def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
@@ -104,12 +106,12 @@ def test_the_command_line_wins_over_yaml(tmp_path: Path) -> None:
         "base: a\ndata: d.jsonl\nmax-steps: 40\nprotect: recall\ntasks: [language, code]\n"
         "method_args: [rule=random, scope=global]\ntraining_args: bf16=true\nno_plain: true\nsparsity: 0.05\n"
     )
-    found = parse_tune(["--config", str(path), "--max-steps", "7", "--tasks", "recall,arithmetic"])
+    found = parse(COMMANDS["tune"], ["--config", str(path), "--max-steps", "7", "--tasks", "recall,arithmetic"])
     assert (found.base, found.data, found.max_steps, found.protect) == ("a", "d.jsonl", 7, ("recall",))
     assert found.tasks == ("recall", "arithmetic")
     assert found.method_args == ("rule=random", "scope=global")
     assert (found.training_args, found.no_plain, found.sparsity) == (("bf16=true",), True, 0.05)
-    found = parse_tune([f"--config={path}", "x"])
+    found = parse(COMMANDS["tune"], [f"--config={path}", "x"])
     assert (found.base, found.max_steps, found.tasks) == ("x", 40, ("language", "code"))
 
 

@@ -33,6 +33,7 @@ LOGITS = 32_000_000
 """Most logits of one model that exist at a time: 128 MB in fp32."""
 
 
+# long: signature and docstring describe every option of a public function
 def agreement(
     base: Any,
     tuned: Any,

@@ -60,6 +60,7 @@ def unwrap(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
+# long: signature and docstring describe every option of a public function
 def evaluate(
     model: Any,
     task: Task,

@@ -301,30 +301,13 @@ def encode(
             f"task {task.name!r}: the chat template ({asked.chat_template}) leaves the request out: every item would "
             "become the same prompt; expected one that writes the messages. Use another, or --chat-template none."
         )
-    separator = "" if template is not None else form.separator
-    contexts, continuations = [], []
-    for item in items:
-        context = render(tokenizer, task, item, form, template, system)
-        if template is None and task.scorer in (*GENERATED_SCORERS, "agreement") and separator.strip(" "):
-            context += separator  # a line break before the answer is ours to write, not the model's
-            separated = ""
-        else:
-            separated = separator
-        blanks = " " if task.scorer in GENERATED_SCORERS or task.scorer == "agreement" else None
-        kept = context.rstrip(blanks) if template is None else context
-        tail = context[len(kept) :]
-        contexts.append(kept)
-        known = expected_answer(item, task.scorer)
-        answers = item.choices if task.scorer in CHOICE_SCORERS else ([known] if known else [])
-        continuations.append([tail + separated + answer for answer in answers])
-    prompts = encode_texts(tokenizer, contexts)
-    wholes = iter(
-        encode_texts(
-            tokenizer, [c + answer for c, group in zip(contexts, continuations, strict=True) for answer in group]
-        )
-    )
+    parts = [
+        _parts(task, item, form, template, render(tokenizer, task, item, form, template, system)) for item in items
+    ]
+    prompts = encode_texts(tokenizer, [text for text, _ in parts])
+    wholes = iter(encode_texts(tokenizer, [text + answer for text, group in parts for answer in group]))
     encoded = []
-    for item, text, prompt, group in zip(items, contexts, prompts, continuations, strict=True):
+    for item, prompt, (text, group) in zip(items, prompts, parts, strict=True):
         # An empty prompt is the start token alone, which the tokens of prompt and answer may not begin with.
         begin = len(prompt) if text or adds_bos(tokenizer) else 0
         answers_ids = tuple(tuple(next(wholes)[begin:]) for _ in group)
@@ -336,3 +319,16 @@ def encode(
         sizes = tuple(len(answer.strip().encode()) for answer in group)
         encoded.append(Encoded(item, text, tuple(prompt), answers_ids, sizes))
     return encoded
+
+
+def _parts(task: Task, item: Item, form: Format, template: str | None, context: str) -> tuple[str, list[str]]:
+    """The prompt as text, and what comes after it: one text per answer to be scored."""
+    generated = task.scorer in (*GENERATED_SCORERS, "agreement")
+    separator = "" if template is not None else form.separator
+    if generated and separator.strip(" "):
+        context += separator  # a line break before the answer is ours to write, not the model's
+        separator = ""
+    kept = context.rstrip(" " if generated else None) if template is None else context
+    known = expected_answer(item, task.scorer)
+    answers = item.choices if task.scorer in CHOICE_SCORERS else ([known] if known else [])
+    return kept, [context[len(kept) :] + separator + answer for answer in answers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ Template = str | Callable[[Row], Any]
 Placed = Sequence[tuple[str, Row]]
 """Rows with where each stands, for errors."""
 UNLABELLED = -1
+TASK_OPTIONS = ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version", "description")
 TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", *DELIMITED)
 
 
@@ -122,37 +123,74 @@ def _kind_of(scorer: str | None, choices: Any, answer: Any, gold: Any) -> str:
     return "prompt"
 
 
-def _needs(kind: str, choices: Any, gold: Any, answer: Any) -> None:
-    """Which arguments a kind of item takes: exactly those."""
-    wanted = {"choices": {"choices", "gold"}, "pattern": {"answer"}, "answer": {"answer"}, "refuse": {"gold"},
-              "label": {"gold"}}.get(kind, set())  # fmt: skip
-    given = {k for k, v in (("choices", choices), ("gold", gold), ("answer", answer)) if v is not None}
-    if given != wanted:
-        scorer = SCORERS_OF[kind][0]
-        expected = " and ".join(sorted(wanted)) or "the prompt alone"
-        raise InputError(f"scorer {scorer!r} on rows takes {expected}; got {', '.join(sorted(given)) or 'none'}.")
+@dataclass(frozen=True)
+class _Columns:
+    """What of a row becomes what of an item: a kind of item, and templates as :func:`task_from_dataset` takes them."""
 
+    kind: str
+    prompt: Template
+    choices: Template | Sequence[Template] | None
+    gold: Template | None
+    answer: Template | None
 
-def _item(kind: str, row: Row, prompt: Template, choices: Any, gold: Any, answer: Any, where: str) -> Item:
-    text = str(fill(prompt, row, where))
-    if not text.strip():
-        fail(where, f"prompt {prompt!r} gives {text!r}; expected visible text.")
-    if kind == "choices":
-        options, labels = _choices(choices, row, where)
-        return Item(text, options, gold_index(fill(gold, row, where), options, labels, where))
-    if kind in ("answer", "pattern"):
-        value = fill(answer, row, where)
-        if isinstance(value, Sequence) and not isinstance(value, str) and kind == "answer":
-            return Item(text, (), tuple(str(v) for v in value))
-        return Item(text, (), None if value is None else str(value))
-    if kind == "refuse":
-        value = fill(gold, row, where)
-        words = {"True": "refuse", "1": "refuse", "False": "comply", "0": "comply"}
-        return Item(text, (), words.get(str(value), str(value)))
-    if kind == "label":
-        value = fill(gold, row, where)
-        return Item(text, (), int(value) if str(value).lstrip("-").isdigit() else UNLABELLED)
-    return Item(text)
+    def check(self, where: str) -> None:
+        """A kind of item takes exactly its own arguments, and each is a template.
+
+        Raises:
+            InputError: One lacks, is too many, or is no template.
+        """
+        wanted = {"choices": {"choices", "gold"}, "pattern": {"answer"}, "answer": {"answer"}, "refuse": {"gold"},
+                  "label": {"gold"}}.get(self.kind, set())  # fmt: skip
+        given = {name for name in ("choices", "gold", "answer") if getattr(self, name) is not None}
+        if given != wanted:
+            scorer = SCORERS_OF[self.kind][0]
+            expected = " and ".join(sorted(wanted)) or "the prompt alone"
+            raise InputError(f"scorer {scorer!r} on rows takes {expected}; got {', '.join(sorted(given)) or 'none'}.")
+        for argument, template in (("prompt", self.prompt), ("gold", self.gold), ("answer", self.answer)):
+            if template is not None and not isinstance(template, str) and not callable(template):
+                raise InputError(f"{where}: {argument} is {template!r}; expected a column or a template.")
+
+    def items(self, rows: Placed) -> list[Item]:
+        self._check_choices(rows)
+        return [self._item(row, where) for where, row in rows]
+
+    def _check_choices(self, rows: Placed) -> None:
+        """A text in a list of choices is a column or stands for itself: in all rows the same."""
+        listed = self.choices if isinstance(self.choices, Sequence) and not isinstance(self.choices, str) else ()
+        for template in listed:
+            lacking = next((where for where, row in rows if template not in row), None)
+            if lacking is not None and any(template in row for _, row in rows):
+                fail(lacking, f"no column {template!r}, which other rows have; expected it in every row, or in none "
+                     "for a choice that is this text itself.")  # fmt: skip
+
+    def _item(self, row: Row, where: str) -> Item:
+        text = str(fill(self.prompt, row, where))
+        if not text.strip():
+            fail(where, f"prompt {self.prompt!r} gives {text!r}; expected visible text.")
+        if self.choices is not None:
+            options, labels = _choices(self.choices, row, where)
+            return Item(text, options, gold_index(self._gold(row, where), options, labels, where))
+        if self.answer is not None:
+            return Item(text, (), self._answer(row, where))
+        if self.kind == "refuse":
+            words = {"True": "refuse", "1": "refuse", "False": "comply", "0": "comply"}
+            value = self._gold(row, where)
+            return Item(text, (), words.get(str(value), str(value)))
+        if self.kind == "label":
+            value = self._gold(row, where)
+            return Item(text, (), int(value) if str(value).lstrip("-").isdigit() else UNLABELLED)
+        return Item(text)
+
+    def _gold(self, row: Row, where: str) -> Any:
+        assert self.gold is not None  # by check
+        return fill(self.gold, row, where)
+
+    def _answer(self, row: Row, where: str) -> str | tuple[str, ...] | None:
+        assert self.answer is not None
+        value = fill(self.answer, row, where)
+        if isinstance(value, Sequence) and not isinstance(value, str) and self.kind == "answer":
+            return tuple(str(v) for v in value)
+        return None if value is None else str(value)
 
 
 def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -208,21 +246,13 @@ def _rows(dataset: Any, subset: str | None, split: str, where: str, notes: list[
     return [(f"{where}, {split} row {number}", row) for number, row in enumerate(dataset)]
 
 
-def _check_choice_columns(choices: Any, rows: Placed) -> None:
-    """A text in a list of choices is a column or stands for itself: in all rows the same."""
-    for template in choices if isinstance(choices, Sequence) and not isinstance(choices, str) else ():
-        lacking = next((where for where, row in rows if template not in row), None)
-        if lacking is not None and any(template in row for _, row in rows):
-            fail(lacking, f"no column {template!r}, which other rows have; expected it in every row, or in none for "
-                 "a choice that is this text itself.")  # fmt: skip
-
-
 def _name(dataset: Any) -> str:
     if isinstance(dataset, str | Path):
         return Path(str(dataset)).name.split(".")[0]
     return str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "dataset")
 
 
+# long: each column and option of a public function is described, and there are 13
 def task_from_dataset(
     dataset: Any,
     *,
@@ -268,37 +298,27 @@ def task_from_dataset(
         '3'
     """
     where = f"data set {name or _name(dataset)!r}"
-    kind = _kind_of(scorer, choices, answer, gold)
-    _needs(kind, choices, gold, answer)
-    for argument, template in (("prompt", prompt), ("gold", gold), ("answer", answer)):
-        if template is not None and not isinstance(template, str) and not callable(template):
-            raise InputError(f"{where}: {argument} is {template!r}; expected a column or a template.")
+    columns = _Columns(_kind_of(scorer, choices, answer, gold), prompt, choices, gold, answer)
+    columns.check(where)
     for argument, number in (("shots", shots), ("seed", seed)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise InputError(f"{where}: {argument} is {number!r}; expected a whole number.")
-    check_keys(task_options, ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version",
-                              "description"), where)  # fmt: skip
-
+    check_keys(task_options, TASK_OPTIONS, where)
     notes: list[str] = []
 
     def items_of(part: str) -> list[Item]:
-        rows = _rows(dataset, subset, part, where, notes)
-        _check_choice_columns(choices, rows)
-        return [_item(kind, row, prompt, choices, gold, answer, place) for place, row in rows]
+        return columns.items(_rows(dataset, subset, part, where, notes))
 
     items = items_of(split)
     examples: list[Item] = []
     if shots:
-        pool = items if shot_split is None else items_of(shot_split)
-        examples = _draw(pool, shots, seed, where)
+        examples = _draw(items if shot_split is None else items_of(shot_split), shots, seed, where)
         taken = {shot.id for shot in examples}
         items = [item for item in items if item.id not in taken]
     if not items:
         fail(where, "holds no rows to score; expected at least one.")
-    options = {**task_options, "shots": examples}
-    if scorer is not None:
-        options["scorer"] = scorer
-    task = build_task(kind, distinct(items), options, where, name or _name(dataset))
+    options = {**task_options, "shots": examples, **({} if scorer is None else {"scorer": scorer})}
+    task = build_task(columns.kind, distinct(items), options, where, name or _name(dataset))
     return replace(task, notes=tuple(dict.fromkeys(notes)))
 
 

@@ -1,24 +1,22 @@
-"""The command line: parses, calls a workflow, prints. Exit code 0: fine; 1: a bound is broken; 2: error."""
+"""The command line: parses, runs a command, prints. Exit code 0: fine; 1: a bound is broken; 2: error."""
 
 from __future__ import annotations
 
 import sys
 
-HELP = """\
+from catchment.cli.table import COMMANDS, OTHERS
+
+VERBS = (*COMMANDS, *OTHERS)
+LINES = [(c.name, c.subject, c.does) for c in COMMANDS.values()] + [(name, *told) for name, told in OTHERS.items()]
+HELP = f"""\
 catchment: what did my fine-tune lose, and how far can this model move?
 
 usage: catchment VERB ...
 
-  compare BASE TUNED    gained, lost, kept, undecided; the items that flipped
-  scan    MODEL         basins, worst case, profiles: how far it can move
-  tune    BASE --data D fine-tune, protected on request, and see what it cost
-  report  OUT           the page again, from the record
-  tasks                 the built-in tasks
-
+{"".join(f"  {name:<7} {subject:<13} {does}" + chr(10) for name, subject, does in LINES)}
 catchment VERB --help explains a verb; catchment --version prints the version.
 Exit code 0: fine; 1: a bound that was asked for is broken; 2: error.
 """
-VERBS = ("compare", "scan", "tune", "report", "tasks")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -32,6 +30,6 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"catchment {__version__}")
         sys.exit(0)
-    from catchment.cli.verbs import run
+    from catchment.cli.runner import run
 
     sys.exit(run(arguments[0], arguments[1:]))

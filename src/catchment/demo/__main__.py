@@ -66,7 +66,7 @@ def _seconds(out: Path, left: float) -> str:
 if __name__ == "__main__":
     import tyro
 
-    from catchment.cli.verbs import guarded, quiet
+    from catchment.cli.runner import guarded, quiet
 
     def demo_verb() -> int:
         quiet()

@@ -203,3 +203,12 @@ def broken_bounds(comparison: Comparison, bound: float) -> list[str]:
 def broken(record: Comparison, settings: CompareSettings) -> list[str]:
     """What breaks a bound that was asked for; none without ``--fail-if-drop``."""
     return [] if settings.fail_if_drop is None else broken_bounds(record, settings.fail_if_drop)
+
+
+def unproven(record: Comparison, settings: CompareSettings) -> list[str]:
+    """What a gate that passes does not say."""
+    names = [task.task for task in record.tasks if task.verdict in ("undecided", "not measurable")]
+    if settings.fail_if_drop is None or not names:
+        return []
+    bound = f"--fail-if-drop {settings.fail_if_drop:g}"
+    return [f"no drop beyond {bound} was shown, and {', '.join(names)} not shown to be kept"]

@@ -11,10 +11,10 @@ from pydantic import Field
 from catchment.options import (
     SHARE,
     AskOptions,
+    BudgetOption,
     ContentOptions,
     Count,
     DeviceMapOption,
-    Duration,
     HeadOption,
     MarginOption,
     MeasureOptions,
@@ -23,13 +23,20 @@ from catchment.options import (
     OutputOptions,
     Real,
     checked,
-    parse_seconds,
 )
 
 
 @checked
 class CompareSettings(
-    MeasureOptions, MarginOption, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, HeadOption, OutputOptions
+    BudgetOption,
+    MeasureOptions,
+    MarginOption,
+    ContentOptions,
+    AskOptions,
+    ModelOptions,
+    DeviceMapOption,
+    HeadOption,
+    OutputOptions,
 ):
     """What did the fine-tune lose? Compare two models task by task.
 
@@ -51,14 +58,9 @@ class CompareSettings(
 
     base: Object = field(kw_only=False)
     tuned: Object = field(kw_only=False)
-    budget: Duration | None = None
     fail_if_drop: Annotated[Real, Field(ge=0, le=1), SHARE] | None = None
     recover: Path | None = None
     room: bool = True
     prompts: Path | None = None
     formats: Count = 3
     tuned_revision: str | None = None
-
-    @property
-    def seconds(self) -> float | None:
-        return parse_seconds(self.budget)

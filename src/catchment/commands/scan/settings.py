@@ -12,6 +12,7 @@ from catchment.options import (
     LARGEST,
     WHOLE,
     AskOptions,
+    BudgetOption,
     Check,
     ContentOptions,
     Count,
@@ -38,7 +39,9 @@ ODD = Check("{name} {value!r}: expected an odd number of points per side, e.g. 1
 
 
 @checked
-class ScanSettings(MeasureOptions, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, OutputOptions):
+class ScanSettings(
+    BudgetOption, MeasureOptions, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, OutputOptions
+):
     """How far can this model move before it loses what it can do?
 
     Attributes:

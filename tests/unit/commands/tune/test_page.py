@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from catchment.cli.verbs import run
+from catchment.cli.runner import run
 from catchment.commands.tune.page import tune_html
 from catchment.commands.tune.page import write_page as write_tune_page
 from catchment.commands.tune.record import Tune

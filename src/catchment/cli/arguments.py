@@ -1,0 +1,103 @@
+"""A command line made from a class of settings: its options, and below them a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import docstring_parser
+import tyro
+
+from catchment.cli.table import Command
+from catchment.options import COMMAS, marked, read_config
+
+
+def parse(command: Command, arguments: list[str]) -> Any:
+    """What a command line asks for: the fields of the command's settings, ``json`` and ``config``; not checked yet."""
+    kind, config = command.settings, _value_of("--config", arguments)
+    values = read_config(Path(config), kind) if config else {}
+    line = command_line(kind)
+    missing = dict.fromkeys(subjects(kind), tyro.MISSING)
+    asked: Any = tyro.cli(
+        line,
+        prog=f"catchment {command.name}",
+        args=arguments,
+        default=line(**{**missing, **values}) if values else None,
+        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
+    )
+    hints = get_type_hints(kind, include_extras=True)
+    lists = {name: _split(getattr(asked, name)) for name in hints if marked(hints[name], COMMAS)}
+    out = asked.out or default_out(*(getattr(asked, name) for name in subjects(kind)), suffix=command.name)
+    return dataclasses.replace(asked, out=out, **lists)
+
+
+def settings_of(command: Command, asked: Any) -> Any:
+    """What was asked for as settings.
+
+    Raises:
+        InputError: A value that a setting cannot have.
+    """
+    kind = command.settings
+    return kind(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(kind)})
+
+
+def subjects(kind: Any) -> list[str]:
+    """The settings without a default: what a command is about."""
+    return [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+
+
+def command_line(kind: Any) -> Any:
+    """A dataclass of what a command line may say: all settings, the command's own first, and ``--json`` and
+    ``--config``. It checks no ranges: an error in here the parser would draw in a frame."""
+    fields, types, told = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind), help_of(kind)
+    names = [name for cls in kind.__mro__ for name in inspect.get_annotations(cls) if name in fields]
+    rows: list[Any] = []
+    for name in dict.fromkeys(names):
+        marks = [tyro.conf.arg(help=told[name])]
+        if name in subjects(kind):
+            marks = [tyro.conf.arg(help=told[name], metavar=name.upper()), tyro.conf.Positional]
+        rows.append((name, Annotated[types[name], *marks], dataclasses.field(default=fields[name].default)))
+    json = tyro.conf.arg(help=f"Print the record as JSON instead of {kind.shown}.")
+    config = tyro.conf.arg(help="YAML file of settings; the command line wins.")
+    rows += [("json", Annotated[bool, json], False), ("config", Annotated[Path | None, config], None)]
+    line = dataclasses.make_dataclass(f"{kind.__name__}Line", rows, frozen=True)
+    line.__doc__ = str(kind.__doc__).partition("\n\n")[0]
+    return line
+
+
+def help_of(kind: type) -> dict[str, str]:
+    """What the docstrings of settings and of their groups say of each field; a command's own words win."""
+    words: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        for field in docstring_parser.parse(cls.__dict__.get("__doc__") or "").params:
+            words[field.arg_name] = " ".join((field.description or "").split())
+    return words
+
+
+def default_out(*specs: str, suffix: str) -> Path:
+    """``catchment-out/<base>-vs-<tuned>``, or ``catchment-out/<model>-<suffix>``, from the last parts of the names.
+
+    >>> str(default_out("org/base", "runs/tuned", suffix="compare")), str(default_out("m.gguf", suffix="scan"))
+    ('catchment-out/base-vs-tuned', 'catchment-out/m.gguf-scan')
+    """
+    names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
+    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-{suffix}")
+
+
+def _split(words: Sequence[str]) -> tuple[str, ...]:
+    """Names given apart or with commas between them; a path may contain commas."""
+    names = (name for word in words for name in ([word] if Path(word).exists() else word.split(",")))
+    return tuple(name for name in names if name)
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    for place, word in enumerate(arguments):
+        if word == option and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1]
+    return None

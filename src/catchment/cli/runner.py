@@ -1,0 +1,120 @@
+"""Runs any command of the table: settings, plan or record, table or JSON, exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from catchment.cli.table import COMMANDS, OTHERS, Command
+from catchment.errors import CatchmentError, InputError, did_you_mean
+
+INTERRUPTED = 130
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb and return its exit code."""
+    return guarded(lambda: _run(verb, list(arguments)))
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in COMMANDS:
+        return carry_out(COMMANDS[verb], arguments)
+    if verb in OTHERS:
+        return importlib.import_module(f"catchment.cli.{verb}").main(arguments)
+    verbs = (*COMMANDS, *OTHERS)
+    raise InputError(f"no verb {verb!r}; expected one of {', '.join(verbs)}.{did_you_mean(verb, verbs)}")
+
+
+def carry_out(command: Command, arguments: list[str]) -> int:
+    """Run a command, or print its plan. Of several processes only the first one prints.
+
+    Returns:
+        1 where a bound that was asked for is broken, else 0.
+    """
+    started = time.perf_counter()
+    from catchment.cli.arguments import parse, settings_of
+
+    asked = parse(command, arguments)
+    settings = settings_of(command, asked)
+    from rich.console import Console
+
+    from catchment.cli.live import LiveProgress
+
+    quiet()
+    from catchment.workflows.distributed import first
+
+    console = Console(stderr=asked.json, quiet=not first())
+    with LiveProgress(console) as progress:
+        if settings.dry_run:
+            plan = command.part("plan").plan(settings, progress)
+        else:
+            record = command.part("run").run(settings, progress, **_clock(settings, started))
+    if settings.dry_run:
+        command.part("table").print_plan(plan, console)
+        return 0
+    if not first():
+        return 0
+    if asked.json:
+        from catchment.records import to_json
+
+        print(to_json(record))
+    else:
+        command.part("table").print_record(record, console, settings.out / "report.html")
+    return exit_code(command, record, settings)
+
+
+def _clock(settings: Any, started: float) -> dict[str, Any]:
+    """A command with a budget is told when it began."""
+    from catchment.options import BudgetOption
+
+    return {"started": started} if isinstance(settings, BudgetOption) else {}
+
+
+def exit_code(command: Command, record: Any, settings: Any) -> int:
+    """1 where a bound is broken; which one, and what a gate that passes does not say, goes to stderr."""
+    work = command.part("run")
+    broken = work.broken(record, settings)
+    unproven = getattr(work, "unproven", None)
+    for line in broken or (unproven(record, settings) if unproven else []):
+        print(f"catchment: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run; errors become one line and an exit code."""
+    try:
+        return work()
+    except SystemExit as exit:  # the parser's own: --help, or a message that it has printed
+        return int(exit.code or 0)
+    except CatchmentError as error:
+        print(f"catchment: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("catchment: interrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("CATCHMENT_DEBUG"):
+            raise
+        print(
+            f"catchment: unexpected {type(error).__name__}: {str(error).strip()[:500] or 'no message'}\n"
+            "This is a defect of catchment; CATCHMENT_DEBUG=1 shows where. What was measured is kept.",
+            file=sys.stderr,
+        )
+    return 2
+
+
+def quiet() -> None:
+    """No progress bars and no advice from the libraries below: ours stand for them."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers|torch|peft|huggingface_hub")
