@@ -35,9 +35,14 @@ S = TypeVar("S", bound="Options")
 
 
 def cache_dir() -> Path:
-    """Folder for what can be made again: ``$CATCHMENT_HOME``, or ``~/.cache/catchment``. It may not exist yet."""
+    """Folder for what can be made again: ``$CATCHMENT_HOME``, ``$XDG_CACHE_HOME/catchment`` or ``~/.cache/catchment``.
+    It may not exist yet. An empty variable counts as unset, and so does a relative ``XDG_CACHE_HOME``, which the XDG
+    Base Directory Specification calls invalid."""
     home = os.environ.get("CATCHMENT_HOME")
-    return Path(home).expanduser() if home else Path.home() / ".cache" / "catchment"
+    if home:
+        return Path(home).expanduser()
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "catchment"
 
 
 def parse_seconds(budget: str | float | None) -> float | None:

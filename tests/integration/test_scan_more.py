@@ -397,10 +397,9 @@ def store_lines_of_planes() -> list[tuple[str, str]]:
 
 def test_torchrun_refuses_planes_through_models(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from catchment.commands.scan import job as scan_job
-    from catchment.workflows import distributed
+    from catchment.runs import processes
 
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
-    monkeypatch.setattr(distributed, "join", lambda: None)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     settings = ScanSettings(str(models / "base"), through=(str(models / "other"),))
     with pytest.raises(InputError, match="--through"):
         scan_job.open_scan(settings, catchment.measuring.progress.Progress(), None)

@@ -45,9 +45,10 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     from catchment.cli.live import LiveProgress
 
     quiet()
-    from catchment.workflows.distributed import first
+    from catchment.runs import processes
 
-    console = Console(stderr=asked.json, quiet=not first())
+    processes.join(settings.device)
+    console = Console(stderr=asked.json, quiet=not processes.is_main())
     with LiveProgress(console) as progress:
         if settings.dry_run:
             plan = command.part("plan").plan(settings, progress)
@@ -56,7 +57,7 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     if settings.dry_run:
         command.part("table").print_plan(plan, console)
         return 0
-    if not first():
+    if not processes.is_main():
         return 0
     if asked.json:
         from catchment.records import to_json

@@ -21,6 +21,7 @@ from catchment.landscape.losses import Batch, accumulate_gradient, answer_batche
 from catchment.landscape.memory import free_memory
 from catchment.landscape.plane import orthogonal, plane, through
 from catchment.landscape.rays import Ray, barrier, measure, room
+from catchment.landscape.sharding import shard
 from catchment.landscape.subspace import Subspace
 from catchment.landscape.worst import Effort, ascend, attack_memory, unit, within, worst
 
@@ -72,6 +73,7 @@ __all__ = [
     "room",
     "scout",
     "search",
+    "shard",
     "sharpen",
     "summarise",
     "through",

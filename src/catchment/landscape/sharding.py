@@ -1,4 +1,4 @@
-"""Weights that are cut over processes (FSDP2): which piece of a tensor is here."""
+"""Weights that are cut over processes (FSDP2): the cut, and which piece of a tensor is here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
+from catchment import models
 from catchment.errors import ModelError
+from catchment.runs import processes
+
+
+def shard(model: Any) -> None:
+    """Cut every block, and then the rest, over the processes (``fully_shard``); nothing on one process, or when the
+    model is cut already."""
+    if processes.count() == 1 or any(is_sharded(p) for p in model.parameters()):
+        return
+    from accelerate import PartialState
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(PartialState().device.type, (processes.count(),))
+    family = models.family_of(model)
+    for name, module in model.named_modules():
+        if name and models.is_block(name, family):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -28,8 +28,7 @@ from catchment.capabilities import (
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Ground
 from catchment.records import ModelCard
-from catchment.runs import Cell, Store, cell_key
-from catchment.workflows import distributed
+from catchment.runs import Cell, Store, cell_key, processes
 
 CPU_BATCH = 1024
 """Padded tokens per forward pass on a CPU: more is no faster."""
@@ -193,7 +192,7 @@ def batch_tokens(subject: Subject, asked: int | None) -> int:
     model. Processes that share a model take :data:`CPU_BATCH` too, because each would measure something else."""
     if asked:
         return asked
-    if subject.card.device.startswith("cpu") or subject.classifies or distributed.processes() > 1:
+    if subject.card.device.startswith("cpu") or subject.classifies or processes.count() > 1:
         return CPU_BATCH
     engine = subject.engine(CPU_BATCH)
     engine.batch_tokens = measure_speed(engine).batch_tokens

@@ -19,7 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from catchment.errors import CatchmentError, InputError, ModelError, NonFiniteError, StoreError
 from catchment.methods.protocol import Tuning
 from catchment.models import check_trainer, mapped_weights
-from catchment.training import Replay, any_process
+from catchment.runs import processes
+from catchment.training import Replay
 
 _SHOWN = 32  # tokens of the first example in an error
 ELSEWHERE = "the loss or gradient is not finite on another process,"
@@ -34,14 +35,10 @@ class PunctualTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **options: Any) -> Any:
         """The Trainer's loop looks for its end after a step only; a resumed training may stand there already."""
-        if self._anywhere(self.state.global_step >= self.state.max_steps or self.control.should_training_stop):
+        if processes.anywhere(self.state.global_step >= self.state.max_steps or self.control.should_training_stop):
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **options)
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether it holds on any process: one that ends alone leaves the others waiting for it."""
-        return any_process(flag, self.args)
 
 
 class MethodTrainer(PunctualTrainer):
@@ -120,7 +117,7 @@ class MethodTrainer(PunctualTrainer):
         if self.replay is not None:
             self._replayed.append(self._share)
         broken = not bool(torch.isfinite(loss).all())
-        if self._anywhere(broken):
+        if processes.anywhere(broken):
             raise self._stopped(f"the loss is {float(loss):g}" if broken else ELSEWHERE, inputs if broken else None)
 
         def again() -> None:
@@ -156,7 +153,7 @@ class MethodTrainer(PunctualTrainer):
         norm = self._clip(float("inf")) if grad_norm is None else grad_norm
         if self.accelerator.scaler is None:
             broken = not bool(torch.isfinite(torch.as_tensor(norm)))
-            if self._anywhere(broken):
+            if processes.anywhere(broken):
                 raise self._stopped(f"the gradient's norm is {float(norm):g}" if broken else ELSEWHERE)
         return norm
 

@@ -1,5 +1,6 @@
 """Where results live: content-addressed cells of item rows, the output folder that holds them, and who runs them."""
 
+from catchment.runs import processes
 from catchment.runs.cells import canonical_json, cell_key
 from catchment.runs.executors import LocalExecutor, Outcome
 from catchment.runs.files import make_folder, read_json, write_atomic
@@ -17,6 +18,7 @@ __all__ = [
     "cell_key",
     "claim_folder",
     "make_folder",
+    "processes",
     "read_json",
     "write_atomic",
 ]

@@ -1,7 +1,7 @@
 """How weights are moved, what they are moved with, and what is watched while they move."""
 
 from catchment.training.batches import Collator, completion_losses, pack
-from catchment.training.callbacks import CapabilityCallback, Evaluation, any_process
+from catchment.training.callbacks import CapabilityCallback, Evaluation
 from catchment.training.data import Rows, as_task, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence, Move
@@ -22,7 +22,6 @@ __all__ = [
     "Rows",
     "SharpnessAware",
     "answered",
-    "any_process",
     "as_task",
     "check_number",
     "completion_losses",

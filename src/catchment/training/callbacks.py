@@ -8,18 +8,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
 from transformers import TrainerCallback
 
 from catchment.capabilities import GENERATED_SCORERS, PromptOptions, Scores, Task, evaluate, sample
 from catchment.errors import InputError
 from catchment.records import Row
-from catchment.runs import make_folder, read_json, write_atomic
+from catchment.runs import make_folder, processes, read_json, write_atomic
 from catchment.statistics import Decision, decide
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class CapabilityCallback(TrainerCallback):
         later = math.ceil(state.max_steps / self.eval_steps) if self.eval_steps else 1
         self._looks = max(1, later)
         if state.global_step > 0:
-            self._resume(args, state)
+            self._resume(state)
             control.should_training_stop |= self.stopped is not None
         elif state.is_world_process_zero:  # what an earlier training left is not the history of this one
             for path in self._files():
@@ -177,7 +174,7 @@ class CapabilityCallback(TrainerCallback):
                 warnings.warn(alarm, stacklevel=2)
         else:
             self.history.append(Evaluation(state.global_step, {}))
-        if self.on_drop == "stop" and any_process(alarm is not None, args):
+        if self.on_drop == "stop" and processes.anywhere(alarm is not None):
             self.stopped = alarm or "a capability was lost (see the main process)"
             control.should_training_stop = True
 
@@ -254,11 +251,11 @@ class CapabilityCallback(TrainerCallback):
         asked = self.asked.conditions(self._tokenizer)
         return {"tasks": tasks, "limit": self.limit, "seed": self.seed, **asked}
 
-    def _resume(self, args: Any, state: Any) -> None:
+    def _resume(self, state: Any) -> None:
         """Stand where the evaluations up to this step left the callback, on every process."""
         if state.is_world_process_zero:
             self._read(state)
-        steps, self.stopped = from_main(([e.step for e in self.history], self.stopped), args)
+        steps, self.stopped = processes.agreed(([e.step for e in self.history], self.stopped))
         if not state.is_world_process_zero:
             self.history = [Evaluation(step, {}) for step in steps]
 
@@ -327,24 +324,6 @@ def _check_whole(args: Any) -> None:
             "CapabilityCallback: the weights are sharded over processes (FSDP or ZeRO-3), and one process cannot "
             "evaluate alone; expected whole weights on each. Compare saved checkpoints with catchment.compare."
         )
-
-
-def any_process(flag: bool, args: Any) -> bool:
-    """Whether any process raised the flag: all of them must stop together."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    value = torch.tensor(float(flag), device=args.device)
-    torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX)
-    return bool(value.item() > 0)
-
-
-def from_main(value: T, args: Any) -> T:
-    """The main process's value, on every process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    shared = [value]
-    torch.distributed.broadcast_object_list(shared, src=0, device=args.device)
-    return shared[0]
 
 
 def _print(history: Sequence[Evaluation], limit: int | None, stopped: str | None) -> None:

@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 from catchment.capabilities import NON_FINITE, PromptOptions, Task, seeded_order
 from catchment.errors import InputError, ModelError
 from catchment.records import FenceLook, Row
-from catchment.runs import read_json
+from catchment.runs import processes, read_json
 from catchment.statistics import mean_sequence
-from catchment.training.callbacks import from_main, write_json
+from catchment.training.callbacks import write_json
 from catchment.training.looks import above, spend, verdict
 from catchment.training.pilot import Scorer
 
@@ -184,7 +184,7 @@ class Fence(TrainerCallback):
         if state.is_world_process_zero:
             self._begin(state.global_step, given)
         if state.global_step > 0:
-            self.history, self.stopped = from_main((self.history, self.stopped), args)
+            self.history, self.stopped = processes.agreed((self.history, self.stopped))
         if self.stopped is not None:
             control.should_training_stop = True
             if state.is_world_process_zero:
@@ -214,17 +214,17 @@ class Fence(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         ends = control.should_training_stop or state.global_step >= state.max_steps
         if ends or due(state.global_step, self.eval_steps):
-            self._look(args, state, control, given, whole=ends)
+            self._look(state, control, given, whole=ends)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """For a training that something else has ended after this step's :meth:`on_step_end`."""
         if state.global_step > 0 and (not self.history or self.history[-1].step != state.global_step):
-            self._look(args, state, control, given, whole=True)
+            self._look(state, control, given, whole=True)
 
-    def _look(self, args: Any, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
+    def _look(self, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
         action = self._decide(state, given.get("model"), whole) if state.is_world_process_zero else None
         self._warn_broken(state.global_step)
-        action = from_main(action, args)
+        action = processes.agreed(action)
         assert action is not None
         if not state.is_world_process_zero:
             for factor in action.scales:

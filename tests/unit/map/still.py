@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-STRANGERS = {
-    "workflows is not in the map",
-}
+STRANGERS: set[str] = set()
 TRESPASSES = {
     "catchment.__main__: imports main, which is not public in catchment.cli",
-    "catchment.cli.verbs: cli may not import workflows",
     "catchment.commands.compare.extras: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.job: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.prices: imports classifiers, which is not public in catchment.capabilities",
@@ -17,20 +14,12 @@ TRESPASSES = {
     "catchment.commands.compare.room: imports failures, which is not public in catchment.measuring",
     "catchment.commands.compare.room: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.run: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.scan.job: commands may not import workflows",
-    "catchment.commands.scan.run: commands may not import workflows",
     "catchment.commands.scan.run: imports failures, which is not public in catchment.measuring",
-    "catchment.commands.scan.stages: commands may not import workflows",
     "catchment.commands.scan.stages: imports failures, which is not public in catchment.measuring",
-    "catchment.commands.tune.job: commands may not import workflows",
-    "catchment.commands.tune.protect: commands may not import workflows",
-    "catchment.commands.tune.run: commands may not import workflows",
     "catchment.commands.tune.run: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.tune.train: commands may not import workflows",
     "catchment.demo.__main__: imports live, which is not public in catchment.cli",
     "catchment.demo.__main__: imports verbs, which is not public in catchment.cli",
     "catchment.measuring.fill: imports classifiers, which is not public in catchment.capabilities",
-    "catchment.measuring.subject: measuring may not import workflows",
 }
 CIRCLES = {
     "catchment.cli -> catchment.cli.verbs -> catchment.cli",

@@ -306,7 +306,7 @@ def test_a_stop_survives_a_kill(tmp_path: Path, taught: Any) -> None:
 def test_other_processes_resume_as_the_main_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from catchment.training import callbacks as module
 
-    monkeypatch.setattr(module, "from_main", lambda value, args: ([0, 4], "lost by step 4"))
+    monkeypatch.setattr(module.processes, "agreed", lambda value: ([0, 4], "lost by step 4"))
     watch = CapabilityCallback(TRAINED, limit=4, eval_steps=2, on_drop="stop", output_dir=tmp_path / "nowhere")
     args = tf.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
     state = tf.TrainerState(max_steps=8, global_step=4, is_world_process_zero=False)

@@ -86,7 +86,7 @@ def test_other_processes_resume_as_the_main_one(tmp_path: Path, monkeypatch: pyt
     with pytest.warns(UserWarning, match="stopped the training"):
         loop = Loop(fenced(toy, output_dir=tmp_path), toy).begin().run()
     sent: list[Any] = []
-    monkeypatch.setattr(module, "from_main", lambda value, args: sent.append(value) or value if not sent else sent[0])
+    monkeypatch.setattr(module.processes, "agreed", lambda value: sent.append(value) or value if not sent else sent[0])
     step = loop.state.global_step
     with pytest.warns(UserWarning, match="stopped the training"):
         Loop(fenced(toy, output_dir=tmp_path), toy, global_step=step).begin()
@@ -107,7 +107,9 @@ def test_other_processes_do_as_the_main_one(monkeypatch: pytest.MonkeyPatch) -> 
         Loop(first, main, rate=0.013).begin(),
         Loop(second, other, rate=0.013, is_world_process_zero=False).begin(),
     ]
-    monkeypatch.setattr(module, "from_main", lambda action, args: sent.append(action) or action if action else sent[-1])
+    monkeypatch.setattr(
+        module.processes, "agreed", lambda action: sent.append(action) or action if action else sent[-1]
+    )
     for _ in range(40):
         for loop in loops:
             loop.step()

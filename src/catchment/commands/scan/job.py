@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import json
 import math
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,9 +31,8 @@ from catchment.errors import InputError, ModelError
 from catchment.landscape import Design, Evaluator, Field, Ground, Mover, Subspace
 from catchment.measuring import CPU_BATCH, OutOfTimeError, Progress, Subject, batch_tokens, fill
 from catchment.records import Admission, Panel, Row, Ruler, SubspaceCard
-from catchment.runs import Cell, Store, claim_folder, write_atomic
+from catchment.runs import Cell, Store, claim_folder, processes, write_atomic
 from catchment.statistics import admission, ladder, mean_interval, node_error, rungs_below, units_needed
-from catchment.workflows import distributed
 
 RESERVE = 8.0
 """Seconds of a budget that are kept for the self-check, the record and the page."""
@@ -66,7 +68,7 @@ class Clock:
 
     @property
     def spent(self) -> float:
-        return float(distributed.agreed(self._spent()))
+        return float(processes.agreed(self._spent()))
 
     def _spent(self) -> float:
         return self.spent_before + time.monotonic() - self.started
@@ -91,7 +93,7 @@ class Clock:
         Raises:
             OutOfTimeError: Nothing more may be measured.
         """
-        if self.open and distributed.processes() == 1 and self.left <= 0:
+        if self.open and processes.count() == 1 and self.left <= 0:
             raise OutOfTimeError("the budget ended before this was measured.")
 
     @contextmanager
@@ -198,7 +200,7 @@ class ScanJob:
     def save_plan(self, panels: Sequence[Panel] = (), *, finished: bool = False) -> None:
         """Write what was spent and on what, and whether the scan ran to its end."""
         spent = self.clock.spent  # asked for by every process
-        if self.settings.out is not None and not self.frozen and distributed.first():
+        if self.settings.out is not None and not self.frozen and processes.is_main():
             content = {
                 "ask": ask(self), "budget": self.clock.budget, "spent": spent, "finished": finished,
                 "panels": [dataclasses.asdict(panel) for panel in panels], "kept": dataclasses.asdict(self.kept),
@@ -209,13 +211,13 @@ class ScanJob:
 def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, started: float | None = None) -> ScanJob:
     """Load, refuse what cannot be scanned, find the clock of an earlier run in OUT. ``started``: when the command
     began, on ``time.monotonic``; now by default."""
-    distributed.join()
+    processes.join(settings.device)
     clock = Clock(settings.seconds)
     clock.started = clock.started if started is None else started
     progress.clock(clock.remaining)
     if settings.workers > 1 and not isinstance(settings.model, (str, Path)):
         raise InputError("workers load the model themselves; expected a name or a path, not a model in memory.")
-    if settings.through and distributed.processes() > 1:
+    if settings.through and processes.count() > 1:
         raise InputError("--through reads whole weights, and torchrun cuts them; scan without torchrun for it.")
     tasks = scan_tasks(settings)
     for spec in settings.through:
@@ -239,22 +241,30 @@ def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, starte
             f"the {card.ruler.of} of subspace {settings.subspace!r} hold only zeros, so it has no scale; give --ladder "
             "LOW:HIGH:RUNGS."
         )
-    distributed.shard(side.loaded.model)
-    if settings.out is not None and distributed.first():
+    landscape.shard(side.loaded.model)
+    if settings.out is not None and processes.is_main():
         fingerprint = {
             "model": side.card.weights_hash, "config": side.card.config_hash, "dtype": side.card.dtype,
             "subspace": subspace.hash, "seed": settings.seed, "chat_template": asked.key,
             "system": asked.system,
         }  # fmt: skip
         claim_folder(settings.out, fingerprint, "scan")
-    alone = distributed.processes() == 1
-    store = Store(settings.store_folder if alone else distributed.own_store())
+    alone = processes.count() == 1
+    store = Store(settings.store_folder if alone else _own_store())
     job = ScanJob(settings, side, tasks, store, settings.out or Path("."), progress, clock, subspace, card)
     job.warnings += [note for task in tasks for note in task.notes]
     if alone:
         _take_up(job)
     job.kept.batch_tokens = settings.batch_tokens or job.kept.batch_tokens or batch_tokens(side, None)
     return job
+
+
+def _own_store() -> Path:
+    """A store that lasts as long as this process: kept rows that one process sees and another does not would make them
+    part ways."""
+    folder = Path(tempfile.mkdtemp(prefix="catchment-rank-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def scan_tasks(settings: ScanSettings) -> list[Task]:
@@ -376,7 +386,7 @@ def _own_scores(job: ScanJob, task: Task, start: int, stop: int, table: dict[str
 
 def _plan_check(job: ScanJob) -> None:
     """Choose the items of the self-check, which comes last, and keep the time for it."""
-    each = float(distributed.agreed(2 * sum(job.paid.get(name, 0.0) for name in job.admitted)))
+    each = float(processes.agreed(2 * sum(job.paid.get(name, 0.0) for name in job.admitted)))
     if job.kept.check_items is None:
         fits = int(CHECK_SHARE * job.clock.budget / each) if each > 0 else CHECK_ITEMS
         job.kept.check_items = max(1, min(CHECK_ITEMS, fits))

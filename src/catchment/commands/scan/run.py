@@ -19,8 +19,7 @@ from catchment.landscape import Evaluator, Field
 from catchment.measuring import POLICY, Progress, environment, failures
 from catchment.options import as_settings
 from catchment.records import Basin, SelfCheck, Worst, to_json
-from catchment.runs import Store, write_atomic
-from catchment.workflows import distributed
+from catchment.runs import Store, processes, write_atomic
 
 
 def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Scan:
@@ -57,7 +56,7 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
 def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
     """:func:`scan` with checked settings. ``started``: when the command began, on ``time.monotonic``."""
     job = open_scan(settings, progress, tokenizer, started)
-    if settings.out is None or not distributed.first():
+    if settings.out is None or not processes.is_main():
         return _work(job)
     with Store(job.out).lock("scan"):
         return _work(job)
@@ -93,7 +92,7 @@ def _work(job: ScanJob) -> Scan:
         found = _record(job, evaluator, stages)
     job.kept.found = stages.found()
     job.save_plan(stages.panels, finished=True)
-    if job.settings.out is not None and distributed.first():
+    if job.settings.out is not None and processes.is_main():
         write_atomic(job.out / "scan.json", to_json(found))
         write_page(found, job.out / "report.html")
     return found
@@ -105,7 +104,7 @@ def _stages(job: ScanJob, evaluator: Evaluator) -> Stages:
     try:
         stages.run()
     except BaseException:
-        if distributed.processes() == 1:
+        if processes.count() == 1:
             with suppress(CatchmentError):
                 stages.save()
         raise
@@ -122,7 +121,7 @@ def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
         end = job.clock.budget - min(RESERVE, job.clock.budget / 4) / 2
 
         def late(seconds: float) -> bool:
-            return bool(distributed.agreed(not job.frozen and job.clock.spent + seconds > end))
+            return bool(processes.agreed(not job.frozen and job.clock.spent + seconds > end))
 
         return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
     except Exception as error:

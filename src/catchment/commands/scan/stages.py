@@ -16,7 +16,7 @@ from catchment.errors import CatchmentError, InputError
 from catchment.landscape import Batch, Direction, Effort, Evaluator, Field, Ground, NotStoredError, Towards
 from catchment.measuring import failures
 from catchment.records import Curvature, Gradients, Panel, Plane, PlanePoint, Worst, from_json, to_json
-from catchment.workflows import distributed
+from catchment.runs import processes
 
 WHOLE = ("worst", "curvature", "gradients")
 """Stages that take gradients, which weights cut over processes do not give whole."""
@@ -149,7 +149,7 @@ class Stages:
 
     def _refused(self, name: str) -> str:
         """Why a stage is not begun here whatever the budget; empty where it may be."""
-        if name in WHOLE and distributed.processes() > 1:
+        if name in WHOLE and processes.count() > 1:
             return "it needs the gradient of whole weights on one process; scan without torchrun for it"
         subspace, e = self.job.subspace, self.evaluator
         if name == "worst":
@@ -192,7 +192,7 @@ class Stages:
     def _seconds(self, tokens: float, points: int = 0) -> float:
         """What evaluating so many tokens takes, and placing the model at so many points, two directions drawn for
         each."""
-        speed, point = distributed.agreed(self._pace())
+        speed, point = processes.agreed(self._pace())
         return float(tokens / speed + 2 * points * point)
 
     def _tokens(self, task: str, items: int) -> float:

@@ -28,10 +28,9 @@ from catchment.errors import InputError, did_you_mean
 from catchment.measuring import CPU_BATCH, Progress
 from catchment.methods import METHODS, Method, encode_for, steps_of
 from catchment.options import parse_pairs
-from catchment.runs import claim_folder
+from catchment.runs import claim_folder, processes
 from catchment.statistics import admission
 from catchment.training import Encoded, Rows, as_task, pack, read_rows, split_items, split_rows
-from catchment.workflows import distributed
 
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5
@@ -100,7 +99,7 @@ class TuneJob:
     def steps(self) -> int:
         """Optimizer steps of one training."""
         s = self.settings
-        rows = s.batch_size * distributed.processes()
+        rows = s.batch_size * processes.count()
         return s.max_steps or steps_of(len(self.examples), rows, s.accumulation, s.epochs)
 
     @property
@@ -110,7 +109,7 @@ class TuneJob:
 
     @property
     def rows_per_step(self) -> int:
-        return self.settings.batch_size * self.settings.accumulation * distributed.processes()
+        return self.settings.batch_size * self.settings.accumulation * processes.count()
 
     @property
     def tokens(self) -> float:
@@ -223,7 +222,7 @@ def _spare(job: TuneJob) -> None:
 
 def claim(job: TuneJob) -> None:
     """Make OUT the folder of this tune, when all else has been found right."""
-    if job.settings.out is not None and distributed.first():
+    if job.settings.out is not None and processes.is_main():
         claim_folder(job.settings.out, _fingerprint(job), "tune")
 
 

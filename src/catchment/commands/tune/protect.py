@@ -17,7 +17,7 @@ from catchment.errors import InputError
 from catchment.landscape import Batch, Subspace
 from catchment.methods import LoRA, Tuning
 from catchment.records import PilotSteps
-from catchment.runs import read_json, write_atomic
+from catchment.runs import processes, read_json, write_atomic
 from catchment.statistics import ladder
 from catchment.training import (
     CapabilityCallback,
@@ -31,7 +31,6 @@ from catchment.training import (
     read_rows,
     self_generated,
 )
-from catchment.workflows import distributed
 
 RUNGS = 8
 """Scales at which the room before training is measured."""
@@ -84,7 +83,7 @@ def make_replay(job: TuneJob) -> Replay:
     else:
         with kept_warnings() as said:
             rows = _base_texts(job, per_batch)
-        if distributed.first():
+        if processes.is_main():
             write_atomic(notes, json.dumps(said))
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     for text in said:  # in every run's record, not only where the texts were written
@@ -110,7 +109,7 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
             )
         found += [(item.guard.name, example) for example in short]
     job.progress.status("the base writes what is replayed")
-    wanted = math.ceil(per_batch * job.steps * s.accumulation * distributed.processes())
+    wanted = math.ceil(per_batch * job.steps * s.accumulation * processes.count())
     own = self_generated(
         model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, prompt_options=job.asked,
         max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), max_answer_tokens=OPENING_TOKENS,
@@ -202,7 +201,7 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
         )
         for name, room in found.items()
     )  # fmt: skip
-    if distributed.first():
+    if processes.is_main():
         write_atomic(path, json.dumps([dataclasses.asdict(room) for room in rooms]))
     return rooms
 

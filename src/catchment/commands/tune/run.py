@@ -22,8 +22,7 @@ from catchment.errors import InputError
 from catchment.measuring import Progress, environment, tune_sentence, verdicts
 from catchment.options import MeasureOptions, ModelOptions, as_settings
 from catchment.records import Against, TuneRun, to_json
-from catchment.runs import Store, write_atomic
-from catchment.workflows import distributed
+from catchment.runs import Store, processes, write_atomic
 
 
 def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Tune:
@@ -65,14 +64,14 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
 
 def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
     """:func:`tune` with checked settings."""
-    distributed.join()
+    processes.join(settings.device)
     job = open_tune(settings, progress, tokenizer)
     if (job.out / "tune.json").is_file():
         training_arguments(job, PLAIN)  # what is wrong with them is said all the same
     else:
         try_set_up(job)
     claim(job)
-    if not distributed.first():
+    if not processes.is_main():
         return _work(job)
     with Store(job.out).lock("tune"):
         return _work(job)
@@ -90,7 +89,7 @@ def _work(job: TuneJob) -> Tune:
     job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings if text not in told]
     comparison = None
     against: tuple[Against, ...] = ()
-    if distributed.first() and not job.classifies:
+    if processes.is_main() and not job.classifies:
         tasks = _judged(job)
         if tasks:
             comparisons = [_compared(job, run, tasks) for run in runs]
@@ -99,7 +98,7 @@ def _work(job: TuneJob) -> Tune:
             if len(runs) == 2:
                 against = _against(job, runs, tasks)
     record = _record(job, rooms, runs, comparison, against)
-    if distributed.first():
+    if processes.is_main():
         write_atomic(job.out / "tune.json", to_json(record))
         write_page(record, job.out / "report.html")
     return record

@@ -18,10 +18,9 @@ from catchment.commands.tune.setup import fit_options, kept_warnings, protected_
 from catchment.errors import StoreError
 from catchment.methods import SIFT, Fitted, Tuning, fit, sharding
 from catchment.records import Companion, Interval, Row, TuneRun, Watched, from_json, to_json
-from catchment.runs import write_atomic
+from catchment.runs import processes, write_atomic
 from catchment.statistics import paired_interval, unbounded_paired_interval
 from catchment.training import CapabilityCallback, Fence, Replay, completion_losses
-from catchment.workflows import distributed
 
 
 def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
@@ -38,7 +37,7 @@ def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
         before = held_out(job, job.loaded.model)
         run = _trained(job, name, replay, before, began, fenced=fenced)
     run = dataclasses.replace(run, seconds=round(run.seconds + time.monotonic() - began, 1), warnings=tuple(said))
-    if distributed.first():
+    if processes.is_main():
         write_atomic(done, to_json(run))
     return run
 
@@ -87,7 +86,7 @@ def _trained(job: TuneJob, name: str, replay: Replay | None, before: HeldOut, be
                 steps=fitted.steps,
                 tokens=fitted.tokens,
                 seconds=fitted.earlier,
-                bytes=_bytes(path) if distributed.first() else 0,
+                bytes=_bytes(path) if processes.is_main() else 0,
                 loss=(_mean(losses[:tenth]), _mean(losses[-tenth:])) if losses else None,
                 logged=len(losses),
                 held_out=_companion(job, before, after),

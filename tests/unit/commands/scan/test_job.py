@@ -276,7 +276,7 @@ def test_what_is_asked_copies_no_model_and_takes_tasks_of_ones_own(tmp_path: Pat
 
 def test_a_store_of_ones_own_lasts_as_long_as_the_process() -> None:
     code = (
-        "from catchment.workflows import distributed as d; f = d.own_store(); assert f.is_dir(); "
+        "from catchment.commands.scan import job; f = job._own_store(); assert f.is_dir(); "
         "(f / 'row').write_text('x'); print(f)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -387,5 +387,5 @@ def test_padded_tokens_are_measured_where_it_matters(monkeypatch: pytest.MonkeyP
     assert subjects.batch_tokens(gpu, 300) == 300  # type: ignore[arg-type]
     assert subjects.batch_tokens(gpu, None) == 8192  # type: ignore[arg-type]
     assert gpu.made.batch_tokens == 8192  # the engine that was measured with uses it
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(subjects.processes, "count", lambda: 2)
     assert subjects.batch_tokens(gpu, None) == subjects.CPU_BATCH  # type: ignore[arg-type]

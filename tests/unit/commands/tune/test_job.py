@@ -18,7 +18,7 @@ from catchment.errors import InputError
 from catchment.measuring import Progress
 from catchment.methods import METHODS, SIFT, LoRA, make_trainer
 from catchment.options import parse_pairs
-from catchment.workflows import distributed
+from catchment.runs import processes
 from tests import tiny
 
 SUMS = [{"prompt": f"What is {a} + {b}? Answer:", "completion": f" {a + b}"} for a in range(8) for b in range(5)]
@@ -197,7 +197,7 @@ def test_tokens_are_counted_for_what_a_batch_holds(monkeypatch: pytest.MonkeyPat
     long = opened(max_steps=6, batch_size=4, accumulation=2)
     alone = long.tokens
     assert alone == pytest.approx(6 * 8 * long.tokens_per_row)
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(processes, "count", lambda: 2)
     assert long.tokens == 2 * alone
 
 
