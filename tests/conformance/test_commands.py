@@ -21,13 +21,15 @@ from unittest import mock
 import pytest
 import torch
 
-from catchment import cli
+import catchment.commands
+from catchment.cli.table import COMMANDS, Command
 from tests import freeze
 from tests.freeze import left_in, masked, said
 
 torch.set_num_threads(1)
 
-COMMANDS = [verb for verb in cli.VERBS if verb not in ("report", "tasks")]
+PARTS = ("settings", "plan", "run", "record", "table", "page")
+"""Files of a command that the runner opens."""
 HEAVY = ("torch", "transformers", "peft", "accelerate", "scipy", "datasets", "pandas")
 HELP_SECONDS, BARE_SECONDS = 0.5, 0.011
 """Processor seconds of ``--help`` at most, and of an empty Python at the speed that this is meant for."""
@@ -39,14 +41,12 @@ class Example:
 
     Attributes:
         words: Arguments of a run that ends with exit code 0 within seconds.
-        record: The file that it leaves.
         breaking: Words that, given beside them on the same OUT, ask for a bound that is broken; ``None``: a command
             without bounds.
         spoil: What is done to OUT before, so that it is broken.
     """
 
     words: tuple[str, ...]
-    record: str
     breaking: tuple[str, ...] | None = None
     spoil: Callable[[Path], None] = field(default=lambda out: None)
 
@@ -62,28 +62,34 @@ EXAMPLES = {
     "compare": Example(
         ("../base", "../tuned", "--tasks", "../echo.jsonl", "--text", "none", "--formats", "2", "--limit", "64",
          "--batch-tokens", "256"),
-        "comparison.json",
         breaking=("--fail-if-drop", "0.02"),
     ),
     "scan": Example(
         ("../base", "--tasks", "../echo.jsonl", "--text", "none", "--tau", "0.5", "--alpha", "0.5", "--depth", "0",
          "--ladder", "0.0002:168:8", "--directions", "2", "--plane", "3", "--restarts", "1", "--steps", "1", "--limit",
          "64"),
-        "scan.json",
     ),
     "tune": Example(
         ("../base", "--data", "../sums.jsonl", "--tasks", "../echo.jsonl", "--protect", "../echo.jsonl", "--max-steps",
          "6", "--fence-steps", "3", "--max-drop", "0.05", "--held-out", "0.2", "--learning-rate", "0.3", "--max-length",
          "64", "--limit", "60", "--replay", "0"),
-        "tune.json",
         breaking=(),
         spoil=deliver_the_plain_tune,
     ),
 }  # fmt: skip
 
 
-def test_every_command_has_an_example() -> None:
-    assert list(EXAMPLES) == COMMANDS
+def test_every_command_has_an_example_and_all_its_files() -> None:
+    (root,) = map(Path, catchment.commands.__path__)
+    folders = {path.parent.name for path in root.glob("*/__init__.py")}
+    assert folders == set(COMMANDS) == set(EXAMPLES)
+    for name in folders:
+        assert [part for part in PARTS if not (root / name / f"{part}.py").is_file()] == []
+
+
+def record_file(verb: str) -> str:
+    command: Command = COMMANDS[verb]
+    return str(command.part("record").FILE)
 
 
 class Moments:
@@ -247,7 +253,7 @@ def seconds(command: list[str]) -> float:
     return min(once() for _ in range(5))
 
 
-@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("verb", list(COMMANDS))
 class TestCommand:
     def test_help_is_fast(self, verb: str) -> None:
         allowed = HELP_SECONDS * max(1.0, seconds([sys.executable, "-c", "pass"]) / BARE_SECONDS)
@@ -270,7 +276,7 @@ class TestCommand:
 
     def test_json_prints_the_record_and_nothing_else(self, verb: str, finished: Finish) -> None:
         done = finished(verb)
-        record = (done.out / EXAMPLES[verb].record).read_text(encoding="utf-8")
+        record = (done.out / record_file(verb)).read_text(encoding="utf-8")
         assert done.printed.strip() == record.strip()
         assert json.loads(record)["created"]
         assert (done.out / "report.html").is_file()
@@ -315,14 +321,14 @@ class TestCommand:
         assert code == 130
         assert errors.splitlines()[-1].startswith("catchment: interrupted; ")
         assert "Traceback" not in errors
-        assert not (case / "out" / example.record).exists()
+        assert not (case / "out" / record_file(verb)).exists()
         assert killed(case, third, words) == -signal.SIGKILL
-        assert not (case / "out" / example.record).exists()
+        assert not (case / "out" / record_file(verb)).exists()
         with mock.patch("os.fsync", Moments()) as last:
             code, _, errors = run(*words)
         assert code == 0, errors
         assert last.count < done.moments  # not all was done again
-        one, two = ((out / example.record).read_text(encoding="utf-8") for out in (done.out, case / "out"))
+        one, two = ((out / record_file(verb)).read_text(encoding="utf-8") for out in (done.out, case / "out"))
         assert masked(json.loads(two)) == masked(json.loads(one))
         assert left_in(case / "out") == left_in(done.out)
 
@@ -348,7 +354,7 @@ class TestCommand:
             holder.communicate("")
 
     def test_out_of_another_command(self, verb: str, case: Path, finished: Finish) -> None:
-        other = COMMANDS[COMMANDS.index(verb) - 1]
+        other = list(COMMANDS)[list(COMMANDS).index(verb) - 1]
         out = finished(other).copy()
         before = state(Path(out))
         code, printed, errors = run(verb, *EXAMPLES[verb].words, "--out", out)
@@ -368,7 +374,7 @@ class TestCommand:
         code, printed, errors = run(verb, *example.words, *example.breaking, "--out", out, "--json")
         assert code == 1, errors
         assert errors.splitlines()[-1].startswith("catchment: echo dropped by ")
-        assert json.loads(printed) == json.loads((Path(out) / example.record).read_text(encoding="utf-8"))
+        assert json.loads(printed) == json.loads((Path(out) / record_file(verb)).read_text(encoding="utf-8"))
         assert (Path(out) / "report.html").is_file()
 
     @pytest.mark.parametrize(
