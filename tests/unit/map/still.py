@@ -7,6 +7,7 @@ from collections.abc import Iterable
 STRANGERS: set[str] = set()
 TRESPASSES = {
     "catchment.__main__: imports main, which is not public in catchment.cli",
+    "catchment.cli.runner: cli may not import workflows",
     "catchment.commands.compare.extras: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.job: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.prices: imports classifiers, which is not public in catchment.capabilities",
@@ -18,17 +19,11 @@ TRESPASSES = {
     "catchment.commands.scan.stages: imports failures, which is not public in catchment.measuring",
     "catchment.commands.tune.run: imports verdicts, which is not public in catchment.measuring",
     "catchment.demo.__main__: imports live, which is not public in catchment.cli",
-    "catchment.demo.__main__: imports verbs, which is not public in catchment.cli",
+    "catchment.demo.__main__: imports runner, which is not public in catchment.cli",
     "catchment.measuring.fill: imports classifiers, which is not public in catchment.capabilities",
 }
-CIRCLES = {
-    "catchment.cli -> catchment.cli.verbs -> catchment.cli",
-}
+CIRCLES: frozenset[str] = frozenset()
 LONG_FUNCTIONS = {
-    "capabilities.agreement:agreement",
-    "capabilities.evaluate:evaluate",
-    "capabilities.prompts:encode",
-    "capabilities.tables:task_from_dataset",
     "methods.fit:fit",
     "statistics.bootstrap:crossing_interval",
     "statistics.decisions:decide",
