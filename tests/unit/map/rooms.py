@@ -34,6 +34,8 @@ BELOW: dict[str, tuple[str, ...]] = {
 """Every room with those directly below it, which come first; it may import these and all that is below them."""
 COMMANDS: dict[str, tuple[str, ...]] = {"compare": (), "scan": (), "tune": ("compare", "scan")}
 """Every command with those it may import."""
+PARTS = ("settings", "plan", "run", "record", "words", "table", "page")
+"""Files that every command has."""
 INNER = ("capabilities.packs", "methods.sift")
 """Folders within a room."""
 SURFACE = ("__init__", "__main__")
@@ -55,6 +57,16 @@ def strangers(source: Path) -> list[str]:
     unknown = sorted((there - set(BELOW)) | (inner - known))
     missing = sorted((set(BELOW) - there) | (known - inner))
     return [f"{name} is not in the map" for name in unknown] + [f"{name} of the map is not there" for name in missing]
+
+
+def missing_parts(source: Path) -> list[str]:
+    """Files of commands that others of their kind have."""
+    return [
+        f"{name} has no {part}.py"
+        for name in COMMANDS
+        for part in PARTS
+        if not (source / "commands" / name / f"{part}.py").is_file()
+    ]
 
 
 def trespasses(source: Path) -> list[str]:

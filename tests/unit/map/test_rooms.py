@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.map import still
-from tests.unit.map.rooms import BELOW, COMMANDS, INNER, allowed, strangers, trespasses
+from tests.unit.map.rooms import BELOW, COMMANDS, INNER, PARTS, allowed, missing_parts, strangers, trespasses
 
 SOURCE = Path(__file__).parents[3] / "src" / "catchment"
 Tree = Callable[[dict[str, str]], Path]
@@ -16,6 +16,10 @@ Tree = Callable[[dict[str, str]], Path]
 
 def test_every_room_stands_in_the_map() -> None:
     still.told(strangers(SOURCE), still.STRANGERS)
+
+
+def test_every_command_has_the_same_files() -> None:
+    still.told(missing_parts(SOURCE), still.MISSING_PARTS)
 
 
 def test_rooms_import_the_public_names_of_rooms_below() -> None:
@@ -32,6 +36,14 @@ def test_the_map_is_ordered() -> None:
 def test_pages_know_no_model() -> None:
     assert allowed("pages") == {"errors", "options", "records", "statistics", "runs"}
     assert {room for room in BELOW if "pages" in allowed(room)} == {"measuring", "commands", "cli", "demo"}
+
+
+def test_a_file_that_a_command_lacks_is_told(tree: Tree) -> None:
+    files = {f"commands/{name}/{part}.py": "" for name in COMMANDS for part in PARTS}
+    source = tree(files)
+    assert missing_parts(source) == []
+    (source / "commands" / "scan" / "page.py").unlink()
+    assert missing_parts(source) == ["scan has no page.py"]
 
 
 def package(**files: str) -> dict[str, str]:

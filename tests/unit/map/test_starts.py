@@ -12,7 +12,9 @@ import pytest
 from tests.unit.map.rooms import COMMANDS
 
 HEAVY = ("torch", "transformers", "ray", "peft", "accelerate", "datasets", "scipy.stats")
-IMPORTS = ("catchment", "catchment.statistics", "catchment.options", "catchment.cli")
+LIGHT = ("catchment", "catchment.errors", "catchment.options", "catchment.records", "catchment.statistics",
+         "catchment.cli", *(f"catchment.commands.{name}.settings" for name in COMMANDS))  # fmt: skip
+VERBS = ("", *COMMANDS, "report", "tasks")
 ASK = """
 import contextlib, io, json, sys
 with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
@@ -29,7 +31,7 @@ def loaded(statement: str) -> list[str]:
     return json.loads(out.stdout)
 
 
-@pytest.mark.parametrize("name", IMPORTS)
+@pytest.mark.parametrize("name", LIGHT)
 def test_an_import_is_light(name: str) -> None:
     assert loaded(f"import {name}") == []
 
