@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from catchment.capabilities import gates
+from catchment.capabilities import classifiers, gates
 from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.delimited import local_options, parse_table
 from catchment.capabilities.engine import Engine, context_length
@@ -28,6 +28,7 @@ from catchment.capabilities.rows import NON_FINITE, non_finite_note, run, settle
 from catchment.capabilities.scores import OnRows, Scores
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
+from catchment.capabilities.tables import task_from_dataset
 from catchment.capabilities.tasks import (
     ASK,
     CHOICE_SCORERS,
@@ -65,6 +66,7 @@ __all__ = [
     "agreement",
     "agreement_rows",
     "apply_template",
+    "classifiers",
     "context_length",
     "cost_tokens",
     "date_note",
@@ -87,6 +89,7 @@ __all__ = [
     "seeded_halves",
     "seeded_order",
     "settle_path",
+    "task_from_dataset",
     "without_trace",
     "workload",
 ]

@@ -12,7 +12,6 @@ TRESPASSES = {
     "catchment.__main__: imports main, which is not public in catchment.cli",
     "catchment.commands.compare.extras: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.job: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.compare.prices: imports classifiers, which is not public in catchment.capabilities",
     "catchment.commands.compare.recover: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.compare.room: imports failures, which is not public in catchment.measuring",
     "catchment.commands.compare.room: imports verdicts, which is not public in catchment.measuring",
@@ -22,7 +21,6 @@ TRESPASSES = {
     "catchment.commands.tune.run: imports verdicts, which is not public in catchment.measuring",
     "catchment.demo.__main__: imports live, which is not public in catchment.cli",
     "catchment.demo.__main__: imports runner, which is not public in catchment.cli",
-    "catchment.measuring.fill: imports classifiers, which is not public in catchment.capabilities",
 }
 CIRCLES: set[str] = set()
 LONG_FUNCTIONS = {
@@ -34,8 +32,6 @@ LONG_FUNCTIONS = {
     "training.replay:self_generated",
 }
 MANY_PARAMETERS = {
-    "capabilities.prepared:prepare",
-    "capabilities.tables:task_from_dataset",
     "landscape.curvature:curvature",
     "landscape.plane:plane",
     "methods.sift.core:Sift.__init__",

@@ -19,6 +19,8 @@ TEST_FILE = 500
 SETTINGS = {
     "capabilities.agreement:agreement": "how a model is asked and measured, by keyword",
     "capabilities.evaluate:evaluate": "how a model is asked and measured, by keyword",
+    "capabilities.prepared:prepare": "how a model is asked, by keyword",
+    "capabilities.tables:task_from_dataset": "columns of a table and options of its task, by keyword",
     "models.loading:card_of": "what says which model it is and how it is loaded, by keyword",
     "models.loading:load": "what says which model it is and how it is loaded, by keyword",
     "training.callbacks:CapabilityCallback.__init__": "what is measured, when and how, by keyword",
