@@ -6,6 +6,7 @@ from catchment.measuring.fill import Measured, fill
 from catchment.measuring.headlines import (
     Headline,
     TuneHeadline,
+    diverged,
     harmful,
     headline_of,
     room_state,
@@ -14,7 +15,7 @@ from catchment.measuring.headlines import (
 )
 from catchment.measuring.progress import Progress
 from catchment.measuring.ranking import Ranked, State, estimate_of, gap, middle, narrower, ranked, state_of, together
-from catchment.measuring.sentences import decide_note, family, short_note, tune_sentence, verdict_sentence, with_verdict
+from catchment.measuring.sentences import decide_note, family, short_note, verdict_sentence, with_verdict
 from catchment.measuring.subject import CPU_BATCH, POLICY, Subject, batch_tokens, environment, with_tokenizer
 from catchment.measuring.verdicts import (
     agreement_result,
@@ -45,6 +46,7 @@ __all__ = [
     "chance_of",
     "companion",
     "decide_note",
+    "diverged",
     "environment",
     "estimate_of",
     "failure",
@@ -69,7 +71,6 @@ __all__ = [
     "together",
     "too_few",
     "tune_headline",
-    "tune_sentence",
     "verdict_sentence",
     "with_tokenizer",
     "with_verdict",

@@ -18,8 +18,9 @@ from catchment.commands.tune.record import Tune
 from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
 from catchment.commands.tune.train import train
+from catchment.commands.tune.words import tune_sentence
 from catchment.errors import InputError
-from catchment.measuring import Progress, environment, tune_sentence, verdicts
+from catchment.measuring import Progress, environment, verdicts
 from catchment.options import MeasureOptions, ModelOptions, as_settings
 from catchment.records import Against, TuneRun, to_json
 from catchment.runs import Store, processes, write_atomic

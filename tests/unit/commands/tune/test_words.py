@@ -13,7 +13,8 @@ from rich.console import Console
 
 from catchment.commands.tune.record import Tune
 from catchment.commands.tune.table import print_record as print_tune
-from catchment.measuring import headline_of, tune_sentence, verdict_sentence
+from catchment.commands.tune.words import tune_sentence
+from catchment.measuring import headline_of, verdict_sentence
 from catchment.records import Against, Companion, FenceLook, Interval, TaskResult, TuneRun
 from catchment.statistics import decide
 from tests.samples import HOSTILE, interval, sample_comparison, task_result
