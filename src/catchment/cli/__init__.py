@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
+from catchment.cli.guard import guarded
 from catchment.cli.table import COMMANDS, OTHERS
 
 VERBS = (*COMMANDS, *OTHERS)
@@ -18,6 +20,8 @@ catchment VERB --help explains a verb; catchment --version prints the version.
 Exit code 0: fine; 1: a bound that was asked for is broken; 2: error.
 """
 
+__all__ = ["VERBS", "guarded", "main", "run"]
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``catchment`` command."""
@@ -30,6 +34,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"catchment {__version__}")
         sys.exit(0)
-    from catchment.cli.runner import run
-
     sys.exit(run(arguments[0], arguments[1:]))
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Run ``catchment VERB ...`` and return its exit code."""
+    from catchment.cli import runner
+
+    return runner.run(verb, arguments)

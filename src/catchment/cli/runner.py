@@ -6,13 +6,13 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from catchment.cli.guard import guarded
 from catchment.cli.table import COMMANDS, OTHERS, Command
-from catchment.errors import CatchmentError, InputError, did_you_mean
-
-INTERRUPTED = 130
+from catchment.errors import InputError, did_you_mean
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -51,21 +51,24 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     console = Console(stderr=asked.json, quiet=not processes.is_main())
     with LiveProgress(console) as progress:
         if settings.dry_run:
-            plan = command.part("plan").plan(settings, progress)
+            result = command.part("plan").plan(settings, progress)
         else:
-            record = command.part("run").run(settings, progress, **_clock(settings, started))
+            result = command.part("run").run(settings, progress, **_clock(settings, started))
     if settings.dry_run:
-        command.part("table").print_plan(plan, console)
+        command.part("table").print_plan(result, console)
+    if settings.dry_run or not processes.is_main():
         return 0
-    if not processes.is_main():
-        return 0
-    if asked.json:
+    _show(command, result, asked.json, console, settings.out / "report.html")
+    return exit_code(command, result, settings)
+
+
+def _show(command: Command, record: Any, json: bool, console: Any, page: Path) -> None:
+    if json:
         from catchment.records import to_json
 
         print(to_json(record))
     else:
-        command.part("table").print_record(record, console, settings.out / "report.html")
-    return exit_code(command, record, settings)
+        command.part("table").print_record(record, console, page)
 
 
 def _clock(settings: Any, started: float) -> dict[str, Any]:
@@ -83,28 +86,6 @@ def exit_code(command: Command, record: Any, settings: Any) -> int:
     for line in broken or (unproven(record, settings) if unproven else []):
         print(f"catchment: {line}", file=sys.stderr)
     return 1 if broken else 0
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Run; errors become one line and an exit code."""
-    try:
-        return work()
-    except SystemExit as exit:  # the parser's own: --help, or a message that it has printed
-        return int(exit.code or 0)
-    except CatchmentError as error:
-        print(f"catchment: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("catchment: interrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if os.environ.get("CATCHMENT_DEBUG"):
-            raise
-        print(
-            f"catchment: unexpected {type(error).__name__}: {str(error).strip()[:500] or 'no message'}\n"
-            "This is a defect of catchment; CATCHMENT_DEBUG=1 shows where. What was measured is kept.",
-            file=sys.stderr,
-        )
-    return 2
 
 
 def quiet() -> None:

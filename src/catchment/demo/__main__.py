@@ -25,32 +25,27 @@ class DemoCommand:
     out: Path = Path("demo-out")
 
 
-def main(command: DemoCommand) -> None:
-    """Two comparisons within one budget; the base's rows are measured once and shared."""
+def main(command: DemoCommand) -> int:
+    """Two comparisons within one budget; the base's rows are measured once and shared. Returns the exit code."""
     started = time.perf_counter()
     from rich.console import Console
 
-    from catchment import demo
-    from catchment.cli.live import LiveProgress
-    from catchment.commands.compare.run import run
-    from catchment.commands.compare.settings import CompareSettings
-    from catchment.commands.compare.table import print_record
+    from catchment import cli, demo
     from catchment.options import parse_seconds
 
     console = Console()
     total = parse_seconds(command.budget) or 300.0
     for name, share in (("plain", 0.6), ("protected", 1.0)):
-        began = time.perf_counter()
-        left = max(share * total - (began - started), 1.0)
-        file = demo.path(name)
+        left = max(share * total - (time.perf_counter() - started), 1.0)
+        file, out = demo.path(name), command.out / name
         tuned = f"{BASE}+{min(os.path.relpath(file), str(file), key=len)}"
         console.rule(f"SmolLM2-135M-Instruct against its {name} fine-tune on arithmetic")
-        out = command.out / name
-        settings = CompareSettings(BASE, tuned, out=out, tasks=TASKS, budget=_seconds(out, left))
-        with LiveProgress(console) as progress:
-            comparison = run(settings, progress, started=began)
-        print_record(comparison, console, out / "report.html")
+        words = ["--tasks", *TASKS, "--budget", _seconds(out, left), "--out", str(out)]
+        code = cli.run("compare", [BASE, tuned, *words])
+        if code:
+            return code
     console.print(f"\nBoth comparisons took {time.perf_counter() - started:.0f} s of {total:.0f} s.")
+    return 0
 
 
 def _seconds(out: Path, left: float) -> str:
@@ -66,11 +61,6 @@ def _seconds(out: Path, left: float) -> str:
 if __name__ == "__main__":
     import tyro
 
-    from catchment.cli.runner import guarded, quiet
+    from catchment.cli import guarded
 
-    def demo_verb() -> int:
-        quiet()
-        main(tyro.cli(DemoCommand, prog="python -m catchment.demo"))
-        return 0
-
-    sys.exit(guarded(demo_verb))
+    sys.exit(guarded(lambda: main(tyro.cli(DemoCommand, prog="python -m catchment.demo"))))
