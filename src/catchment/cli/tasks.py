@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main(arguments: list[str]) -> int:
     """Print a table of the built-in tasks."""
+    if arguments:
+        print("usage: catchment tasks\n\nPrints the built-in tasks, with their items and scorers.")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
     from rich.console import Console
     from rich.table import Table
 

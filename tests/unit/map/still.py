@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 STRANGERS: set[str] = set()
 MISSING_PARTS: set[str] = set()
@@ -43,8 +43,9 @@ LONG_FILES = {
 }
 
 
-def told(found: Iterable[str], still: Iterable[str]) -> None:
-    """What is found is what does not hold yet, no more and no less."""
+def told(found: Iterable[str] | Mapping[str, int], still: Iterable[str]) -> None:
+    """What is found, by name or as a size by name, is what does not hold yet, no more and no less."""
+    sizes = found if isinstance(found, Mapping) else {}
     new, gone = sorted(set(found) - set(still)), sorted(set(still) - set(found))
-    assert not new, "\n".join(["against the map:", *new])
+    assert not new, "\n".join(["against the map:", *(f"{name} {sizes.get(name, '')}".rstrip() for name in new)])
     assert not gone, "\n".join(["these hold now; take them out of tests/unit/map/still.py:", *gone])

@@ -47,7 +47,7 @@ def test_a_file_that_a_command_lacks_is_told(tree: Tree) -> None:
 
 
 def package(**files: str) -> dict[str, str]:
-    """A package with all rooms, where ``methods.Method`` is public; other files by name, ``__`` for a slash."""
+    """A package with all rooms, where ``methods.Method`` is public, and other files by path."""
     rooms = dict.fromkeys(("errors.py", "options.py", "__init__.py"), "")
     rooms |= {f"{room}/__init__.py": "__all__: list[str] = []\n" for room in BELOW if f"{room}.py" not in rooms}
     rooms |= {f"{name.replace('.', '/')}/__init__.py": "" for name in (*INNER, *(f"commands.{c}" for c in COMMANDS))}

@@ -6,41 +6,42 @@ import json
 import os
 import subprocess
 import sys
-
-import pytest
+from collections.abc import Iterable
 
 from tests.unit.map.rooms import COMMANDS
 
 HEAVY = ("torch", "transformers", "ray", "peft", "accelerate", "datasets", "scipy.stats")
 LIGHT = ("catchment", "catchment.errors", "catchment.options", "catchment.records", "catchment.statistics",
          "catchment.cli", *(f"catchment.commands.{name}.settings" for name in COMMANDS))  # fmt: skip
-VERBS = ("", *COMMANDS, "report", "tasks")
-ASK = """
+HELPS = ([], *([verb] for verb in (*COMMANDS, "report", "tasks")))
+RUN = """
 import contextlib, io, json, sys
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-    {0}
-print(json.dumps([name for name in {1} if name in sys.modules]))
+statements, heavy = json.loads(sys.argv[1])
+loaded = {}
+for statement in statements:
+    before = set(sys.modules)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        exec(statement)
+    loaded[statement] = [name for name in heavy if name in set(sys.modules) - before]
+print(json.dumps({statement: names for statement, names in loaded.items() if names}))
 """
 
 
-def loaded(statement: str) -> list[str]:
-    """Heavy modules that a statement loads in a new process."""
-    code = ASK.format(statement, HEAVY)
+def loaded(statements: Iterable[str]) -> dict[str, list[str]]:
+    """Heavy modules that each of some statements loads, one after the other in a new process."""
+    command = [sys.executable, "-c", RUN, json.dumps([list(statements), HEAVY])]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    return json.loads(out.stdout)
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return dict(json.loads(out.stdout))
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_an_import_is_light(name: str) -> None:
-    assert loaded(f"import {name}") == []
+def test_imports_are_light() -> None:
+    assert loaded(f"import {name}" for name in LIGHT) == {}
 
 
-@pytest.mark.parametrize("verb", ["", *COMMANDS, "report"])
-def test_help_is_light(verb: str) -> None:
-    arguments = [*([verb] if verb else []), "--help"]
-    assert loaded(f"from catchment.cli import main; main({arguments})") == []
+def test_help_is_light() -> None:
+    assert loaded(f"from catchment.cli import main; main({[*verb, '--help']})" for verb in HELPS) == {}
 
 
 def test_what_is_heavy_is_told() -> None:
-    assert loaded("import scipy.stats") == ["scipy.stats"]
+    assert loaded(["import json", "import scipy.stats"]) == {"import scipy.stats": ["scipy.stats"]}
