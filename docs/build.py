@@ -14,13 +14,17 @@ ROOMS = (
     "models",
     "records",
     "runs",
-    "settings",
+    "options",
     "statistics",
     "training",
     "methods",
     "measuring",
     "pages",
-    *(f"commands.{command}.{part}" for command in ("compare", "scan", "tune") for part in ("run", "plan", "record")),
+    *(
+        f"commands.{command}.{part}"
+        for command in ("compare", "scan", "tune")
+        for part in ("settings", "run", "plan", "record")
+    ),
 )
 
 

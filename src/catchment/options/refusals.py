@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -61,7 +60,6 @@ def checked(cls: type[T]) -> type[T]:
     made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
     validated = made.__init__
 
-    @functools.wraps(validated)
     def init(self: Any, /, *args: Any, **values: Any) -> None:
         try:
             validated(self, *args, **values)
