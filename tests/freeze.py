@@ -222,7 +222,7 @@ WORDS = {
     "scan": (
         "base", "--tasks", "echo.jsonl", "--through", "tuned", "--text", "text.jsonl", "--budget", "30m", "--tau",
         "0.3", "--alpha", "0.3", "--depth", "0", "--ladder", "0.0002:168:8", "--directions", "2", "--plane", "3",
-        "--restarts", "1", "--steps", "1", "--limit", "240", "--gradients",
+        "--restarts", "1", "--steps", "1", "--limit", "200", "--gradients",
     ),
     "tune": (
         "base", "--data", "sums.jsonl", "--tasks", "echo.jsonl,fresh.jsonl", "--protect", "echo.jsonl", "--max-steps",
