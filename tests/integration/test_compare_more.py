@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
@@ -20,14 +21,13 @@ from catchment.capabilities import Item, Pace, Task, scorers
 from catchment.cli.arguments import parse
 from catchment.cli.runner import run
 from catchment.cli.table import COMMANDS
+from catchment.commands.compare import items as measuring
 from catchment.commands.compare import prices as timing
-from catchment.commands.compare import rounds
 from catchment.commands.compare.plan import plan as plan_only
 from catchment.commands.compare.recover import halves
 from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import CatchmentError, InputError, ModelError, StoreError, TaskError
 from catchment.measuring import Progress
-from catchment.measuring import subject as measure
 from catchment.measuring.clock import OutOfTimeError
 from catchment.models import known
 from catchment.options import read_config
@@ -97,14 +97,14 @@ def test_a_cut_comparison_is_read_back_as_it_was(folder: Path, tmp_path: Path, m
     """The machine stands still after the pilot and one round: what was reached is the plan of a second run."""
     task = solved(folder, 600)
     with monkeypatch.context() as patch:
-        real = rounds.fill
+        real = measuring.fill
 
         def fill(side: Any, store: Any, task: Task, form: str, items: Any, *rest: Any) -> Any:
             if len(side.cell(store, task, form).rows()) >= 320:
                 raise OutOfTimeError("the budget ended before this was measured.")
             return real(side, store, task, form, items, *rest)
 
-        patch.setattr(rounds, "fill", fill)
+        patch.setattr(measuring, "fill", fill)
         first = compare(folder, out=tmp_path / "out", budget="10m", tasks=[task])
     assert first["echo"].n == 320
     assert first.plan["cut"]
@@ -369,6 +369,7 @@ def test_weights_replaced_between_the_card_and_the_rows(
 def test_weights_that_are_written_to_while_they_are_measured(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measure = importlib.import_module("catchment.measuring.fill")
     tuned, real = tmp_path / "tuned", measure.run
     shutil.copytree(folder / "tuned", tuned)
 

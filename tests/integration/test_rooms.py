@@ -143,7 +143,7 @@ def test_a_cut_room_stays_as_it_was(
 
     looks = iter([False, False])
     with monkeypatch.context() as patch:
-        patch.setattr(rooms, "late", lambda job: next(looks, True))
+        patch.setattr(rooms, "over", lambda pair, began: next(looks, True))
         first = compare(str(pair / "base"), str(pair / "far"), task, out=tmp_path / "out", budget="10m")
     (room,) = first.rooms
     honest(room)
@@ -172,7 +172,9 @@ def test_a_room_that_was_interrupted_goes_on_within_its_share(
     forwards.clear()
     with monkeypatch.context() as patch:
         patch.setattr(rooms, "ROOM_SHARE", -1.0)
-        patch.setattr(rooms, "save_plan", lambda job: None)  # as if it were killed once more
+        patch.setattr(
+            rooms, "accept", lambda pair, state, plan: dataclasses.replace(state, plan=plan)
+        )  # as if it were killed once more
         cut = compare(str(pair / "base"), str(pair / "far"), task, **options)
     assert forwards["rows"] == 0
     assert [node.scale for node in cut.rooms[0].nodes] == [1.0]
@@ -190,16 +192,16 @@ def test_a_budget_is_kept_with_the_room_in_it(pair: Path, task: Task, monkeypatc
     from catchment.measuring import clock
 
     spent = 0.0
-    run = rooms.Evaluator._run
+    fresh = rooms.Evaluator.fresh
 
-    def slow(self: Any, part: Any) -> Any:
+    def slow(self: Any, task: str, items: Any) -> Any:
         nonlocal spent
-        spent += 0.02 * len(part.encoded)
-        return run(self, part)
+        spent += 0.02 * len(items)
+        return fresh(self, task, items)
 
-    monkeypatch.setattr(rooms.Evaluator, "_run", slow)
+    monkeypatch.setattr(rooms.Evaluator, "fresh", slow)
     monkeypatch.setattr(timing, "measure_pace", lambda engine, patience: Pace(0.00005))
-    monkeypatch.setattr(rooms, "late", lambda job: job.clock.elapsed + spent > job.plan.budget - clock.reserve(20.0))
+    monkeypatch.setattr(rooms, "over", lambda pair, began: pair.clock.elapsed + spent > 20.0 - clock.reserve(20.0))
     comparison = compare(str(pair / "base"), str(pair / "far"), task, budget="20s")
     (room,) = comparison.rooms
     honest(room)

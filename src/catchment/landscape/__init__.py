@@ -9,10 +9,12 @@ from catchment.landscape.directions import (
     Gaussian,
     Stored,
     Towards,
+    Truncated,
     filter_normalised,
     gaussian,
     moved_subspace,
     towards,
+    truncated,
 )
 from catchment.landscape.displace import Mover, displaced
 from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, batches_of
@@ -42,6 +44,7 @@ __all__ = [
     "Stored",
     "Subspace",
     "Towards",
+    "Truncated",
     "accumulate_gradient",
     "answer_batches",
     "ascend",
@@ -80,6 +83,7 @@ __all__ = [
     "top_eigenvalues",
     "towards",
     "trace",
+    "truncated",
     "unit",
     "vectors",
     "within",

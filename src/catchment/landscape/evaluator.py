@@ -130,9 +130,7 @@ class Evaluator:
         found: dict[str, dict[str, Row]] = {}
         missing: dict[str, Sequence[str]] = {}
         for task, items in wanted.items():
-            table = self._table(task, family)
-            kept = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
-            found[task] = {item: dataclasses.replace(row, item=item) for item, row in kept.items()}
+            found[task] = self.known(task, family, label, items)
             if len(found[task]) < len(items):
                 missing[task] = items
         if missing and self.frozen:
@@ -155,6 +153,12 @@ class Evaluator:
                 self.seconds += time.perf_counter() - begin
         self.broken += sum(NON_FINITE in row.flags for rows in found.values() for row in rows.values())
         return found
+
+    def known(self, task: str, family: Mapping[str, Any], label: str, items: Sequence[str]) -> dict[str, Row]:
+        """Rows of these items that are kept under an address; nothing is measured."""
+        table = self._table(task, family)
+        kept = {item: table[f"{label}:{item}"] for item in items if f"{label}:{item}" in table}
+        return {item: dataclasses.replace(row, item=item) for item, row in kept.items()}
 
     def _settle(self, tasks: Iterable[str]) -> None:
         """Let the engine choose its path at the model's own weights: at a displaced point its check could fail for the

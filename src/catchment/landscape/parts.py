@@ -82,8 +82,7 @@ def intended(direction: Direction, part: Part, here: slice, clean: Tensor, drawn
     """A piece of the direction in float64, on the device of ``clean``; ``drawn`` where it cannot be cut."""
     first, last = part.start + here.start, part.start + here.stop
     if isinstance(direction, Towards):  # its own start is the live model, which is displaced
-        end = direction.end[part.name][first:last].to(clean.device).double()
-        return end.sub_(clean).div_(direction.alpha)
+        return direction.change(part.name, clean, first, last).div_(direction.alpha)
     found = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
     return found.double()
 

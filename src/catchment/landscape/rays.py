@@ -37,9 +37,8 @@ class Ray:
         """Measure these tasks at t, all their items."""
         due = [task for task in tasks if t not in self.points[task]]
         if due:
-            family = {"kind": "ray", "subspace": self.way.subspace.hash, "to": self.way.identity}
             wanted = {task: self.evaluator.grounds[task].items for task in due}
-            rows = self.evaluator.rows(family, f"{t!r}", wanted, (self.way, t * self.way.alpha))
+            rows = self.evaluator.rows(self.way.family, f"{t!r}", wanted, (self.way, t * self.way.alpha))
             for task in due:
                 self.points[task][t] = rows[task]
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from catchment.landscape import NotStoredError
 
@@ -32,15 +32,14 @@ class Clock:
     Attributes:
         started: Reading of ``time.perf_counter`` when the command began.
         budget: Seconds that it may take; ``None`` for any.
-        resumed: A frozen plan was taken up, which is followed.
-        later: Seconds that are kept for work after this, beside the reserve.
+        resumed: Whether a frozen plan is followed; see :meth:`following`.
     """
 
     started: float
     budget: float | None = None
-    resumed: bool = False
-    later: float = 0.0
-    _until: float = math.inf
+    resumed: bool = field(default=False, init=False)
+    _later: float = field(default=0.0, init=False)
+    _until: float = field(default=math.inf, init=False)
 
     @property
     def elapsed(self) -> float:
@@ -52,7 +51,7 @@ class Clock:
         if self.budget is None:
             return math.inf
         allowed = self.budget * (SLACK if self.resumed else 1.0)
-        return min(self._until, allowed - reserve(self.budget) - self.later)
+        return min(self._until, allowed - reserve(self.budget) - self._later)
 
     @property
     def left(self) -> float:
@@ -70,6 +69,24 @@ class Clock:
         """Raises OutOfTimeError where nothing more may be measured."""
         if self.late:
             raise OutOfTimeError("the budget ended before this was measured.")
+
+    @contextmanager
+    def following(self, frozen: bool) -> Iterator[None]:
+        """Inside, a plan of an earlier run is followed where ``frozen``; it was made for the whole budget."""
+        before, self.resumed = self.resumed, frozen
+        try:
+            yield
+        finally:
+            self.resumed = before
+
+    @contextmanager
+    def keeping(self, seconds: float) -> Iterator[None]:
+        """Inside, so many seconds are kept for work after it, beside the reserve."""
+        before, self._later = self._later, seconds
+        try:
+            yield
+        finally:
+            self._later = before
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:

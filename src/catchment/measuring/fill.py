@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from catchment.capabilities import AllTooLongError, Item, Task, classifiers, run
@@ -53,36 +54,19 @@ def fill(
             subject.check()
 
     subject.check()
-    work = _classified if task.scorer == "classify" else _scored
+    begin = time.perf_counter()
     try:
-        begin = work(subject, task, form, items, batch_tokens, set(have), keep)
+        if task.scorer == "classify":
+            loaded = subject.loaded
+            begin = time.perf_counter()  # loading does not count
+            classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=set(have), on_rows=keep)
+        else:
+            engine = subject.engine(batch_tokens)
+            with suppress(AllTooLongError):  # these few; that some item fits was seen when the plan was made
+                prepared = subject.prepare(task, form, items)
+                begin = time.perf_counter()
+                run(engine, prepared, done=set(have), on_rows=keep)
     finally:
         subject.hear(cell)
     seconds = time.perf_counter() - begin
     return Measured({item.id: have[item.id] for item in items if item.id in have}, seconds, len(missing))
-
-
-Keep = Callable[[list[Row], int], None]
-
-
-def _classified(
-    subject: Subject, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
-) -> float:
-    """Returns when measuring began: the model was loaded then."""
-    loaded = subject.loaded
-    begin = time.perf_counter()
-    classifiers.evaluate(loaded.model, loaded.tokenizer, task, items, done=done, on_rows=keep)
-    return begin
-
-
-def _scored(
-    subject: Subject, task: Task, form: str, items: Sequence[Item], batch_tokens: int | None, done: set[str], keep: Keep
-) -> float:
-    engine = subject.engine(batch_tokens)
-    try:
-        prepared = subject.prepare(task, form, items)
-    except AllTooLongError:  # these few; that some item of the task fits was seen when the plan was made
-        return time.perf_counter()
-    begin = time.perf_counter()
-    run(engine, prepared, done=done, on_rows=keep)
-    return begin

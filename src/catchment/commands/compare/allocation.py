@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ class Plan:
 
 
 def first_plan(
-    tasks: list[Task],
+    tasks: Sequence[Task],
     *,
     limit: int | None,
     formats: int,
@@ -138,7 +138,7 @@ def first_plan(
     return plan if budget is not None else freeze(plan)
 
 
-def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str], others: int) -> Plan:
+def allocate(plan: Plan, costs: dict[str, float], left: float, closed: Set[str], others: int) -> Plan:
     """Choose the items of every task for the seconds that are left, and freeze.
 
     All open tasks get the same number of items as far as they have them (equal widths), at the measured cost of an
@@ -156,7 +156,7 @@ def allocate(plan: Plan, costs: dict[str, float], left: float, closed: set[str],
     return dataclasses.replace(freeze(final), doubled=freeze(double).half_width)
 
 
-def _fill(plan: Plan, costs: dict[str, float], left: float, closed: set[str], others: int) -> Plan:
+def _fill(plan: Plan, costs: dict[str, float], left: float, closed: Set[str], others: int) -> Plan:
     """Equal numbers for all; where they end below a pilot, the dearest task stays there and the others go on, so that
     one task of long answers does not keep all of them from their items."""
     levels = dict.fromkeys((t.task for t in plan.tasks), 0)
@@ -180,7 +180,7 @@ def _fill(plan: Plan, costs: dict[str, float], left: float, closed: set[str], ot
 
 
 def _level(
-    plan: Plan, levels: dict[str, int], rising: set[str], costs: dict[str, float], left: float, closed: set[str],
+    plan: Plan, levels: dict[str, int], rising: set[str], costs: dict[str, float], left: float, closed: Set[str],
     others: int,
 ) -> int:  # fmt: skip
     """The most items that every rising task can have, the others at their levels."""
@@ -195,16 +195,16 @@ def _level(
     return low
 
 
-def _items(t: TaskPlan, n: int, closed: set[str]) -> int:
+def _items(t: TaskPlan, n: int, closed: Set[str]) -> int:
     return t.pilot if t.task in closed else max(t.pilot, min(n, t.available))
 
 
-def _format_items(t: TaskPlan, n: int, closed: set[str]) -> int:
+def _format_items(t: TaskPlan, n: int, closed: Set[str]) -> int:
     few = (n - PILOT) // 4
     return 0 if t.task in closed or few < 16 else min(t.format_items, few)
 
 
-def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: set[str], others: int) -> float:
+def _cost(t: TaskPlan, n: int, costs: dict[str, float], closed: Set[str], others: int) -> float:
     more = _items(t, n, closed) - t.pilot
     return costs.get(t.task, 0.0) * (more + others * _format_items(t, n, closed))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from catchment.capabilities import Pace, Task, Work, classifiers, measure_pace, sample, workload
-from catchment.commands.compare.allocation import CHUNKS, TaskPlan
-from catchment.commands.compare.job import Job
+from catchment.commands.compare.allocation import CHUNKS, Plan, TaskPlan
+from catchment.commands.compare.pair import Pair
 from catchment.measuring import Subject
 
 PATIENCE, MOST_PATIENCE = 0.02, 3.0
@@ -33,9 +34,9 @@ class Load:
     most: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prices:
-    """Seconds that items will take on the two models.
+    """Seconds that items will take on the two models, as known now.
 
     Attributes:
         paces: Of base and tuned: each is timed, since an adapter or another type of weights may be many times slower.
@@ -45,9 +46,9 @@ class Prices:
     """
 
     paces: tuple[Pace, Pace]
-    loads: dict[str, Load]
+    loads: Mapping[str, Load]
     batch_tokens: int
-    ratios: dict[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
 
     def foretold(self, task: str, items: Sequence[int], *, most: bool = False) -> float:
         """Seconds for so many items on base and tuned, as timed; ``most``: with the longest answers."""
@@ -67,15 +68,19 @@ class Prices:
             return self.seconds(task, items)
         return self.foretold(task, (items, items), most=True)
 
-    def learn(self, task: str, items: Sequence[int], seconds: float) -> None:
-        """Note what so many fresh items took."""
-        if any(items) and (foretold := self.foretold(task, items)) > 0:
-            self.ratios[task] = seconds / foretold
+    def learn(self, task: str, items: Sequence[int], seconds: float) -> Prices:
+        """Prices after so many fresh items took so long."""
+        foretold = self.foretold(task, items)
+        return self._with_ratio(task, seconds / foretold) if foretold > 0 else self
 
-    def fell_short(self, task: str, items: Sequence[int], seconds: float) -> None:
-        """Note that so many items were not done after so many seconds; they are taken to need twice as many."""
-        if any(items) and (foretold := self.foretold(task, items)) > 0:
-            self.ratios[task] = max(self.ratios.get(task, 1.0), 2 * seconds / foretold)
+    def fell_short(self, task: str, items: Sequence[int], seconds: float) -> Prices:
+        """Prices after so many items were not done in so long; they are taken to need twice as many seconds."""
+        foretold = self.foretold(task, items)
+        ratio = max(self.ratios.get(task, 1.0), 2 * seconds / foretold) if foretold > 0 else 1.0
+        return self._with_ratio(task, ratio) if foretold > 0 else self
+
+    def _with_ratio(self, task: str, ratio: float) -> Prices:
+        return dataclasses.replace(self, ratios={**self.ratios, task: ratio})
 
     def chunk(self, t: TaskPlan, budget: float) -> int:
         """Items between two looks at the clock: the most that take a small share of the budget, or hardly more than
@@ -90,12 +95,12 @@ class Prices:
         return self.seconds(t.task, n) / n
 
 
-def load_of(side: Subject, task: Task, seed: int) -> tuple[Load, float]:
+def load_of(subject: Subject, task: Task, seed: int) -> tuple[Load, float]:
     """The load of a task from a few of its items, and its estimated tokens per item; a classifier's is an item."""
     if task.scorer == "classify":
         return Load(1.0), 0.0
     few = sample(task.items, min(32, len(task.items)), seed)
-    prepared = side.prepare(task, task.formats[0].name, few)
+    prepared = subject.prepare(task, task.formats[0].name, few)
     n = len(prepared.encoded)
     work: Work = workload(task, prepared.encoded, prepared.prefix)
     width = max(len(e.prompt) - prepared.prefix + sum(len(a) - 1 for a in e.answers) for e in prepared.encoded)
@@ -103,23 +108,23 @@ def load_of(side: Subject, task: Task, seed: int) -> tuple[Load, float]:
     return Load((work.read + prepared.prefix / n) / n, work.generated / n, width, longest), prepared.tokens / len(few)
 
 
-def time_models(job: Job, loads: dict[str, Load], budget: float) -> Prices:
+def time_models(pair: Pair, plan: Plan, loads: Mapping[str, Load], budget: float) -> Prices:
     """Time both models on a few tokens, and choose a batch that takes a small share of the budget."""
     patience = min(PATIENCE * budget, MOST_PATIENCE)
-    paces = (_pace(job, job.base, patience), _pace(job, job.tuned, patience))
-    batch = job.plan.batch_tokens
-    if job.settings.batch_tokens is None and not job.base.classifies:
-        slowest = max(pace.read for pace in paces)
+    base, tuned = (_pace(pair, subject, plan.batch_tokens, patience) for subject in pair.subjects)
+    batch = plan.batch_tokens
+    if pair.settings.batch_tokens is None and not pair.base.classifies:
+        slowest = max(base.read, tuned.read)
         while batch > LEAST_BATCH and batch * slowest > BATCH_SHARE * budget:
             batch //= 2
-    return Prices(paces, loads, batch)
+    return Prices((base, tuned), loads, batch)
 
 
-def _pace(job: Job, side: Subject, patience: float) -> Pace:
+def _pace(pair: Pair, subject: Subject, batch_tokens: int, patience: float) -> Pace:
     """Of a classifier the seconds of one item stand for those of a token."""
-    if not side.classifies:
-        return measure_pace(side.engine(job.plan.batch_tokens), patience)
-    task, loaded = job.tasks[0], side.loaded
+    if not subject.classifies:
+        return measure_pace(subject.engine(batch_tokens), patience)
+    task, loaded = pair.tasks[0], subject.loaded
     begin = time.perf_counter()
-    classifiers.evaluate(loaded.model, loaded.tokenizer, task, sample(task.items, 1, job.settings.seed))
+    classifiers.evaluate(loaded.model, loaded.tokenizer, task, sample(task.items, 1, pair.settings.seed))
     return Pace(time.perf_counter() - begin)

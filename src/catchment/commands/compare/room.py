@@ -7,135 +7,139 @@ attack there (``worst``). No verdict rests on the last two.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from catchment import landscape, models
 from catchment.capabilities import Task, seeded_order
-from catchment.commands.compare.job import Job
-from catchment.commands.compare.rounds import ROOM_SHARE, Measuring, late, room_items, save_plan
-from catchment.landscape import Design, Effort, Evaluator, Field, Ground, Mover, NotStoredError, Towards
-from catchment.measuring import CPU_BATCH, failures, verdicts
-from catchment.records import Room, Row
+from catchment.commands.compare.pair import Pair
+from catchment.commands.compare.results import task_result
+from catchment.commands.compare.state import State, accept
+from catchment.commands.compare.way import ground_of, open_way
+from catchment.landscape import Design, Effort, Evaluator, Field, Ground, NotStoredError, Towards
+from catchment.measuring import failures
+from catchment.records import Room
 from catchment.statistics import ladder
 
-TAU = 0.1
+ROOM_SHARE = 0.3
+"""Of the time left after the pilot that is kept for the room."""
+MOST_ROOM, LEAST_ROOM = 256, 32
+"""Items per point of a room."""
+LEAST_ITEMS = 8
+"""Items without which a task has no room."""
+RAY_POINTS = 6
+"""Points of a room, as far as plans go."""
 TYPICAL = Design(ladder(1 / 16, 16.0, 9), depth=0, items_each=8, fixed=True)
 """Random moves: scales as multiples of the tune's own alpha."""
 TYPICAL_UNITS = 6
 ATTACK_ITEMS, JUDGED_ITEMS = 12, 64
 EFFORT = Effort(restarts=1, steps=4, looks=4)
 
+Stop = Callable[[], bool]
 
-def rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
-    """Rooms of the tasks that were lost or kept. Empty, with a warning, where the two models cannot be subtracted, or
-    where memory or numbers fail on the way: a comparison is whole without them."""
+
+def room_items(state: State, tasks: Sequence[Task], seconds: float) -> int:
+    """Items per point of the room of these tasks that so many seconds pay for; 0 where they are too few."""
+    plan, prices = state.plan, state.prices
+    if plan.budget is None:
+        return MOST_ROOM
+    if prices is not None:
+        each = RAY_POINTS * sum(prices.each(plan.of(task.name), plan.budget) for task in tasks) / 2
+    else:
+        each = RAY_POINTS * sum(plan.of(task.name).tokens for task in tasks) / (plan.speed or 1.0)
+    items = int(0.8 * seconds / max(each, 1e-9))
+    return 0 if items < LEAST_ROOM // 2 else max(LEAST_ROOM, min(MOST_ROOM, items))
+
+
+def measure_rooms(pair: Pair, state: State) -> tuple[State, tuple[Room, ...], list[str]]:
+    """Rooms of the tasks that were lost or kept, and notes. No room, with a note, where the two models cannot be
+    subtracted, or where memory or numbers fail on the way: a comparison is whole without them."""
+    tasks = [
+        task
+        for task in state.tables.measured(pair.tasks)
+        if task_result(pair, state.plan, state.tables, task).verdict in ("lost", "kept")
+    ]
+    if not _possible(pair) or not tasks:
+        return state, (), []
+    if state.plan.room_items is None:
+        items = room_items(state, tasks, pair.clock.left)
+        state = accept(pair, state, dataclasses.replace(state.plan, room_items=items))
+    if state.plan.room_items == 0:
+        return state, (), ["no room: the budget ended before it"]
     try:
-        return _rooms(job, state)
+        pair.progress.status("the way from base to tuned")
+        if models.named_weights(pair.base.loaded.model, "adapter"):
+            note = "no room: the base stands under an adapter; merge it and save it for a way to start from"
+            return state, (), [note]
+        rooms, notes = _on_the_way(pair, state, tasks)
     except Exception as error:
         reason = failures.failure(error)
         if reason is None:
             raise
-        job.warnings.append(f"no room: {reason}")
-        return ()
+        return state, (), [f"no room: {reason}"]
+    if not state.plan.room_done:
+        state = accept(pair, state, dataclasses.replace(state.plan, room_done=True))
+    return state, rooms, notes
 
 
-def _rooms(job: Job, state: Measuring) -> tuple[Room, ...]:
-    tasks = [task for task in job.measured if job.result(task).verdict in ("lost", "kept")]
-    if not _possible(job) or not tasks:
-        return ()
-    if job.plan.room_items is None:
-        job.plan = dataclasses.replace(job.plan, room_items=room_items(job, state, tasks, job.clock.left))
-        save_plan(job)
-    if job.plan.room_items == 0:
-        job.warnings.append("no room: the budget ended before it")
-        return ()
-    base, tuned = job.base.loaded, job.tuned.loaded
-    job.progress.status("the way from base to tuned")
-    if models.named_weights(base.model, "adapter"):
-        job.warnings.append("no room: the base stands under an adapter; merge it and save it for a way to start from")
-        return ()
-    with models.untied(base.model, tuned.model):
-        return _on_the_way(job, tasks)
-
-
-def _on_the_way(job: Job, tasks: list[Task]) -> tuple[Room, ...]:
-    base, tuned = job.base.loaded, job.tuned.loaded
-    way = landscape.towards(base.model, tuned.model, identity=job.tuned.card.weights_hash)
-    grounds = [ground for task in tasks if len((ground := _ground(job, task)).items) >= 8]
-    frozen = job.plan.room_done
-    engine = job.base.engine(job.plan.batch_tokens or CPU_BATCH)
-    mover = Mover(base.model, way.subspace, files=base.files)
-    keep = functools.partial(job.base.moved_cell, job.store)
-    with Evaluator(engine, mover, grounds, keep, frozen=frozen, on_tokens=job.progress.advance) as evaluator:
-        found = _measured(job, evaluator, way, grounds)
-    if not frozen:
-        job.plan = dataclasses.replace(job.plan, room_done=True)
-        save_plan(job)
-    return found
-
-
-def _possible(job: Job) -> bool:
-    a, b = job.base.card, job.tuned.card
+def _possible(pair: Pair) -> bool:
+    a, b = pair.base.card, pair.tuned.card
     same = a.weights_hash == b.weights_hash or a.architecture != b.architecture
-    return job.settings.room and not same and not (a.quantization or b.quantization or job.base.classifies)
+    return pair.settings.room and not same and not (a.quantization or b.quantization or pair.base.classifies)
 
 
-def _ground(job: Job, task: Task) -> Ground:
-    form = task.formats[0].name
-    base, tuned = (job.table(side, task, form) for side in job.sides)
+def _ground(pair: Pair, state: State, task: Task) -> Ground:
+    base, tuned = state.tables.both(task)
     shared = [item for item in task.items if item.id in base and item.id in tuned]
-    chosen = seeded_order(shared, f"room:{job.settings.seed}:")[: job.plan.room_items]
-    rows = [base[item.id] for item in chosen]
-    chance = verdicts.chance_of(task, rows)
-    tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)
-    prepared = job.base.prepare(task, form, chosen)
-    return Ground(prepared, base, tuple(item.id for item in chosen), chance, max(tau, 1e-6))
+    drawn = seeded_order(shared, f"room:{pair.settings.seed}:")[: state.plan.room_items]
+    return ground_of(pair, state.tables, task, drawn)
 
 
-def _measured(job: Job, evaluator: Evaluator, way: Towards, grounds: list[Ground]) -> tuple[Room, ...]:
+def over(pair: Pair, began: float) -> bool:
+    """Whether the time of a room that was begun so many seconds after the start is up."""
+    budget = pair.clock.budget or math.inf
+    return pair.clock.late or (pair.clock.resumed and pair.clock.elapsed - began > ROOM_SHARE * budget)
+
+
+def _on_the_way(pair: Pair, state: State, tasks: Sequence[Task]) -> tuple[tuple[Room, ...], list[str]]:
+    grounds = [ground for task in tasks if len((ground := _ground(pair, state, task)).items) >= LEAST_ITEMS]
     names = [ground.name for ground in grounds]
-    tables: dict[str, dict[str, Row]] = {
-        task.name: job.table(job.tuned, task, task.formats[0].name) for task in job.tasks if task.name in names
-    }
-    ray = landscape.Ray(evaluator, way, tables)
-    started = job.clock.elapsed
+    tuned = {task.name: state.tables.of("tuned", task) for task in tasks if task.name in names}
+    began, frozen = pair.clock.elapsed, state.plan.room_done
 
     def stop() -> bool:
-        if evaluator.frozen or job.plan.budget is None:
-            return False
-        spent = job.clock.elapsed - started
-        return late(job) or (job.resumed and spent > ROOM_SHARE * job.plan.budget)
+        return not frozen and pair.clock.budget is not None and over(pair, began)
 
-    job.progress.status("room of the fine-tune")
-    card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet
-    landscape.measure(ray, names, stop)
-    found = {name: landscape.room(ray, name, card, 1 - job.settings.alpha, len(names)) for name in names}
-    for name, span in _typical(evaluator, way, names, job, stop).items():
-        found[name] = dataclasses.replace(found[name], typical=span)
-    for ground in grounds:
-        if not stop():
-            job.progress.status(f"worst case · {ground.name}")
-            effort = landscape.within(EFFORT, card.ruler.rms if card.ruler else 0.0)
-            worst = _worst(job, evaluator, way, ground, effort, stop)
-            found[ground.name] = dataclasses.replace(found[ground.name], worst=worst)
-    return tuple(found.values())
+    with open_way(pair, state.plan, grounds, frozen=frozen) as (evaluator, way):
+        pair.progress.status("room of the fine-tune")
+        card = way.subspace.card(evaluator.mover.model)  # of the base: it is not displaced yet
+        ray = landscape.Ray(evaluator, way, tuned)
+        landscape.measure(ray, names, stop)
+        rooms = {name: landscape.room(ray, name, card, 1 - pair.settings.alpha, len(names)) for name in names}
+        for name, span in _typical(pair, evaluator, way, stop).items():
+            rooms[name] = dataclasses.replace(rooms[name], typical=span)
+        effort = landscape.within(EFFORT, card.ruler.rms if card.ruler else 0.0)
+        notes = []
+        for ground in grounds:
+            if not stop():
+                pair.progress.status(f"worst case · {ground.name}")
+                worst, said = _worst(evaluator, way, ground, effort, stop)
+                rooms[ground.name] = dataclasses.replace(rooms[ground.name], worst=worst)
+                notes += said
+    return tuple(rooms.values()), notes
 
 
-def _typical(
-    evaluator: Evaluator, way: Towards, names: list[str], job: Job, stop: Callable[[], bool]
-) -> dict[str, tuple[float, float | None]]:
+def _typical(pair: Pair, evaluator: Evaluator, way: Towards, stop: Stop) -> dict[str, tuple[float, float | None]]:
     """sigma_S / alpha_S as an interval, an estimate over few directions; empty when the budget is spent. The ends are
     scales that were measured, because the pilot's lie far apart."""
     if stop():
         return {}
-    job.progress.status("random moves of the tune's size")
+    pair.progress.status("random moves of the tune's size")
     scales = tuple(way.alpha * scale for scale in TYPICAL.ladder)
-    field = Field(evaluator, dataclasses.replace(TYPICAL, ladder=scales, seed=job.settings.seed))
-    landscape.scout(field, names, TYPICAL_UNITS, stop)
+    field = Field(evaluator, dataclasses.replace(TYPICAL, ladder=scales, seed=pair.settings.seed))
+    landscape.scout(field, list(evaluator.grounds), TYPICAL_UNITS, stop)
     spans: dict[str, tuple[float, float | None]] = {}
-    for name in names:
+    for name in evaluator.grounds:
         seen = field.scales(name)
         estimate = landscape.estimate(field, name) if len(seen) > 1 else None
         if estimate is not None:
@@ -148,25 +152,25 @@ def _typical(
 
 
 def _worst(
-    job: Job, evaluator: Evaluator, way: Towards, ground: Ground, effort: Effort, stop: Callable[[], bool]
-) -> float | None:
-    """Attack radius / ||tuned - base||, where an attack was found in the time left and in the memory there is."""
+    evaluator: Evaluator, way: Towards, ground: Ground, effort: Effort, stop: Stop
+) -> tuple[float | None, list[str]]:
+    """Attack radius / ||tuned - base||, where an attack was found in the time left and in the memory there is; and why
+    none was looked for."""
     half = min(ATTACK_ITEMS, len(ground.items) // 2)
     attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
     needed = landscape.attack_memory(way.subspace)
     reason = "" if evaluator.frozen else failures.short_of(needed, evaluator.mover, evaluator.engine.device)
-    found = None
+    worst = None
     try:
         if not reason:
             batches = landscape.batches_of(evaluator, ground, attack)
-            found = landscape.worst(evaluator, ground.with_items(judged), batches, effort, stop=stop)
+            worst = landscape.worst(evaluator, ground.with_items(judged), batches, effort, stop=stop)
     except NotStoredError:
-        return None
+        return None, []
     except Exception as error:
         failed = failures.failure(error)
         if failed is None:
             raise
         reason = failed
-    if reason:
-        job.warnings.append(f"no worst case in the room of {ground.name}: {reason}")
-    return None if found is None or found.radius is None else found.radius / way.alpha
+    notes = [f"no worst case in the room of {ground.name}: {reason}"] if reason else []
+    return None if worst is None or worst.radius is None else worst.radius / way.alpha, notes

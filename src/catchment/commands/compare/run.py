@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 
-from catchment import models
-from catchment.capabilities import GENERATED_SCORERS, PromptOptions, gates
-from catchment.commands.compare import rounds
-from catchment.commands.compare.extras import Extras, measure_extras, said
-from catchment.commands.compare.job import Job, open_job
+from catchment.capabilities import PromptOptions
+from catchment.commands.compare.extras import measure_drift, measure_extras
 from catchment.commands.compare.page import write_page
-from catchment.commands.compare.record import Comparison
-from catchment.commands.compare.recover import check_recover, recover
-from catchment.commands.compare.room import rooms
+from catchment.commands.compare.pair import open_pair
+from catchment.commands.compare.pilot import begin, pilot
+from catchment.commands.compare.record import FILE, Comparison
+from catchment.commands.compare.recover import check_recover, recover, seconds_to_keep
+from catchment.commands.compare.results import comparison_of
+from catchment.commands.compare.room import measure_rooms
+from catchment.commands.compare.rounds import measure_formats, measure_rounds, settle
 from catchment.commands.compare.settings import CompareSettings
-from catchment.errors import ModelError
-from catchment.measuring import POLICY, Progress, environment, verdict_sentence, verdicts
+from catchment.commands.compare.state import following_plan
+from catchment.measuring import Progress, verdicts
 from catchment.options import as_settings
-from catchment.records import Drift, Flip, Room, from_json, to_json
-from catchment.runs import Store, write_atomic
+from catchment.records import to_json
+from catchment.runs import write_atomic
 
 
 def compare(
@@ -68,126 +66,37 @@ def run(
     asked: PromptOptions | None = None,
     started: float | None = None,
 ) -> Comparison:
-    """:func:`compare` with checked settings. ``asked`` stands in place of their chat template and system prompt;
-    ``started``: when the command began, on ``time.perf_counter``."""
-    job = open_job(settings, progress, tokenizer, asked, started)
-    if settings.out is None:
-        return _work(job)
-    with Store(job.out).lock("compare"):
-        return _work(job)
+    """:func:`compare` with checked settings. Every step takes the state and returns the next.
 
-
-def _work(job: Job) -> Comparison:
-    if job.settings.recover is not None:
-        check_recover(job)
-    state = rounds.open_plan(job)
-    drift = _drift(job)
-    rounds.pilot(job, state)
-    extras = measure_extras(job) if job.plan.budget is not None else None
-    rounds.settle(job, state)
-    rounds.rounds(job, state)
-    rounds.formats(job, state)
-    extras = extras or measure_extras(job)
-    ways = rooms(job, state)
-    comparison = _record(job, drift, ways, extras)
-    if job.settings.recover is not None:
-        job.progress.status("looking for the best point between base and tuned")
-        job.clock.later = 0.0
-        recovered, notes = recover(job, state)
-        warnings = (*comparison.warnings, *notes)
-        comparison = dataclasses.replace(comparison, recovered=recovered, warnings=warnings)
-    if job.settings.out is not None:
-        write_atomic(job.out / "comparison.json", to_json(comparison))
-        write_page(comparison, job.out / "report.html")
-    return comparison
-
-
-def _drift(job: Job) -> Drift | None:
-    path = job.out / "drift.json"
-    if job.settings.out is not None and path.is_file():
-        with suppress(ValueError):
-            earlier = from_json(Drift, path.read_text(encoding="utf-8"))
-            if earlier.ruler is not None:  # what an older version wrote is measured again
-                return earlier
-    if job.base.card.quantization or job.tuned.card.quantization:
-        return None
-    job.progress.status("drift of the weights")
-    base, tuned = (side.loaded.model for side in job.sides)
-    try:
-        drift = models.drift(base, tuned)
-    except ModelError as error:
-        job.warnings.append(f"no drift: {error}")
-        return None
-    if job.settings.out is not None:
-        write_atomic(path, to_json(drift))
-    return drift
-
-
-def _record(job: Job, drift: Drift | None, ways: tuple[Room, ...], extras: Extras) -> Comparison:
-    s = job.settings
-    tasks = tuple(dataclasses.replace(job.result(task), formats=job.format_results(task)) for task in job.measured)
-    _twins(job, drift)
-    flips: list[Flip] = []
-    for task in job.measured:
-        tables = [job.table(side, task, task.formats[0].name) for side in job.sides]
-        flips += verdicts.flips(task, task.formats[0], *tables)
-    missing = tuple(rounds.unmeasured(job))
-    headline, verdict = verdict_sentence(tasks, s.margin, s.alpha, unmeasured=missing)
-    warnings = [*job.warnings, *rounds.said(job), *said(job), *job.base.notes, *job.tuned.notes]
-    return Comparison(
-        base=job.base.card,
-        tuned=job.tuned.card,
-        tasks=tasks,
-        verdict=verdict,
-        headline=headline,
-        margin=s.margin,
-        alpha=s.alpha,
-        flips=tuple(flips),
-        texts=extras.texts,
-        agreements=extras.agreements,
-        drift=drift,
-        rooms=ways,
-        unmeasured=missing,
-        conditions=_conditions(job),
-        plan={**json.loads(job.plan.to_json()), "sentence": job.plan.sentence()},
-        warnings=tuple(dict.fromkeys(warnings)),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _twins(job: Job, drift: Drift | None) -> None:
-    tables = [
-        {task.name: list(job.table(side, task, task.formats[0].name).values()) for task in job.tasks}
-        for side in job.sides
-    ]
-    gates.check_twins(tables[0], tables[1], same_weights=_same_weights(job, drift))
-
-
-def _same_weights(job: Job, drift: Drift | None) -> bool:
-    """Equal hashes, or two plain models that differ in nothing but in what they tie. An adapter that moves nothing is
-    perhaps not at work, so its base is another model."""
-    if job.base.card.weights_hash == job.tuned.card.weights_hash:
-        return True
-    if drift is None or drift.changed:
-        return False
-    return not any(models.named_weights(side.loaded.model, "adapter") for side in job.sides)
-
-
-def _conditions(job: Job) -> dict[str, Any]:
-    s = job.settings
-    return {
-        "sampling": "items are a sample of a population; the statement is about these two models",
-        "intervals": f"paired over items, simultaneous over {len(job.tasks)} tasks (Bonferroni)",
-        "chat_template": job.base.asked.chat_template,
-        "system": job.base.asked.system,
-        "seed": s.seed,
-        "dtype": job.base.card.dtype,
-        "attention": job.base.card.attention,
-        "batch_policy": f"{POLICY}, {job.plan.batch_tokens} padded tokens",
-        "generated_tasks": [t.name for t in job.tasks if t.scorer in GENERATED_SCORERS],
-        "task_hashes": {t.name: t.hash() for t in job.tasks},
-        **environment(job.base.card),
-    }
+    Args:
+        asked: Stands in place of their chat template and system prompt.
+        started: When the command began, on ``time.perf_counter``.
+    """
+    pair = open_pair(settings, progress, tokenizer, asked, started)
+    with pair.locked(), following_plan(pair) as frozen:
+        if settings.recover is not None:
+            check_recover(pair)
+        state = begin(pair, frozen)
+        drift, notes = measure_drift(pair)
+        state, extras = pilot(pair, state), None
+        if state.plan.budget is not None:  # before the items, which take the time that is left
+            state, extras = measure_extras(pair, state)
+        with pair.clock.keeping(seconds_to_keep(pair)):
+            state = settle(pair, state)
+            state = measure_rounds(pair, state)
+            state = measure_formats(pair, state)
+            if extras is None:
+                state, extras = measure_extras(pair, state)
+            state, rooms, said = measure_rooms(pair, state)
+        comparison = comparison_of(pair, state, drift, extras, rooms, [*notes, *said])
+        if settings.recover is not None:
+            recovered, said = recover(pair, state)
+            warnings = (*comparison.warnings, *said)
+            comparison = dataclasses.replace(comparison, recovered=recovered, warnings=warnings)
+        if pair.out is not None:
+            write_atomic(pair.out / FILE, to_json(comparison))
+            write_page(comparison, pair.out / "report.html")
+        return comparison
 
 
 def broken_bounds(comparison: Comparison, bound: float) -> list[str]:

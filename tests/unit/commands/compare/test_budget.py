@@ -18,9 +18,9 @@ import transformers as tf
 
 import catchment
 from catchment.capabilities import Engine, Item, Task, measure_pace, sample
-from catchment.commands.compare.job import Job
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.run import broken_bounds
+from catchment.commands.compare.tables import Tables
 from catchment.errors import InputError
 from catchment.models import calls_of
 from tests import tiny
@@ -39,16 +39,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
-    """The jobs of comparisons that came to a record."""
-    workflow = importlib.import_module("catchment.commands.compare.run")
-    real, seen = workflow._record, []
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Tables]:
+    """The rows of comparisons that came to a record."""
+    module = importlib.import_module("catchment.commands.compare.run")
+    real, seen = module.comparison_of, []
 
-    def record(job: Job, *rest: Any) -> Any:
-        seen.append(job)
-        return real(job, *rest)
+    def comparison_of(pair: Any, state: Any, *rest: Any) -> Any:
+        seen.append(state.tables)
+        return real(pair, state, *rest)
 
-    monkeypatch.setattr(workflow, "_record", record)
+    monkeypatch.setattr(module, "comparison_of", comparison_of)
     return seen
 
 
@@ -95,7 +95,7 @@ MACHINES: dict[str, dict[str, float]] = {
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_a_slow_machine_keeps_to_the_budget(name: str, machine: Machine, jobs: list[Job]) -> None:
+def test_a_slow_machine_keeps_to_the_budget(name: str, machine: Machine, measured: list[Tables]) -> None:
     models = pair(machine, **MACHINES[name])
     tasks = mixed(models[0])
     comparison, watched = compared(machine, models, tasks, 60.0)
@@ -103,12 +103,12 @@ def test_a_slow_machine_keeps_to_the_budget(name: str, machine: Machine, jobs: l
     assert len(comparison.tasks) >= 3
     assert comparison.plan["budget"] == 60
     assert len(watched.plans) >= 2
-    (job,) = jobs
+    (tables,) = measured
     for task in [task for task in tasks if task.name not in comparison.unmeasured]:
         # the first items of the seeded order, the same on both sides, and no others
         n = comparison[task.name].n
         first = {item.id for item in sample(task.items, n, 0)}
-        assert [set(job.table(side, task, task.formats[0].name)) for side in job.sides] == [first, first]
+        assert [set(table) for table in tables.both(task)] == [first, first]
 
 
 def test_the_time_is_used(machine: Machine) -> None:

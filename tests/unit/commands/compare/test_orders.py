@@ -10,6 +10,9 @@ import pytest
 
 from catchment.commands.compare import recover
 from catchment.commands.compare import room as rooms
+from catchment.commands.compare.allocation import Plan
+from catchment.commands.compare.state import State
+from catchment.commands.compare.tables import Tables
 from catchment.commands.scan import job as scan_job
 from tests.unit.capabilities.test_order import GROUND, ITEMS, NAMES, TASK, ids
 
@@ -33,11 +36,12 @@ def test_halves_of_recover() -> None:
     ],
 )
 def test_items_of_a_room(seed: int, order: list[str]) -> None:
-    job: Any = SimpleNamespace(
-        sides=(1, 2), table=lambda *_: ROWS, settings=SimpleNamespace(seed=seed),
-        plan=SimpleNamespace(room_items=len(NAMES)), base=SimpleNamespace(prepare=lambda *_: PREPARED),
+    pair: Any = SimpleNamespace(
+        settings=SimpleNamespace(seed=seed), base=SimpleNamespace(prepare=lambda *_: PREPARED)
     )  # fmt: skip
-    assert list(rooms._ground(job, TASK).items) == order
+    tables = Tables({TASK.name: NAMES}).with_rows(TASK, TASK.formats[0].name, ROWS, ROWS)
+    state = State(Plan((), None, 1024, room_items=len(NAMES)), tables)
+    assert list(rooms._ground(pair, state, TASK).items) == order
 
 
 @pytest.mark.parametrize(
