@@ -9,12 +9,10 @@ from catchment.landscape.directions import (
     Gaussian,
     Stored,
     Towards,
-    Truncated,
     filter_normalised,
     gaussian,
     moved_subspace,
     towards,
-    truncated,
 )
 from catchment.landscape.displace import Mover, displaced
 from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, batches_of
@@ -25,6 +23,7 @@ from catchment.landscape.plane import orthogonal, plane, through
 from catchment.landscape.rays import Ray, barrier, measure, room
 from catchment.landscape.sharding import shard
 from catchment.landscape.subspace import Subspace
+from catchment.landscape.truncated import Truncated, truncated
 from catchment.landscape.worst import Effort, ascend, attack_memory, unit, within, worst
 
 __all__ = [

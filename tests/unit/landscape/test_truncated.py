@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from catchment.errors import InputError
-from catchment.landscape import Mover, Subspace, directions, displaced, towards, truncated
+from catchment.landscape import Mover, Subspace, displaced, towards, truncated
 from tests.tiny import tiny_llama
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -67,7 +68,7 @@ def test_it_ends_where_a_dense_truncation_does(dtype: torch.dtype, density: floa
 
 @pytest.mark.parametrize("density", [0.05, 0.9])
 def test_its_delta_is_the_change_scaled_to_rms_one(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directions, "PIECE", 100)
+    monkeypatch.setattr(importlib.import_module("catchment.landscape.truncated"), "PIECE", 100)
     model, tuned = pair(torch.float32, density)
     move, whole = changes(model, tuned), towards(model, tuned)
     way = truncated(whole, 0.25)

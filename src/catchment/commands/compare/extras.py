@@ -13,7 +13,7 @@ from catchment.commands.compare.allocation import STAGES, Plan
 from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.state import State
 from catchment.errors import ModelError
-from catchment.measuring import Clock, OutOfTimeError, fill, verdicts
+from catchment.measuring import Clock, OutOfTimeError, agreement_result, fill, text_result
 from catchment.records import AgreementResult, Drift, Row, TextResult, from_json, to_json
 from catchment.runs import cell_key, write_atomic
 
@@ -137,7 +137,7 @@ def _texts(pair: Pair, plan: Plan) -> tuple[Plan, tuple[TextResult, ...]]:
         if reached < LEAST:
             return plan, ()
     base, tuned = rows
-    return plan, (verdicts.text_result(task.name, base, tuned, alpha=pair.settings.alpha),)
+    return plan, (text_result(task.name, base, tuned, alpha=pair.settings.alpha),)
 
 
 def _agreements(pair: Pair, plan: Plan) -> tuple[Plan, tuple[AgreementResult, ...]]:
@@ -156,7 +156,7 @@ def _agreements(pair: Pair, plan: Plan) -> tuple[Plan, tuple[AgreementResult, ..
         plan = dataclasses.replace(plan, prompt_items=reached if table else 0)
     if not table:
         return plan, ()
-    return plan, (verdicts.agreement_result(task.name, table, alpha=pair.settings.alpha),)
+    return plan, (agreement_result(task.name, table, alpha=pair.settings.alpha),)
 
 
 def _agreement(pair: Pair, batch_tokens: int, task: Task, items: Sequence[Item]) -> dict[str, Row]:

@@ -10,7 +10,7 @@ from catchment.commands.compare.allocation import PILOT, STAGES, Plan, allocate,
 from catchment.commands.compare.items import measure_items
 from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.prices import LITTLE_MORE, Load, Prices, load_of, time_models
-from catchment.commands.compare.results import task_result
+from catchment.commands.compare.results import result_of
 from catchment.commands.compare.state import State
 from catchment.commands.compare.tables import Tables, item_order
 from catchment.errors import InputError
@@ -104,7 +104,7 @@ def pilot(pair: Pair, state: State) -> State:
 def _is_hopeless(pair: Pair, state: State, task: Task) -> bool:
     if state.reached[task.name] < min(PILOT, state.plan.of(task.name).available):
         return False
-    result = task_result(pair, state.plan, state.tables, task)
+    result = result_of(pair, state, task)
     scores = [row.score for row in state.tables.of("base", task).values()]
     return hopeless(scores, result.chance, result.tuned - result.base)
 
@@ -153,7 +153,7 @@ def _stage(pair: Pair, state: State, size: int) -> tuple[State, bool]:
         if not whole:
             return state, False
         if all(state.tables.both(task)):
-            pair.progress.row(task_result(pair, state.plan, state.tables, task), final=False)
+            pair.progress.row(result_of(pair, state, task), final=False)
     return state, True
 
 

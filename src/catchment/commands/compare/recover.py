@@ -23,13 +23,13 @@ from typing import Any, Literal
 from catchment import landscape, models
 from catchment.capabilities import Item, Task, non_finite_note, sample, seeded_halves
 from catchment.commands.compare.pair import Pair
-from catchment.commands.compare.results import task_result
+from catchment.commands.compare.results import result_of
 from catchment.commands.compare.state import State, accept
 from catchment.commands.compare.tables import Rows
 from catchment.commands.compare.way import ground_of, open_way
 from catchment.errors import ModelError, StoreError
 from catchment.landscape import Evaluator, Towards
-from catchment.measuring import OutOfTimeError, verdicts
+from catchment.measuring import OutOfTimeError, task_result
 from catchment.records import Recovered, TaskResult
 
 STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
@@ -160,7 +160,7 @@ def _recovered(search: Search) -> tuple[Recovered | None, list[str]]:
     if len(tried) < len(CANDIDATES):
         notes.append(f"recover: {len(tried)} of {len(CANDIDATES)} candidates were measured, because the budget ended")
     tried.append((TUNED, _tuned_changes(search)))
-    results = [task_result(pair, search.state.plan, search.state.tables, task) for task in search.tasks]
+    results = [result_of(pair, search.state, task) for task in search.tasks]
     best = choose(tried, pair.settings.margin, {result.task for result in results if result.can_lose})
     judged, said = _judged(search, best)
     notes += said
@@ -249,9 +249,7 @@ def _judged(search: Search, best: Candidate) -> tuple[list[TaskResult], list[str
         for task, rows in _measured(search, best, JUDGING):
             seen.append(rows)
             base = {item: row for item, row in search.state.tables.of("base", task).items() if item in rows}
-            judged.append(
-                verdicts.task_result(task, base, rows, margin=s.margin, alpha=s.alpha, family=len(pair.tasks))
-            )
+            judged.append(task_result(task, base, rows, margin=s.margin, alpha=s.alpha, family=len(pair.tasks)))
     return judged, _broken(best, "to judge on", seen)
 
 

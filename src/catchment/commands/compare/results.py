@@ -16,21 +16,19 @@ from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.record import Comparison
 from catchment.commands.compare.state import State
 from catchment.commands.compare.tables import Tables
-from catchment.measuring import POLICY, environment, verdict_sentence, verdicts
+from catchment.measuring import POLICY, environment, flips, format_result, task_result, verdict_sentence
 from catchment.records import Drift, FormatResult, Room, TaskResult
 
 
-def task_result(pair: Pair, plan: Plan, tables: Tables, task: Task) -> TaskResult:
+def result_of(pair: Pair, state: State, task: Task) -> TaskResult:
     """The verdict on a task, from the rows of its default format measured so far."""
-    s = pair.settings
-    base, tuned = tables.both(task)
+    s, plan = pair.settings, state.plan
+    base, tuned = state.tables.both(task)
     warnings = list(pair.task_notes[task.name])
     missing = plan.of(task.name).items - len(base) if s.drop_long and plan.frozen else 0
     if missing > 0:
         warnings.append(f"{missing} items longer than the context were left out")
-    return verdicts.task_result(
-        task, base, tuned, margin=s.margin, alpha=s.alpha, family=len(pair.tasks), warnings=warnings
-    )
+    return task_result(task, base, tuned, margin=s.margin, alpha=s.alpha, family=len(pair.tasks), warnings=warnings)
 
 
 def _format_results(pair: Pair, tables: Tables, task: Task) -> tuple[FormatResult, ...]:
@@ -43,7 +41,7 @@ def _format_results(pair: Pair, tables: Tables, task: Task) -> tuple[FormatResul
     for form in [task.formats[0], *rest]:
         base, tuned = tables.both(task, form.name)
         base = {item: row for item, row in base.items() if item in shared}
-        results.append(verdicts.format_result(form, base, tuned, alpha=pair.settings.alpha))
+        results.append(format_result(form, base, tuned, alpha=pair.settings.alpha))
     return tuple(results)
 
 
@@ -59,7 +57,7 @@ def comparison_of(
     _check_twins(pair, tables, drift)
     measured = tables.measured(pair.tasks)
     results = tuple(
-        dataclasses.replace(task_result(pair, plan, tables, task), formats=_format_results(pair, tables, task))
+        dataclasses.replace(result_of(pair, state, task), formats=_format_results(pair, tables, task))
         for task in measured
     )
     missing = tuple(task.name for task in pair.tasks if task not in measured)
@@ -74,7 +72,7 @@ def comparison_of(
         margin=s.margin,
         alpha=s.alpha,
         flips=tuple(
-            flip for task in measured for flip in verdicts.flips(task, task.formats[0], *tables.both(task))
+            flip for task in measured for flip in flips(task, task.formats[0], *tables.both(task))
         ),
         texts=extras.texts,
         agreements=extras.agreements,

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from catchment import landscape, models
 from catchment.capabilities import Task, seeded_order
 from catchment.commands.compare.pair import Pair
-from catchment.commands.compare.results import task_result
+from catchment.commands.compare.results import result_of
 from catchment.commands.compare.state import State, accept
 from catchment.commands.compare.way import ground_of, open_way
 from catchment.landscape import Design, Effort, Evaluator, Field, Ground, NotStoredError, Towards
-from catchment.measuring import failures
+from catchment.measuring import failure, short_of
 from catchment.records import Room
 from catchment.statistics import ladder
 
@@ -55,9 +55,7 @@ def measure_rooms(pair: Pair, state: State) -> tuple[State, tuple[Room, ...], li
     """Rooms of the tasks that were lost or kept, and notes. No room, with a note, where the two models cannot be
     subtracted, or where memory or numbers fail on the way: a comparison is whole without them."""
     tasks = [
-        task
-        for task in state.tables.measured(pair.tasks)
-        if task_result(pair, state.plan, state.tables, task).verdict in ("lost", "kept")
+        task for task in state.tables.measured(pair.tasks) if result_of(pair, state, task).verdict in ("lost", "kept")
     ]
     if not _possible(pair) or not tasks:
         return state, (), []
@@ -73,7 +71,7 @@ def measure_rooms(pair: Pair, state: State) -> tuple[State, tuple[Room, ...], li
             return state, (), [note]
         rooms, notes = _on_the_way(pair, state, tasks)
     except Exception as error:
-        reason = failures.failure(error)
+        reason = failure(error)
         if reason is None:
             raise
         return state, (), [f"no room: {reason}"]
@@ -159,7 +157,7 @@ def _worst(
     half = min(ATTACK_ITEMS, len(ground.items) // 2)
     attack, judged = ground.items[:half], ground.items[half : half + JUDGED_ITEMS]
     needed = landscape.attack_memory(way.subspace)
-    reason = "" if evaluator.frozen else failures.short_of(needed, evaluator.mover, evaluator.engine.device)
+    reason = "" if evaluator.frozen else short_of(needed, evaluator.mover, evaluator.engine.device)
     worst = None
     try:
         if not reason:
@@ -168,7 +166,7 @@ def _worst(
     except NotStoredError:
         return None, []
     except Exception as error:
-        failed = failures.failure(error)
+        failed = failure(error)
         if failed is None:
             raise
         reason = failed

@@ -10,7 +10,7 @@ from catchment.commands.compare.allocation import STAGES, edges, freeze
 from catchment.commands.compare.items import measure_items
 from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.pilot import allocated, too_short
-from catchment.commands.compare.results import task_result
+from catchment.commands.compare.results import result_of
 from catchment.commands.compare.room import ROOM_SHARE, room_items
 from catchment.commands.compare.state import State, accept, forget_plan
 
@@ -51,7 +51,7 @@ def measure_rounds(pair: Pair, state: State) -> State:
         state = raised
     measured = state.tables.measured(pair.tasks)
     for task in measured:
-        pair.progress.row(task_result(pair, state.plan, state.tables, task), final=True)
+        pair.progress.row(result_of(pair, state, task), final=True)
     if not measured:
         forget_plan(pair)
         raise too_short(pair, state.plan, state.prices)
@@ -69,7 +69,7 @@ def _round(pair: Pair, state: State) -> tuple[State, bool]:
         if not whole:
             left.add(task.name)
         elif state.tables.of("base", task):
-            result = task_result(pair, state.plan, state.tables, task)
+            result = result_of(pair, state, task)
             pair.progress.row(result, final=stop == state.plan.of(task.name).items)
     return state, not left
 

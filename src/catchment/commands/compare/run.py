@@ -17,7 +17,7 @@ from catchment.commands.compare.room import measure_rooms
 from catchment.commands.compare.rounds import measure_formats, measure_rounds, settle
 from catchment.commands.compare.settings import CompareSettings
 from catchment.commands.compare.state import following_plan
-from catchment.measuring import Progress, verdicts
+from catchment.measuring import Progress, shown_drops
 from catchment.options import as_settings
 from catchment.records import to_json
 from catchment.runs import write_atomic
@@ -106,7 +106,7 @@ def broken_bounds(comparison: Comparison, bound: float) -> list[str]:
         f"{name} was not measured within the budget, so --fail-if-drop {bound:g} is not shown to hold"
         for name in comparison.unmeasured
     ]
-    return unknown + verdicts.shown_drops(comparison.tasks, bound, "--fail-if-drop")
+    return unknown + shown_drops(comparison.tasks, bound, "--fail-if-drop")
 
 
 def broken(record: Comparison, settings: CompareSettings) -> list[str]:

@@ -13,7 +13,7 @@ from catchment.commands.compare.allocation import Plan
 from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.tables import Tables
 from catchment.landscape import Evaluator, Ground, Mover, Towards
-from catchment.measuring import CPU_BATCH, verdicts
+from catchment.measuring import CPU_BATCH, chance_of
 
 TAU = 0.1
 """Tolerated drop, as a share of what the base has above chance."""
@@ -23,7 +23,7 @@ def ground_of(pair: Pair, tables: Tables, task: Task, items: Sequence[Item]) -> 
     """Items of a task, all measured on the base, as the landscape takes them."""
     form, base = task.formats[0].name, tables.of("base", task)
     rows = [base[item.id] for item in items]
-    chance = verdicts.chance_of(task, rows)
+    chance = chance_of(task, rows)
     tau = TAU * max(sum(row.score for row in rows) / len(rows) - chance, 0.0)
     return Ground(pair.base.prepare(task, form, items), base, tuple(i.id for i in items), chance, max(tau, 1e-6))
 
