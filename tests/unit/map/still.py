@@ -7,12 +7,6 @@ from collections.abc import Iterable, Mapping
 STRANGERS: set[str] = set()
 MISSING_PARTS: set[str] = set()
 TRESPASSES = {
-    "catchment.commands.compare.extras: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.compare.job: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.compare.recover: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.compare.room: imports failures, which is not public in catchment.measuring",
-    "catchment.commands.compare.room: imports verdicts, which is not public in catchment.measuring",
-    "catchment.commands.compare.run: imports verdicts, which is not public in catchment.measuring",
     "catchment.commands.scan.run: imports failures, which is not public in catchment.measuring",
     "catchment.commands.scan.stages: imports failures, which is not public in catchment.measuring",
     "catchment.commands.tune.run: imports verdicts, which is not public in catchment.measuring",
