@@ -34,8 +34,9 @@ OTHER = (
 """A template that writes BOS and an empty thought."""
 WHERE = {
     ("tune_job.py", "_admit"): "admission", ("pilot.py", "pilot_room"): "pilot", ("fence.py", "_rows"): "fence",
-    ("callbacks.py", "_evaluate"): "callback", ("replay.py", "answered"): "replay", ("compare.py", "_work"): "judge",
-    ("recover.py", "recover"): "recover", ("rooms.py", "rooms"): "room", ("extras.py", "_agreement"): "agreement",
+    ("callbacks.py", "_evaluate"): "callback", ("generation.py", "answered"): "replay",
+    ("compare.py", "_work"): "judge", ("recover.py", "recover"): "recover", ("rooms.py", "rooms"): "room",
+    ("extras.py", "_agreement"): "agreement",
     ("scan.py", "_work"): "scan",
 }  # fmt: skip
 """Functions within which items are put to a model, and what for; the innermost counts."""

@@ -1,6 +1,6 @@
 """What moving the weights costs: subspaces, directions, exact displacement, and what is measured along the way."""
 
-from catchment.landscape.basin import Design, Field, basin, estimate, fill, items_each, profile, scout, search, sharpen
+from catchment.landscape.basin import basin, estimate, fill, profile, scout, search, sharpen
 from catchment.landscape.check import check
 from catchment.landscape.curvature import Hessian, curvature, curvature_memory, top_eigenvalues, trace, vectors
 from catchment.landscape.directions import (
@@ -19,11 +19,12 @@ from catchment.landscape.evaluator import Evaluator, Ground, NotStoredError, bat
 from catchment.landscape.gradients import gaussian_share, oscillation, quasi_sparsity, random_init, summarise
 from catchment.landscape.losses import Batch, accumulate_gradient, answer_batches, batch_loss, mean_loss
 from catchment.landscape.memory import free_memory
-from catchment.landscape.plane import orthogonal, plane, through
+from catchment.landscape.plane import Grid, orthogonal, plane, through
 from catchment.landscape.rays import Ray, barrier, measure, room
 from catchment.landscape.sharding import shard
 from catchment.landscape.subspace import Subspace
 from catchment.landscape.truncated import Truncated, truncated
+from catchment.landscape.units import Design, Field, items_each
 from catchment.landscape.worst import Effort, ascend, attack_memory, unit, within, worst
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Field",
     "FilterNormalised",
     "Gaussian",
+    "Grid",
     "Ground",
     "Hessian",
     "Mover",

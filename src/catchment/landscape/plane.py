@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,38 +18,55 @@ from catchment.records import Plane, PlanePoint
 Stop = Callable[[], bool]
 
 
-def plane(
-    evaluator: Evaluator,
-    task: str,
-    axes: tuple[Direction, Direction],
-    reach: tuple[float, float],
-    points: int,
-    items: Sequence[str],
-    *,
-    names: tuple[str, str] = ("random 1", "random 2"),
-    models: Sequence[PlanePoint] = (),
-    centre: str = "model",
-    stop: Stop = lambda: False,
-) -> Plane | None:
-    """Mean scores on a square grid ``theta + x axis1 + y axis2``, with x in ``[-reach[0], reach[0]]``.
+@dataclass(frozen=True)
+class Grid:
+    """A square grid ``theta + x axis1 + y axis2``, with x in ``[-reach[0], reach[0]]`` and y likewise.
 
     Args:
-        axes: Of the evaluator's subspace. The second should be orthogonal to the first; ``Plane.cosine`` says whether.
+        axes: Of one subspace. The second should be orthogonal to the first; ``Plane.cosine`` says whether.
         points: Per side; odd, so that the centre is a point of the grid.
-        items: Scored at every point, the same ones.
+        names: Of the axes.
+        centre: Name of the model in the middle.
         models: Other models that lie in the plane.
+
+    Raises:
+        InputError: An even number of points, or fewer than 3.
+    """
+
+    axes: tuple[Direction, Direction]
+    reach: tuple[float, float]
+    points: int
+    names: tuple[str, str] = ("random 1", "random 2")
+    centre: str = "model"
+    models: Sequence[PlanePoint] = ()
+
+    def __post_init__(self) -> None:
+        if self.points < 3 or self.points % 2 == 0:
+            raise InputError(
+                f"a plane of {self.points} points a side; expected an odd number of at least 3, such as 15."
+            )
+
+    @property
+    def ticks(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The x and the y of its points, rising."""
+        xs, ys = (tuple(r * (2 * i / (self.points - 1) - 1) for i in range(self.points)) for r in self.reach)
+        return xs, ys
+
+
+def plane(
+    evaluator: Evaluator, task: str, items: Sequence[str], grid: Grid, stop: Stop = lambda: False
+) -> Plane | None:
+    """Mean scores of the items at every point of a grid, from the centre outwards.
+
+    Args:
+        items: Scored at every point, the same ones.
 
     Returns:
         ``None`` when ``stop`` came first; what was measured is kept.
 
     Cost: ``points^2`` evaluations of ``items``.
-
-    Raises:
-        InputError: An even number of points, or fewer than 3.
     """
-    if points < 3 or points % 2 == 0:
-        raise InputError(f"a plane of {points} points a side; expected an odd number of at least 3, such as 15.")
-    xs, ys = (tuple(r * (2 * i / (points - 1) - 1) for i in range(points)) for r in reach)
+    axes, (xs, ys) = grid.axes, grid.ticks
     family = {
         "kind": "plane", "subspace": evaluator.mover.subspace.hash, "axes": [axis.address for axis in axes],
     }  # fmt: skip
@@ -67,11 +85,12 @@ def plane(
     except NotStoredError:
         return None
     evaluator.mover.restore()  # the way to another model is read off the live weights
-    grid = tuple(tuple(values[x, y] for x in xs) for y in ys)
+    scores = tuple(tuple(values[x, y] for x in xs) for y in ys)
     beside = tuple(tuple(companions[x, y] for x in xs) for y in ys)
     whole = not any(math.isnan(c) for row in beside for c in row)
+    models = (PlanePoint(grid.centre, 0.0, 0.0), *grid.models)
     return Plane(
-        task, names, xs, ys, grid, beside if whole else (), (PlanePoint(centre, 0.0, 0.0), *models), len(items),
+        task, grid.names, xs, ys, scores, beside if whole else (), models, len(items),
         cosine(evaluator.mover, *axes), all(axis.comparable for axis in axes),
     )  # fmt: skip
 

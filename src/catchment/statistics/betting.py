@@ -22,6 +22,9 @@ def betting_lower(values: Floats, error: float) -> float:
     Cost: 40 passes over the n values, about 2 ms for 2,000.
 
     The upper bound of x is ``1 - betting_lower(1 - x)``; for a two-sided interval halve the error.
+
+    >>> round(betting_lower(np.full(100, 0.9), error=0.05), 3)
+    0.865
     """
     n = values.size
     x = values[np.random.default_rng(0).permutation(n)]
@@ -38,7 +41,11 @@ def betting_lower(values: Floats, error: float) -> float:
 
 
 def variance_before(x: Floats) -> Floats:
-    """Running variance of the items before each one, started at one pseudo-item: mean 1/2, variance 1/4."""
+    """Running variance of the items before each one, started at one pseudo-item: mean 1/2, variance 1/4.
+
+    >>> variance_before(np.array([0.5, 0.5, 0.5])).round(3).tolist()
+    [0.25, 0.125, 0.083]
+    """
     count = np.arange(1, x.size + 1)
     mean = (0.5 + np.cumsum(x)) / (count + 1)
     variance = (0.25 + np.cumsum((x - mean) ** 2)) / (count + 1)

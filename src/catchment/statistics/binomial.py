@@ -13,7 +13,12 @@ _HALVINGS = 60  # of [-1, 1]: the root is good to the last bit of a float64
 
 
 def wilson(successes: float, n: int, level: float) -> Interval:
-    """Wilson's score interval for one proportion: {p : |x/n - p| <= z sqrt(p (1 - p) / n)} (Wilson 1927)."""
+    """Wilson's score interval for one proportion: {p : |x/n - p| <= z sqrt(p (1 - p) / n)} (Wilson 1927).
+
+    >>> interval = wilson(9, 10, level=0.95)
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (0.596, 0.982)
+    """
     z = normal_quantile((1 - level) / 2)
     rate, weight = successes / n, z * z / n
     centre = (rate + weight / 2) / (1 + weight)
@@ -57,6 +62,9 @@ def tango_statistic(lost: float, gained: float, n: float, difference: float) -> 
         lost, gained: Items that flipped one way and the other; need not be whole numbers.
         n: Items in all.
         difference: D, strictly between -1 and 1.
+
+    >>> tango_statistic(5, 5, 100, 0.0), tango_statistic(0, 9, 100, 0.0)
+    (0.0, 3.0)
     """
     linear = (2 * n - gained + lost) * difference - lost - gained
     product = lost * difference * (1 - difference)  # minus the constant term
@@ -75,6 +83,9 @@ def tango_lower(lost: float, gained: float, n: float, z: float) -> float:
     ``-z^2 / (n + z^2)``. For the two-sided interval at level L take ``z = normal_quantile((1 - L) / 2)``.
     Not exact: at 95%, with 0.5% of 800 items flipping and all of them lost, it covers 93.1%, the lowest value seen in
     our grid of 50 to 800 items and 0.5 to 30% flips.
+
+    >>> round(tango_lower(0, 0, 100, 1.96), 4), round(-(1.96**2) / (100 + 1.96**2), 4)
+    (-0.037, -0.037)
     """
     low, high = -1.0, 1.0
     for _ in range(_HALVINGS):

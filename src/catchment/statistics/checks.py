@@ -49,7 +49,11 @@ def open_unit(value: float, name: str) -> float:
 
 
 def error_rate(level: float, family: int) -> float:
-    """Bonferroni: the error each of ``family`` intervals may make so that together they hold at ``level``."""
+    """Bonferroni: the error each of ``family`` intervals may make so that together they hold at ``level``.
+
+    >>> round(error_rate(0.95, family=5), 6)
+    0.01
+    """
     open_unit(level, "level")
     if isinstance(family, bool) or int(family) != family or family < 1:
         raise InputError(f"family is {family}; expected the number of simultaneous statements, 1 or more.")

@@ -62,6 +62,7 @@ class _Base:
         return not self.refusal
 
 
+# long: what each verdict claims is said in one place
 def decide(
     base: ArrayLike,
     tuned: ArrayLike,

@@ -15,7 +15,11 @@ from catchment.statistics.quantiles import normal_quantile, student_quantile
 
 
 def flips(base: Floats, tuned: Floats) -> tuple[int, int]:
-    """(lost, gained): items right for one model and wrong for the other; a score of at least 1/2 counts as right."""
+    """(lost, gained): items right for one model and wrong for the other; a score of at least 1/2 counts as right.
+
+    >>> flips(np.array([1.0, 1.0, 0.0]), np.array([0.0, 1.0, 1.0]))
+    (1, 1)
+    """
     was, now = base >= 0.5, tuned >= 0.5
     return int((was & ~now).sum()), int((now & ~was).sum())
 
@@ -57,7 +61,11 @@ def paired_interval(base: ArrayLike, tuned: ArrayLike, *, level: float = 0.95, f
 
 def lower_bound(base: Floats, tuned: Floats, error: float) -> float:
     """One-sided lower bound for the mean of tuned - base; wrong with probability ``error``. The method is chosen
-    as in :func:`paired_interval`."""
+    as in :func:`paired_interval`.
+
+    >>> round(lower_bound(np.ones(100), np.ones(100), error=0.05), 4)
+    -0.0263
+    """
     if checks.is_binary(base) and checks.is_binary(tuned):
         lost, gained = flips(base, tuned)
         return tango_lower(lost, gained, base.size, normal_quantile(error))
@@ -94,6 +102,10 @@ def unbounded_paired_interval(base: ArrayLike, tuned: ArrayLike, level: float = 
 
     Raises:
         InputError: Fewer than two items, unequal lengths, NaN or infinity.
+
+    >>> interval = unbounded_paired_interval([1.0, 2.0, 3.0, 4.0], [1.5, 2.4, 3.5, 4.6])
+    >>> round(interval.low, 2), round(interval.high, 2)
+    (0.37, 0.63)
     """
     before, after = checks.finite(base, "base"), checks.finite(tuned, "tuned")
     checks.same_length(before, after)

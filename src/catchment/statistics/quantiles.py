@@ -6,26 +6,42 @@ from statistics import NormalDist
 
 
 def normal_quantile(error: float) -> float:
-    """The z that a standard normal exceeds with probability ``error``."""
+    """The z that a standard normal exceeds with probability ``error``.
+
+    >>> round(normal_quantile(0.025), 2)
+    1.96
+    """
     return -NormalDist().inv_cdf(error)
 
 
 def student_quantile(error: float, freedom: int) -> float:
-    """The t that Student's distribution exceeds with probability ``error``."""
+    """The t that Student's distribution exceeds with probability ``error``.
+
+    >>> round(student_quantile(0.025, 9), 3)
+    2.262
+    """
     from scipy.special import stdtrit
 
     return float(-stdtrit(freedom, error))
 
 
 def beta_quantile(a: float, b: float, probability: float) -> float:
-    """The x with P(Beta(a, b) <= x) = ``probability``."""
+    """The x with P(Beta(a, b) <= x) = ``probability``.
+
+    >>> round(beta_quantile(2, 3, 0.5), 3)
+    0.386
+    """
     from scipy.special import betaincinv
 
     return float(betaincinv(a, b, probability))
 
 
 def binomial_tail(successes: int, n: int, rate: float) -> float:
-    """P(X <= successes) for X ~ Binomial(n, rate)."""
+    """P(X <= successes) for X ~ Binomial(n, rate).
+
+    >>> round(binomial_tail(1, 2, 0.5), 3)
+    0.75
+    """
     from scipy.special import bdtr
 
     return float(bdtr(successes, n, rate))

@@ -212,6 +212,9 @@ def bracket(outcomes: Mapping[float, Outcome], ladder: Sequence[float]) -> Brack
     none (the drop at 0 is 0). ``earlier`` says what is known of crossings other than the one in the bracket: "yes"
     when an "outside" lies below an "inside", so that the curve crosses tau more than once; "no" when every rung below
     ``low`` was decided to be inside (on the rungs: what lies between them was not seen); else "not looked".
+
+    >>> bracket({0.1: "inside", 0.2: "undecided", 0.4: "outside"}, [0.1 * 2**k for k in range(8)])
+    (0.1, 0.4, 'no')
     """
     low, high = _ends(outcomes)
     if any(outcome == "inside" and scale > high for scale, outcome in outcomes.items()):

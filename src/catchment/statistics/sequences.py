@@ -84,8 +84,8 @@ def mean_sequence(values: ArrayLike, error: float, low: float = -1.0, high: floa
     Raises:
         InputError: No value, a value outside the bounds or NaN, an error not in (0, 1).
 
-    >>> found = mean_sequence([0.0] * 200, error=0.05)
-    >>> round(found.low, 3), round(found.high, 3)
+    >>> interval = mean_sequence([0.0] * 200, error=0.05)
+    >>> round(interval.low, 3), round(interval.high, 3)
     (-0.02, 0.02)
     """
     draws = _unit(values, low, high, empty=False)
@@ -115,9 +115,9 @@ def units_needed(tau: float, error: float, high: float = 1.0) -> int:
     n = 16 + 2 * math.ceil(fewest)
     while n < _MOST_UNITS:
         zeros = _unit(np.zeros(n), -1.0, high, empty=False)
-        found = _first_reach(_log_capital(1 - zeros, 1 - _place(tau, -1.0, high), error), error)
-        if found < n:
-            return int(found) + 1
+        reached = _first_reach(_log_capital(1 - zeros, 1 - _place(tau, -1.0, high), error), error)
+        if reached < n:
+            return int(reached) + 1
         n *= 2
     raise InputError(f"tau is {tau} of {high}; it takes more than {_MOST_UNITS} units. Choose a larger tau.")
 

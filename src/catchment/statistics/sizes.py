@@ -36,13 +36,21 @@ def required_n(flip_rate: float, margin: float = 0.02, alpha: float = 0.05, fami
 
 def required_n_bounded(second_moment: float, margin: float, error: float, power: float = 0.8) -> int:
     """Like :func:`required_n` for scores between 0 and 1, judged by the betting bound; ``second_moment`` is the
-    mean of (tuned - base)^2. The betting bound takes ``sqrt(2 ln(1/error))`` where the normal one takes z."""
+    mean of (tuned - base)^2. The betting bound takes ``sqrt(2 ln(1/error))`` where the normal one takes z.
+
+    >>> required_n_bounded(0.01, margin=0.02, error=0.05)
+    271
+    """
     floor = -math.log(error) / math.log1p(LARGEST_BET * margin / (1 - margin))
     return math.ceil(max(floor, spread_n(second_moment, margin, math.sqrt(-2 * math.log(error)), power)))
 
 
 def spread_n(second_moment: float, gap: float, quantile: float, power: float = 0.8) -> float:
-    """``(quantile + z_power)^2 second_moment / gap^2``: items that tell apart two means at a distance of ``gap``."""
+    """``(quantile + z_power)^2 second_moment / gap^2``: items that tell apart two means at a distance of ``gap``.
+
+    >>> round(spread_n(0.05, gap=0.02, quantile=1.645))
+    773
+    """
     return (quantile + normal_quantile(1 - power)) ** 2 * second_moment / gap**2
 
 

@@ -2,12 +2,15 @@
 
 from catchment.training.batches import Collator, completion_losses, pack
 from catchment.training.callbacks import CapabilityCallback, Evaluation
-from catchment.training.data import Rows, as_task, read_rows, split_rows
+from catchment.training.data import Rows, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
-from catchment.training.fence import Fence, Move
+from catchment.training.fence import Fence
+from catchment.training.generation import Sampling, answered, self_generated
+from catchment.training.moves import Move
 from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
-from catchment.training.pilot import PilotRoom, first_direction, pilot_room, split_items
-from catchment.training.replay import Replay, answered, self_generated
+from catchment.training.pilot import LineSearch, PilotRoom, first_direction, pilot_room, split_items
+from catchment.training.replay import Replay
+from catchment.training.tasks import as_task
 
 __all__ = [
     "CapabilityCallback",
@@ -15,11 +18,13 @@ __all__ = [
     "Encoded",
     "Evaluation",
     "Fence",
+    "LineSearch",
     "MasterWeights",
     "Move",
     "PilotRoom",
     "Replay",
     "Rows",
+    "Sampling",
     "SharpnessAware",
     "answered",
     "as_task",

@@ -184,7 +184,7 @@ class CapabilityCallback(TrainerCallback):
                 "CapabilityCallback: no tokenizer; expected CapabilityCallback(..., tokenizer=...) or "
                 "Trainer(..., processing_class=tokenizer)."
             )
-        found = {}
+        measured = {}
         for task in self.tasks:
             scores = evaluate(
                 given["model"],
@@ -196,8 +196,8 @@ class CapabilityCallback(TrainerCallback):
                 batch_tokens=self.batch_tokens,
             )
             self.batch_tokens = self.batch_tokens or scores.conditions.get("batch_tokens")
-            found[task.name] = scores
-        return found
+            measured[task.name] = scores
+        return measured
 
     def _decisions(self, first: Evaluation, now: Evaluation) -> dict[str, Decision]:
         family = len(self.tasks) * self._looks

@@ -1,4 +1,4 @@
-"""Rows to tune on: read from a file, a data set or memory, checked, split into train and held-out, put as a task."""
+"""Rows to tune on: read from a file, a data set or memory, checked, split into train and held-out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import hashlib
 import json
 import random
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
-from catchment.capabilities import Format, Item, Task, gates, sample
-from catchment.errors import GateError, InputError, did_you_mean
+from catchment.errors import InputError, did_you_mean
 from catchment.training.tables import Given, fail, given_rows
 
 Message = dict[str, Any]
@@ -23,10 +21,8 @@ EXPECTED = (
     "expected 'messages', 'prompt' and 'completion', 'text', or 'label' with a text (text[, text_pair], sentence, "
     "sentence1[, sentence2], premise[, hypothesis])"
 )
-LINE = 40
-"""Longest completion that is measured by exact match, in characters."""
-FEW = 8
-"""Most distinct completions that are measured as a choice."""
+SHOWN = 40
+"""Characters before a damaged one that an error shows."""
 BLANK = {"messages": "last assistant message", "prompt": "completion", "text": "text", "classification": "text"}
 
 
@@ -100,14 +96,14 @@ def read_rows(data: Any, *, split: str = "train") -> Rows:
         if not isinstance(row, Mapping):
             fail(name, where, f"{row!r:.80}; expected an object such as {{'prompt': ..., 'completion': ...}}")
     kind, columns = _kind_of(given[0][1], name)
-    found = list(given[0][1])
+    keys = list(given[0][1])
     for where, row in given:
-        if set(row) != set(found):
-            missing, extra = [c for c in found if c not in row], [c for c in row if c not in found]
+        if set(row) != set(keys):
+            missing, extra = [c for c in keys if c not in row], [c for c in row if c not in keys]
             wrong = [f"{', '.join(map(str, c))} {w}" for c, w in ((missing, "missing"), (extra, "too many")) if c]
-            fail(name, where, f"columns {' and '.join(wrong)}; expected {', '.join(found)}, the columns of the first "
+            fail(name, where, f"columns {' and '.join(wrong)}; expected {', '.join(keys)}, the columns of the first "
                   "row. One kind of row in a file: split the file or fill the columns")  # fmt: skip
-    unused = [str(column) for column in found if column not in columns.values()]
+    unused = [str(column) for column in keys if column not in columns.values()]
     if unused:
         warnings.warn(f"data {name!r}: columns not used for {kind!r} rows: {', '.join(unused)}", stacklevel=2)
     read = {"messages": _messages_row, "prompt": _prompt_row, "text": _text_row, "classification": _text_row}[kind]
@@ -134,7 +130,7 @@ def _refuse_unwritable(row: Mapping[str, Any], name: str, where: str) -> None:
         _fingerprint("", (), [row])
     except UnicodeEncodeError as error:
         half = str(error.object)[error.start : error.end]
-        before = str(error.object)[max(0, error.start - LINE) : error.start]
+        before = str(error.object)[max(0, error.start - SHOWN) : error.start]
         fail(name, where, f"{half!a} after {before!a} is half of a character (a lone surrogate), which no text can "
              "hold; expected whole characters. Was an emoji cut in two?")  # fmt: skip
     except (ValueError, TypeError, RecursionError) as error:
@@ -239,20 +235,20 @@ def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: t
         if not words and row["label"] < 0:
             fail(name, where, f"label {label}; expected classes from 0. Rows without a label (-1) cannot be learned: "
                   "remove them")  # fmt: skip
-    found: list[Any] = sorted({row["label"] for row in rows})
-    if len(found) < 2:
+    labels: list[Any] = sorted({row["label"] for row in rows})
+    if len(labels) < 2:
         raise InputError(
-            f"data {name!r}: every label is {found[0]!r}; expected at least 2 classes. Is the file sorted?"
+            f"data {name!r}: every label is {labels[0]!r}; expected at least 2 classes. Is the file sorted?"
         )
-    classes = tuple(found) if words else names or tuple(map(str, range(len(found))))
-    if not words and found[-1] >= len(classes):
-        some = ", ".join(map(str, [*found[:8], "..."] if len(found) > 8 else found))
+    classes = tuple(labels) if words else names or tuple(map(str, range(len(labels))))
+    if not words and labels[-1] >= len(classes):
+        some = ", ".join(map(str, [*labels[:8], "..."] if len(labels) > 8 else labels))
         raise InputError(
             f"data {name!r}: labels {some}; expected all of 0 to n - 1 for n classes. Number them from 0 "
             f"without gaps, or give them as text."
         )
     if words:
-        number = {word: k for k, word in enumerate(found)}
+        number = {word: k for k, word in enumerate(labels)}
         for row in rows:
             row["label"] = number[row["label"]]
     return classes
@@ -314,96 +310,3 @@ def split_rows(rows: Rows, held_out: int | float, seed: int) -> tuple[Rows, Rows
         rows.of([row for number, row in enumerate(rows.rows) if number not in held]),
         rows.of([row for number, row in enumerate(rows.rows) if number in held]),
     )
-
-
-def as_task(rows: Rows, name: str = "tuned_on", limit: int | None = None, seed: int = 0) -> Task | None:
-    """Held-out rows as a task, so that the gain can be measured; the prompt is put exactly as training puts it.
-
-    Prompts whose completions are all one line of at most 40 characters: ``choice`` among all distinct completions
-    where these are at most 8 and the rows at least 5 times as many, otherwise ``exact``. Conversations of one user and
-    one assistant turn count as prompts (a system message is allowed where all rows share it). Classification:
-    ``classify``.
-
-    A system message of the rows stands, whatever system prompt the model is asked under: they are trained with theirs.
-
-    Args:
-        limit: a seeded sample of this many items; ``None`` for all.
-
-    Returns:
-        The task, or ``None`` where no scorer can judge these rows (long answers, several turns, plain text, no rows),
-        and, with a warning, where all answers are the same. Rows that nearly repeat another are left out, with one too.
-    """
-    plain = (Format("plain", "{prompt}", separator=""),)
-    if rows.kind == "classification" and len(rows):
-        items = [
-            Item(row["text"], gold=row["label"], meta={"pair": row["text_pair"]} if "text_pair" in row else {})
-            for row in rows.rows
-        ]
-        return _measurable(Task(name, _apart(items), "classify", plain), limit, seed)
-    turns = [_one_turn(rows.kind, row) for row in rows.rows]
-    asked = [turn for turn in turns if turn is not None]
-    if not asked or len(asked) < len(turns):
-        return None
-    answers = [answer.rstrip() for _, _, answer in asked]
-    systems = {system for system, _, _ in asked}
-    if len(systems) > 1 or any(len(answer) > LINE or len(answer.splitlines()) != 1 for answer in answers):
-        return None
-    questions = [question for _, question, _ in asked]
-    choices = tuple(sorted(set(answers)))
-    few = 2 <= len(choices) <= FEW and len(asked) >= 5 * len(choices)
-    if few and not any(question[-1:].isspace() and question[-1] != " " for question in questions):
-        items = [Item(q, choices, choices.index(a)) for q, a in zip(questions, answers, strict=True)]
-        scorer = "choice"
-    else:
-        # A scored choice takes the line break at the end of a prompt for a part of the answer; a generation does not.
-        golds: dict[str, Counter[str]] = {}
-        for question, answer in zip(questions, answers, strict=True):
-            golds.setdefault(question, Counter())[answer] += 1
-        items = [Item(q, gold=_gold(a)) for q, a in golds.items()]
-        scorer = "exact"
-    longest = max(len(answer.encode()) for answer in answers)  # no token is shorter than a byte
-    task = Task(name, _apart(items), scorer, plain, system=systems.pop(), max_new_tokens=longest + 8)
-    task = replace(task, keeps_system=task.system is not None)
-    return _measurable(task, limit, seed)
-
-
-def _gold(answers: Counter[str]) -> str | tuple[str, ...]:
-    """Every completion that the rows give to a prompt is right, the most frequent first."""
-    found = tuple(answer for answer, _ in answers.most_common())
-    return found if len(found) > 1 else found[0]
-
-
-def _apart(items: Sequence[Item]) -> tuple[Item, ...]:
-    """The items without those that (nearly) repeat an earlier one, which a validity gate would refuse."""
-    distinct = list({item.id: item for item in items}.values())
-    copies = {copy for _, copy in gates.near_duplicates(distinct)}
-    kept = tuple(item for item in distinct if item.id not in copies)
-    if len(kept) < len(items):
-        left = len(items) - len(kept)
-        warnings.warn(f"{left} of {len(items)} held-out rows nearly repeat another: not measured", stacklevel=3)
-    return kept
-
-
-def _measurable(task: Task, limit: int | None, seed: int) -> Task | None:
-    task = task.with_items(sample(task.items, limit, seed))
-    try:
-        gates.check_labels(task)
-    except GateError as error:
-        warnings.warn(f"the gain on the held-out rows cannot be measured: {error}", stacklevel=3)
-        return None
-    return task
-
-
-def _one_turn(kind: str, row: Mapping[str, Any]) -> tuple[str | None, str, str] | None:
-    """System message, question and answer of a row with one turn of each; ``None`` for other rows."""
-    if kind == "prompt" and isinstance(row["prompt"], str):
-        return None, row["prompt"], row["completion"]
-    if kind not in ("prompt", "messages"):
-        return None
-    messages = row["messages"] if kind == "messages" else [*row["prompt"], *row["completion"]]
-    roles = [message["role"] for message in messages]
-    plain = all(set(message) == {"role", "content"} for message in messages)
-    if not plain or roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        return None
-    system = messages[0]["content"] if roles[0] == "system" else None
-    return system, messages[-2]["content"], messages[-1]["content"]

@@ -101,8 +101,12 @@ def encode_rows(
     if date_note(template) is not None:
         warnings.warn(str(date_note(template)), stacklevel=2)
     marked = _mark_rows(rows, tokenizer, template, asked.chat_template, asked.system, completion_only)
+    return _encode_texts(rows, marked, tokenizer, max_length)
+
+
+def _encode_texts(rows: Rows, marked: Sequence[_Marked], tokenizer: Any, max_length: int) -> Encoded:
     if tokenizer.eos_token_id is None and any(text.ends for text in marked):
-        warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=2)
+        warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=3)
     examples: list[Example] = []
     truncated, across, full = 0, 0, []
     starts = rows.kind == "prompt"
@@ -131,7 +135,7 @@ def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] 
     if truncated:
         warnings.warn(
             f"{truncated} {whose} are longer than max_length {max_length}: their end is cut off",
-            stacklevel=3,
+            stacklevel=4,
         )
     if across:
         warnings.warn(
@@ -139,7 +143,7 @@ def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] 
             f"the completion, so that the model is trained after other tokens than it will be asked with; begin "
             f"the completions with a blank, or end the prompts (with a chat template: its answer's head) with a line "
             f"break",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -238,15 +242,15 @@ class _Chat:
         text = self.render(messages)
         end, closed = self._end(text)
         spans = [self._span(messages, k, text) for k in answers]
-        found = tuple(span for span in spans if span is not None)
-        if not found or spans[-1] is None:
+        known = tuple(span for span in spans if span is not None)
+        if not known or spans[-1] is None:
             raise InputError(
                 f"the chat template ({self.named!r}) does not write a conversation so that it begins with its first "
                 f"turns, so the answers cannot be found in it; expected a template that does. Use another template, or "
                 f"rows of plain prompts with 'none'."
             )
-        whole = len(found) == len(spans)
-        return _Marked(text[:end], found if whole else found[-1:], not closed), not whole
+        whole = len(known) == len(spans)
+        return _Marked(text[:end], known if whole else known[-1:], not closed), not whole
 
     def _span(self, messages: list[Message], k: int, text: str) -> Span | None:
         """Characters of answer ``k``, its end token included; ``None`` where prefixes do not tell."""
@@ -295,8 +299,8 @@ def _pieces(tokenizer: Any, marked: Sequence[_Marked]) -> Iterator[tuple[list[in
     if not getattr(tokenizer, "is_fast", False):
         yield from (_slow(tokenizer, text) for text in marked)
         return
-    found = tokenizer([m.text for m in marked], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    for text, ids, offsets in zip(marked, found["input_ids"], found["offset_mapping"], strict=True):
+    made = tokenizer([m.text for m in marked], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for text, ids, offsets in zip(marked, made["input_ids"], made["offset_mapping"], strict=True):
         learned = [any(end > s and begin < e for s, e in text.spans) for begin, end in offsets]
         across = any(begin < s < end for s, _ in text.spans for begin, end in offsets)
         yield list(ids), learned, across
@@ -323,10 +327,10 @@ def _encode_classes(rows: Rows, tokenizer: Any, max_length: int) -> Encoded:
     examples, truncated = [], 0
     for row in rows.rows:
         texts = [[row[key]] for key in ("text", "text_pair") if key in row]  # lists: a lone "" counts as no second text
-        found = tokenizer(*texts, truncation=False, verbose=False)
-        if len(found["input_ids"][0]) > max_length:
+        made = tokenizer(*texts, truncation=False, verbose=False)
+        if len(made["input_ids"][0]) > max_length:
             truncated += 1
-            found = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
-        examples.append({**{key: list(value[0]) for key, value in found.items()}, "labels": row["label"]})
+            made = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+        examples.append({**{key: list(value[0]) for key, value in made.items()}, "labels": row["label"]})
     _report(rows, max_length, truncated=truncated)
     return Encoded(examples, sum(len(e["input_ids"]) for e in examples), len(examples), truncated, rows.kind)

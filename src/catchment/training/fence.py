@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from catchment.capabilities import NON_FINITE, PromptOptions, Task, seeded_order
@@ -24,6 +23,7 @@ from catchment.runs import processes, read_json
 from catchment.statistics import mean_sequence
 from catchment.training.callbacks import write_json
 from catchment.training.looks import above, spend, verdict
+from catchment.training.moves import Move, Pull, slow_down
 from catchment.training.pilot import Scorer
 
 CHUNK = 32
@@ -36,18 +36,6 @@ Score = Callable[[Task], Sequence[Row]]
 """Rows of a task's items of the model as it stands now."""
 
 
-class Move(Protocol):
-    """What can be pulled back.
-
-    It may also offer ``snapshot() -> state`` and ``restore(state)``, and should where it is kept in a half type. Then
-    each factor is applied to the state before the look, and the weights that go on are bit for bit those that were
-    scored. Without them factors are applied one after the other, by ratio, each up to rounding of the weights.
-    """
-
-    def scale(self, factor: float) -> None:
-        """From here on the weights stand at ``base + factor * (weights - base)``; 0 is the base."""
-
-
 @dataclass(frozen=True)
 class _Action:
     """What a look leads to, for every process: the numbers that ``scale`` is called with, in this order."""
@@ -55,29 +43,6 @@ class _Action:
     looks: tuple[FenceLook, ...]
     scales: tuple[float, ...] = ()
     stopped: str | None = None
-
-
-class _Pull:
-    """The move at absolute factors of where it stood when the look began."""
-
-    def __init__(self, move: Any) -> None:
-        self.move, self.at = move, 1.0
-        self.exact = hasattr(move, "snapshot") and hasattr(move, "restore")
-        self.scales: list[float] = []
-        self._start = move.snapshot() if self.exact else None
-
-    def to(self, factor: float) -> None:
-        """Factor 0 cannot be left again by ratio: it comes last."""
-        if factor == self.at:
-            return
-        if self.exact:
-            self.move.restore(self._start)
-            self.scales = []
-        ratio = factor if self.exact else factor / self.at
-        if ratio != 1:
-            self.move.scale(ratio)
-            self.scales.append(ratio)
-        self.at = factor
 
 
 class Fence(TrainerCallback):
@@ -252,7 +217,7 @@ class Fence(TrainerCallback):
         looks = [self._judge(state.global_step, task.name, error, whole) for task in self.tasks]
         if all(look.outcome != "broken" for look in looks):
             return _Action(tuple(looks))
-        pull = _Pull(self.move)
+        pull = Pull(self.move)
         try:
             factor, after = self._factor(pull, looks)
         except BaseException:  # Ctrl-C between two factors
@@ -274,14 +239,14 @@ class Fence(TrainerCallback):
         for number, part in enumerate(parts, 1):
             drops += self._drops(part)
             last = number == len(parts)
-            found = verdict(drops, self.max_drop, self.near, error, last=last) if last or not whole else None
-            if found is not None:
+            decided = verdict(drops, self.max_drop, self.near, error, last=last) if last or not whole else None
+            if decided is not None:
                 break
-        assert found is not None
+        assert decided is not None
         interval = mean_sequence(drops, error)
-        return FenceLook(step, name, len(drops), interval.estimate, interval.low, interval.high, *found)
+        return FenceLook(step, name, len(drops), interval.estimate, interval.low, interval.high, *decided)
 
-    def _factor(self, pull: _Pull, looks: Sequence[FenceLook]) -> tuple[float, dict[str, float]]:
+    def _factor(self, pull: Pull, looks: Sequence[FenceLook]) -> tuple[float, dict[str, float]]:
         """The largest factor found at which all tasks are inside, and their drops there. The task that stands worst
         comes first, because it decides."""
         names = [look.task for look in sorted(looks, key=lambda look: -look.drop)]
@@ -290,8 +255,8 @@ class Fence(TrainerCallback):
         for _ in range(EVALUATIONS):
             middle = (low + high) / 2
             pull.to(middle)
-            found = self._all_inside(names)
-            low, high, best = (low, middle, best) if found is None else (middle, high, found)
+            drops = self._all_inside(names)
+            low, high, best = (low, middle, best) if drops is None else (middle, high, drops)
         return low, best
 
     def _all_inside(self, names: Sequence[str]) -> dict[str, float] | None:
@@ -394,22 +359,6 @@ def due(step: int, every: int) -> bool:
     [2, 4, 8, 16, 32]
     """
     return step % every == 0 or step in {every // part for part in (8, 4, 2)} - {0}
-
-
-def slow_down(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply a scheduler's base learning rates and the rates in force; checkpoints hold both."""
-    waiting = [scheduler]
-    while waiting:  # some hold others
-        one = waiting.pop()
-        waiting += [*getattr(one, "_schedulers", ()), *([one.scheduler] if hasattr(one, "scheduler") else [])]
-        if hasattr(one, "base_lrs"):
-            one.base_lrs = [rate * factor for rate in one.base_lrs]
-    for group in getattr(optimizer, "param_groups", ()):
-        for name in {"lr", "initial_lr"} & group.keys():
-            if isinstance(group[name], torch.Tensor):
-                group[name].mul_(factor)
-            else:
-                group[name] *= factor
 
 
 def _chunked(task: Task, seed: int) -> list[Task]:

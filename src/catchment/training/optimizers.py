@@ -220,13 +220,13 @@ class SharpnessAware:
             leaf.grad if leaf.grad is None or before is None else leaf.grad - before
             for leaf, before in zip(leaves, self._before, strict=True)
         ]
-        found = [g for g in added if g is not None]
-        norm = float(torch.nn.utils.get_total_norm(found)) if found else 0.0
+        gradients = [g for g in added if g is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         if 0 < norm < float("inf"):
             for leaf in leaves:
                 leaf.grad = None
             self._climb(added, self._rho / norm, again)
-            del added, found
+            del added, gradients
             self._masters.collect()
             for leaf, before in zip(leaves, self._before, strict=True):
                 if before is not None:

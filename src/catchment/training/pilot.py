@@ -224,8 +224,8 @@ class PilotRoom:
     def steps(self, lr: float) -> tuple[float | None, float]:
         """Steps of ``lr`` to where the mean drop crosses (``None``: not up to ``way.reach``, or below the first rung,
         ``way.below``), and those that are shown to be inside."""
-        found = self.way.estimate
-        known = None if found is None else steps_of_room(found, lr, self.moving)
+        scale = self.way.estimate
+        known = None if scale is None else steps_of_room(scale, lr, self.moving)
         return known, steps_of_room(self.way.low, lr, self.moving)
 
     def warning(self, lr: float, steps: int) -> str | None:
@@ -245,19 +245,46 @@ class PilotRoom:
         )
 
 
+@dataclass(frozen=True)
+class LineSearch:
+    """How far to go along a line, and beside it, to find where a score has dropped.
+
+    Args:
+        max_drop: The drop that is looked for, in (0, 1).
+        scales: A rising ladder of at least 8 RMS displacements; ``None``: 12 from 1/1024 to 2 times the RMS of the
+            weights that may move.
+        directions: Random directions beside the line.
+        seed: Of the random directions.
+        level: With which all intervals of all tasks hold together.
+
+    Raises:
+        InputError: A setting out of range.
+    """
+
+    max_drop: float
+    scales: Sequence[float] | None = None
+    directions: int = 2
+    seed: int = 0
+    level: float = 0.95
+
+    def rungs(self, model: nn.Module, subspace: Subspace) -> tuple[float, ...]:
+        """The scales, refused before anything is measured where they do not rise.
+
+        Raises:
+            InputError: They do not, or none are given and the weights have RMS 0.
+        """
+        rungs = tuple(self.scales) if self.scales is not None else _default_ladder(subspace, model)
+        crossing(rungs, [0.0] * len(rungs), self.max_drop)
+        return rungs
+
+
 def pilot_room(
     model: nn.Module,
     tokenizer: Any,
     tasks: Task | Sequence[Task],
     way: Direction,
+    search: LineSearch,
     *,
-    max_drop: float,
-    scales: Sequence[float] | None = None,
-    directions: int = 2,
-    seed: int = 0,
-    level: float = 0.95,
-    chat_template: str = "auto",
-    system: str | None = None,
     prompt_options: PromptOptions | None = None,
     batch_tokens: int | None = None,
     files: Sequence[Path] = (),
@@ -271,11 +298,8 @@ def pilot_room(
     Args:
         tasks: With their pilot items only.
         way: Of :func:`first_direction`.
-        scales: A rising ladder of at least 8 RMS displacements; by default 12 from 1/1024 to 2 times the RMS of the
-            weights that may move.
-        directions: Random directions beside it.
-        seed: Of the random directions.
-        chat_template, system: How the model is asked; ``prompt_options``: both in one object, instead of them.
+        prompt_options: How the model is asked.
+        batch_tokens: Padded tokens per forward pass; measured when ``None``.
         files: Safetensors files that hold the weights, so that no copy of them is needed.
 
     Cost: the items, ``1 + (1 + directions) * rungs`` times at most.
@@ -285,28 +309,26 @@ def pilot_room(
         TaskError, GateError: The tasks cannot be scored.
     """
     tasks = (tasks,) if isinstance(tasks, Task) else tuple(tasks)
-    if not 0 < max_drop < 1 or directions < 0 or not tasks:
+    if not 0 < search.max_drop < 1 or search.directions < 0 or not tasks:
         raise InputError(
-            f"max_drop {max_drop}, directions {directions}, {len(tasks)} tasks: expected a drop between 0 and 1, "
-            f"0 directions or more, and at least one task."
+            f"max_drop {search.max_drop}, directions {search.directions}, {len(tasks)} tasks: expected a drop between "
+            f"0 and 1, 0 directions or more, and at least one task."
         )
-    rungs = tuple(scales) if scales is not None else _default_ladder(way.subspace, model)
-    crossing(rungs, [0.0] * len(rungs), max_drop)  # refuses a ladder that does not rise, before anything is measured
-    scorer = Scorer(model, tokenizer, PromptOptions.of(prompt_options, chat_template, system), batch_tokens)
-    grounds = [_ground(scorer, task, max_drop) for task in tasks]
-    randoms = [gaussian(way.subspace, seed, index) for index in range(directions)]
+    rungs = search.rungs(model, way.subspace)
+    scorer = Scorer(model, tokenizer, prompt_options or PromptOptions(), batch_tokens)
+    grounds = [_ground(scorer, task, search.max_drop) for task in tasks]
+    randoms = [gaussian(way.subspace, search.seed, index) for index in range(search.directions)]
     family = len(tasks) * len(rungs) * (2 if randoms else 1)
     with Evaluator(scorer.engine, Mover(model, way.subspace, files=files), grounds) as evaluator:
-        along = _climb(evaluator, [way], rungs, max_drop, level, family)
+        along = _climb(evaluator, [way], rungs, search, family)
         evaluator.mover.drop()  # a stored direction is held itself, and the next one would be drawn into its tensors
-        beside = _climb(evaluator, randoms, rungs, max_drop, level, family) if randoms else {}
+        beside = _climb(evaluator, randoms, rungs, search, family) if randoms else {}
     moving = float(way.address.get("moving", 1.0))
+    shared = (search.directions, moving, search.level)
     return {
-        g.name: PilotRoom(
-            g.name, max_drop, len(g.items), along[g.name], beside.get(g.name), directions, moving, level
-        )
+        g.name: PilotRoom(g.name, search.max_drop, len(g.items), along[g.name], beside.get(g.name), *shared)
         for g in grounds
-    }  # fmt: skip
+    }
 
 
 def _default_ladder(subspace: Subspace, model: nn.Module) -> tuple[float, ...]:
@@ -323,22 +345,22 @@ def _ground(scorer: Scorer, task: Task, max_drop: float) -> Ground:
 
 
 def _climb(
-    evaluator: Evaluator, ways: Sequence[Direction], rungs: Sequence[float], max_drop: float, level: float, family: int
+    evaluator: Evaluator, ways: Sequence[Direction], rungs: Sequence[float], search: LineSearch, family: int
 ) -> dict[str, Crossing]:
     """Mean scores over the ways, rung by rung, until every task has been outside for long enough."""
     points: dict[str, list[tuple[float, Interval]]] = {name: [] for name in evaluator.grounds}
     for scale in rungs:
-        left = [name for name, seen in points.items() if not _passed([drop for _, drop in seen], max_drop)]
+        left = [name for name, seen in points.items() if not _passed([drop for _, drop in seen], search.max_drop)]
         if not left:
             break
         wanted = {name: evaluator.grounds[name].items for name in left}
-        found = [evaluator.rows({"pilot": way.address}, f"{scale!r}", wanted, (way, scale)) for way in ways]
+        rows = [evaluator.rows({"pilot": way.address}, f"{scale!r}", wanted, (way, scale)) for way in ways]
         for name in left:
             ground = evaluator.grounds[name]
             before = [ground.value(ground.base[item]) for item in ground.items]
-            after = [_mean(ground.value(rows[name][item]) for rows in found) for item in ground.items]
-            points[name].append((scale, _drop(paired_interval(before, after, level=level, family=family))))
-    return {name: _crossing(seen, max_drop) for name, seen in points.items()}
+            after = [_mean(ground.value(along[name][item]) for along in rows) for item in ground.items]
+            points[name].append((scale, _drop(paired_interval(before, after, level=search.level, family=family))))
+    return {name: _crossing(seen, search.max_drop) for name, seen in points.items()}
 
 
 def _passed(drops: Sequence[Interval], max_drop: float) -> bool:

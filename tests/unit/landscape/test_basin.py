@@ -27,7 +27,8 @@ from catchment.landscape import (
     search,
     sharpen,
 )
-from catchment.landscape.basin import CHUNK, place, values
+from catchment.landscape.basin import place
+from catchment.landscape.units import CHUNK, values
 from catchment.records import Outcome, to_json
 from catchment.runs import Store
 from catchment.statistics import ladder, most_nodes

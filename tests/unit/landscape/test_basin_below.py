@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from catchment.landscape import Design, Field, basin, estimate, fill, scout, search
-from catchment.landscape.basin import CHUNK
+from catchment.landscape.units import CHUNK
 from catchment.records import to_json
 from catchment.runs import Store
 from catchment.statistics import ladder, node_error, rungs_below

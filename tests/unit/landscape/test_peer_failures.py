@@ -19,7 +19,7 @@ from torch import Tensor
 
 from catchment.capabilities import Format, Item, Task, make_engine, prepare, run
 from catchment.errors import TaskError
-from catchment.landscape import Evaluator, Ground, Mover, Subspace, displaced, gaussian, plane
+from catchment.landscape import Evaluator, Grid, Ground, Mover, Subspace, displaced, gaussian, plane
 from catchment.models import named_weights
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -262,7 +262,7 @@ def test_scores_of_a_plane_are_those_of_its_points() -> None:
     with seer:
         subspace = seer.mover.subspace
         axes = gaussian(subspace, 0, 0), gaussian(subspace, 0, 1)
-        found = plane(seer, ground.name, axes, (0.2, 0.2), 3, ground.items)
+        found = plane(seer, ground.name, ground.items, Grid(axes, (0.2, 0.2), 3))
         assert found is not None
         for j, y in enumerate(found.ys):
             for i, x in enumerate(found.xs):

@@ -14,6 +14,7 @@ import torch
 from catchment.errors import InputError
 from catchment.landscape import (
     Gaussian,
+    Grid,
     Mover,
     Stored,
     Subspace,
@@ -59,7 +60,7 @@ def test_rows_go_up_in_y_and_columns_in_x() -> None:
     seer, axes = flat()
     before = weights_hash(seer.engine.model)
     with seer:
-        found = plane(seer, "t", axes, (1.0, 2.0), 5, ("t0000", "t0001"), names=("right", "up"), centre="own")
+        found = plane(seer, "t", ("t0000", "t0001"), Grid(axes, (1.0, 2.0), 5, ("right", "up"), "own"))
     assert found is not None
     assert found.xs == (-1.0, -0.5, 0.0, 0.5, 1.0)
     assert found.ys == (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -80,7 +81,7 @@ def test_the_centre_is_the_models_own_score_on_these_items() -> None:
         ground = seer.grounds["names"]
         axes = gaussian(seer.mover.subspace, 0, 0), gaussian(seer.mover.subspace, 0, 1)
         for items in (ground.items, ground.items[:3]):
-            found = plane(seer, "names", axes, (0.3, 0.3), 3, items)
+            found = plane(seer, "names", items, Grid(axes, (0.3, 0.3), 3))
             assert found is not None
             assert found.values[1][1] == sum(ground.base[i].score for i in items) / len(items)
             own = sum(ground.base[i].companion or 0.0 for i in items) / len(items)
@@ -95,7 +96,7 @@ def test_the_centre_is_the_models_own_score_on_these_items() -> None:
 def test_a_grid_without_a_centre_is_refused(points: int) -> None:
     seer, axes = flat()
     with pytest.raises(InputError, match="odd"):
-        plane(seer, "t", axes, (1.0, 1.0), points, ("t0000",))
+        plane(seer, "t", ("t0000",), Grid(axes, (1.0, 1.0), points))
     assert not seer.seen
 
 
@@ -103,15 +104,15 @@ def test_a_stop_and_a_frozen_replay(tmp_path: Path) -> None:
     store = Store(tmp_path)
     seer, axes = flat(cell=cells(store))
     with seer:
-        assert plane(seer, "t", axes, (1.0, 1.0), 3, ("t0000",), stop=lambda: len(seer.seen) >= 4) is None
+        assert plane(seer, "t", ("t0000",), Grid(axes, (1.0, 1.0), 3), stop=lambda: len(seer.seen) >= 4) is None
     seer, axes = flat(cell=cells(store), frozen=True)
-    assert plane(seer, "t", axes, (1.0, 1.0), 3, ("t0000",)) is None
+    assert plane(seer, "t", ("t0000",), Grid(axes, (1.0, 1.0), 3)) is None
     seer, axes = flat(cell=cells(store))
     with seer:
-        found = plane(seer, "t", axes, (1.0, 1.0), 3, ("t0000",))
+        found = plane(seer, "t", ("t0000",), Grid(axes, (1.0, 1.0), 3))
         assert len(seer.seen) == 5, "four points were kept"
     seer, axes = flat(cell=cells(Store(tmp_path)), frozen=True)
-    assert plane(seer, "t", axes, (1.0, 1.0), 3, ("t0000",)) == found
+    assert plane(seer, "t", ("t0000",), Grid(axes, (1.0, 1.0), 3)) == found
     assert not seer.seen
 
 
@@ -181,7 +182,7 @@ def test_another_model_and_a_random_axis() -> None:
     assert float(kept.square().mean().sqrt()) == pytest.approx(1, abs=1e-5)
     with seer:
         assert abs(cosine(seer.mover, way, across)) < 1e-5
-        found = plane(seer, "sums", (way, across), (way.alpha, way.alpha), 3, seer.grounds["sums"].items)
+        found = plane(seer, "sums", seer.grounds["sums"].items, Grid((way, across), (way.alpha, way.alpha), 3))
         assert found is not None
         assert abs(found.cosine) < 1e-5
         there = seer.rows({"k": 1}, "1", {"sums": seer.grounds["sums"].items}, (way, way.alpha))["sums"]
@@ -269,7 +270,7 @@ def test_filter_normalised_planes_say_so() -> None:
     seer = real(SUMS)
     with seer:
         axes = [filter_normalised(seer.engine.model, gaussian(seer.mover.subspace, 0, k)) for k in (0, 1)]
-        found = plane(seer, "sums", (axes[0], axes[1]), (1.0, 1.0), 3, seer.grounds["sums"].items)
+        found = plane(seer, "sums", seer.grounds["sums"].items, Grid((axes[0], axes[1]), (1.0, 1.0), 3))
     assert found is not None
     assert not found.comparable
 
@@ -278,7 +279,7 @@ def test_a_point_that_is_not_finite_is_a_zero_and_the_record_is_json() -> None:
     seer = real(SUMS)
     with seer:
         axes = gaussian(seer.mover.subspace, 0, 0), gaussian(seer.mover.subspace, 0, 1)
-        found = plane(seer, "sums", axes, (1e10, 1e10), 3, seer.grounds["sums"].items)
+        found = plane(seer, "sums", seer.grounds["sums"].items, Grid(axes, (1e10, 1e10), 3))
     assert found is not None
     assert seer.broken == 8 * 3
     assert found.values[0] == (0.0, 0.0, 0.0)

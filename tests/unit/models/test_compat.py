@@ -20,7 +20,7 @@ from catchment.capabilities import Item, Task, evaluate, prepare
 from catchment.errors import ModelError
 from catchment.landscape.losses import Batch, batch_loss
 from catchment.models import calls_of, check_trainer, compat
-from catchment.training.replay import self_generated
+from catchment.training.generation import Sampling, self_generated
 from tests import tiny
 
 TASK = Task(
@@ -283,7 +283,8 @@ class Forgetting(Wrapped):
 @pytest.mark.parametrize("kind", [*ON, Swallowing, IgnoringCache, Tuples, Forgetting])
 def test_what_a_model_writes_for_replay_does_not_hang_on_its_cache(kind: type[Wrapped]) -> None:
     inner, tokenizer = tiny.tiny_llama(), tiny.tiny_tokenizer()
-    texts = [self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3) for model in (inner, kind(inner).eval())]
+    sampling = Sampling(max_new_tokens=8, seed=3)
+    texts = [self_generated(model, tokenizer, 6, sampling) for model in (inner, kind(inner).eval())]
     assert texts[0] == texts[1]
     assert len({row["text"] for row in texts[0]}) > 1
 

@@ -299,14 +299,14 @@ def test_files_replaced_while_they_are_loaded(
 ) -> None:
     """The card is of what was loaded, and is not remembered for what lies there now."""
     folder = saved()
-    opened = loading._processor
+    opened = loading.processor_of
 
     def meanwhile(*args: Any) -> Any:
         _swap_weights(folder, change)
         return opened(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "_processor", meanwhile)
+        patch.setattr(loading, "processor_of", meanwhile)
         loaded = load(str(folder), device="cpu")
     assert loaded.card.weights_hash == weights_hash(loaded.model)
     assert card_of(str(folder), device="cpu") is None

@@ -13,8 +13,9 @@ import pytest
 
 from catchment.capabilities import evaluate
 from catchment.errors import InputError, MissingExtraError
-from catchment.training.data import Rows, as_task, last_answer, prompt_key, read_rows, split_rows
+from catchment.training.data import Rows, last_answer, prompt_key, read_rows, split_rows
 from catchment.training.tables import parse_name
+from catchment.training.tasks import as_task
 from tests import tiny
 
 SUMS = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(6) for b in range(5)]

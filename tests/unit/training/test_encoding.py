@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from catchment.capabilities import evaluate, prepare
 from catchment.errors import InputError
-from catchment.training.data import as_task, read_rows
+from catchment.training.data import read_rows
 from catchment.training.encoding import IGNORE, Encoded, encode_rows
+from catchment.training.tasks import as_task
 from tests.tiny import CHAT, TEXT, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)

@@ -14,8 +14,9 @@ import torch
 from catchment.capabilities import CONTINUE, NON_FINITE, Item, PromptOptions, Task
 from catchment.errors import InputError, ModelError, StoreError
 from catchment.records import Row
-from catchment.training.fence import CHUNK, Fence, due, slow_down
+from catchment.training.fence import CHUNK, Fence, due
 from catchment.training.looks import spend, verdict
+from catchment.training.moves import slow_down
 from catchment.training.pilot import Scorer
 from tests import tiny
 

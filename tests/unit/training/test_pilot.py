@@ -14,7 +14,14 @@ from catchment.errors import InputError, ModelError
 from catchment.landscape import Stored, Subspace, accumulate_gradient, answer_batches, displaced
 from catchment.models import named_weights, weights_hash
 from catchment.records import Row
-from catchment.training.pilot import Scorer, first_direction, pilot_room, split_items, steps_of_room
+from catchment.training.pilot import (
+    LineSearch,
+    Scorer,
+    first_direction,
+    pilot_room,
+    split_items,
+    steps_of_room,
+)
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -149,7 +156,7 @@ def test_the_room_is_between_the_scales_that_were_measured() -> None:
     model, task = easy()
     state, torch_state = weights_hash(model), torch.get_rng_state()
     way = first_direction(model, wrong_batches(model, task))
-    found = pilot_room(model, TOKENIZER, task, way, max_drop=0.1, batch_tokens=512, directions=2)["places"]
+    found = pilot_room(model, TOKENIZER, task, way, LineSearch(0.1), batch_tokens=512)["places"]
     assert weights_hash(model) == state
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert found.items == 64
@@ -177,7 +184,7 @@ def test_the_ways_do_not_share_rows() -> None:
         still.subspace, {n: torch.zeros(math.prod(s)) for n, s in still.subspace.shapes.items()}, {"of": "nothing"}
     )
     scales = [0.2 * 1.5**k for k in range(8)]
-    found = pilot_room(model, TOKENIZER, task, still, max_drop=0.05, scales=scales, batch_tokens=512)["places"]
+    found = pilot_room(model, TOKENIZER, task, still, LineSearch(0.05, scales), batch_tokens=512)["places"]
     assert found.way.estimate is None
     assert found.way.reach == scales[-1]
     assert [drop.estimate for _, drop in found.way.points] == [0.0] * 8
@@ -190,7 +197,7 @@ def test_the_ways_do_not_share_rows() -> None:
 def test_warnings_name_the_steps() -> None:
     model, task = easy()
     way = first_direction(model, wrong_batches(model, task))
-    room = pilot_room(model, TOKENIZER, task, way, max_drop=0.1, batch_tokens=512, directions=0)["places"]
+    room = pilot_room(model, TOKENIZER, task, way, LineSearch(0.1, directions=0), batch_tokens=512)["places"]
     assert room.random is None
     assert room.way.estimate is not None
     lr = room.way.estimate / math.sqrt(room.moving) / 12
@@ -215,7 +222,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     way = Stored(Subspace.glob(model, "*norm*"), {}, {})
     given = {"tasks": task, "max_drop": 0.1, **settings}
     with pytest.raises(InputError, match=message):
-        pilot_room(model, TOKENIZER, given.pop("tasks"), way, **given)
+        pilot_room(model, TOKENIZER, given.pop("tasks"), way, LineSearch(**given))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks transformers
@@ -229,6 +236,6 @@ def test_an_adapter_alone_is_moved() -> None:
     way = first_direction(wrapped, wrong_batches(wrapped, task))
     assert 0 < way.address["moving"] < 0.7
     assert all("lora_" in name for name in way.subspace.shapes)
-    room = pilot_room(wrapped, TOKENIZER, task, way, max_drop=0.1, batch_tokens=512, directions=1)["places"]
+    room = pilot_room(wrapped, TOKENIZER, task, way, LineSearch(0.1, directions=1), batch_tokens=512)["places"]
     assert room.way.points[0][1].estimate < room.way.points[-1][1].estimate
     assert make_engine(wrapped, TOKENIZER, 512).model is wrapped

@@ -16,7 +16,8 @@ from catchment.capabilities import Item, Task, prepare
 from catchment.errors import InputError
 from catchment.training import Collator, encode_rows, read_rows
 from catchment.training.encoding import IGNORE
-from catchment.training.replay import Replay, answered, self_generated
+from catchment.training.generation import Sampling, answered, self_generated
+from catchment.training.replay import Replay
 from tests.tiny import CAUSAL, CHAT, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -53,7 +54,7 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     """Letters 0.2, 0.3, 0.5 given that the text goes on; lengths geometric with the end at 1/4."""
     p, _ = letters()
     with pytest.warns(UserWarning, match=r"of 4000 self-generated rows were empty"):
-        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, max_new_tokens=60, seed=1, batch_size=500)
+        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, Sampling(max_new_tokens=60, seed=1, batch_size=500))
     empty = 4000 - len(rows)
     assert abs(empty / 4000 - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     counts = Counter("".join(row["text"] for row in rows))
@@ -72,7 +73,7 @@ def test_cross_entropy_on_the_rows_estimates_the_divergence() -> None:
     inner = [*ids, tiny_tokenizer().eos_token_id]
     exact = float((p[inner] * (p[inner] / q[inner]).log()).sum())
     with pytest.warns(UserWarning, match="empty"):
-        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, max_new_tokens=100, batch_size=1000)
+        rows = self_generated(Fixed(p), tiny_tokenizer(), 4000, Sampling(max_new_tokens=100, batch_size=1000))
     counts = Counter("".join(row["text"] for row in rows))
     tokens = sum(counts.values()) + 4000
     seen = {token: counts[letter] for token, letter in zip(ids, "abc", strict=True)} | {inner[-1]: 4000}
@@ -85,7 +86,9 @@ def test_cross_entropy_on_the_rows_estimates_the_divergence() -> None:
 def test_temperature_sharpens() -> None:
     p, _ = letters()
     with pytest.warns(UserWarning, match="empty"):
-        rows = self_generated(Fixed(p), tiny_tokenizer(), 500, max_new_tokens=40, temperature=0.25, batch_size=500)
+        rows = self_generated(
+            Fixed(p), tiny_tokenizer(), 500, Sampling(max_new_tokens=40, temperature=0.25, batch_size=500)
+        )
     counts = Counter("".join(row["text"] for row in rows))
     assert counts["c"] / sum(counts.values()) == pytest.approx(0.5**4 / (0.5**4 + 0.3**4 + 0.2**4), abs=0.04)
 
@@ -93,14 +96,14 @@ def test_temperature_sharpens() -> None:
 def test_rows_are_those_of_the_seed_and_leave_no_trace() -> None:
     model, tokenizer = tiny_llama().train(), tiny_tokenizer()
     state = torch.get_rng_state()
-    first = self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=4)
+    first = self_generated(model, tokenizer, 6, Sampling(max_new_tokens=8, seed=3, batch_size=4))
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
     torch.manual_seed(99)
     random.seed(99)
-    assert first == self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=4)
-    assert first == self_generated(model, tokenizer, 6, max_new_tokens=8, seed=3, batch_size=1)
-    assert first != self_generated(model, tokenizer, 6, max_new_tokens=8, seed=4, batch_size=4)
+    assert first == self_generated(model, tokenizer, 6, Sampling(max_new_tokens=8, seed=3, batch_size=4))
+    assert first == self_generated(model, tokenizer, 6, Sampling(max_new_tokens=8, seed=3, batch_size=1))
+    assert first != self_generated(model, tokenizer, 6, Sampling(max_new_tokens=8, seed=4, batch_size=4))
     assert all(set(row) == {"text", "cut"} for row in first)
     assert json.loads(json.dumps(first)) == first
 
@@ -109,8 +112,8 @@ def test_rows_are_those_of_the_seed_and_leave_no_trace() -> None:
 def test_padding_and_caches_change_nothing(name: str) -> None:
     """Answers to messages of other lengths, in one batch or one by one."""
     model, tokenizer = CAUSAL[name](), tiny_tokenizer(chat=True)
-    together = self_generated(model, tokenizer, 4, max_new_tokens=6, seed=5, batch_size=4)
-    assert together == self_generated(model, tokenizer, 4, max_new_tokens=6, seed=5, batch_size=1)
+    together = self_generated(model, tokenizer, 4, Sampling(max_new_tokens=6, seed=5, batch_size=4))
+    assert together == self_generated(model, tokenizer, 4, Sampling(max_new_tokens=6, seed=5, batch_size=1))
     assert len({len(row["messages"][0]["content"]) for row in together}) > 1
 
 
@@ -119,9 +122,8 @@ def test_a_chat_model_writes_the_question_and_answers_it(opening: int | None) ->
     """The answer is drawn from the model's own distribution after the rendered message: greedy at a low temperature.
     Of a long answer the opening can be enough."""
     model, tokenizer = tiny_llama(), tiny_tokenizer(chat=True)
-    rows = self_generated(
-        model, tokenizer, 5, max_new_tokens=6, max_answer_tokens=opening, seed=0, temperature=1e-4
-    )  # fmt: skip
+    sampling = Sampling(max_new_tokens=6, max_answer_tokens=opening, seed=0, temperature=1e-4)
+    rows = self_generated(model, tokenizer, 5, sampling)
     assert rows
     for row in rows:
         user, assistant = row["messages"]
@@ -141,7 +143,7 @@ def test_a_turn_that_ends_with_words() -> None:
     tokenizer = tiny_tokenizer(chat=template)
     ids = [tokenizer.encode(c, add_special_tokens=False)[0] for c in "abc"]
     p[ids] = 1.0
-    rows = self_generated(Fixed(p / p.sum()), tokenizer, 20, max_new_tokens=200, seed=2)
+    rows = self_generated(Fixed(p / p.sum()), tokenizer, 20, Sampling(max_new_tokens=200, seed=2))
     assert rows
     assert all("abc" not in row["messages"][0]["content"] for row in rows)
     assert all("abc" in row["messages"][1]["content"] and row["cut"] for row in rows)
@@ -152,7 +154,7 @@ def test_without_bos_the_first_token_is_random() -> None:
     tokenizer.bos_token = None
     p, _ = letters()
     with pytest.warns(UserWarning, match="empty"):
-        rows = self_generated(Fixed(p), tokenizer, 300, max_new_tokens=4, batch_size=300)
+        rows = self_generated(Fixed(p), tokenizer, 300, Sampling(max_new_tokens=4, batch_size=300))
     assert len({row["text"][0] for row in rows}) > 40
 
 
@@ -161,7 +163,7 @@ def test_a_text_ends_with_the_context() -> None:
     p[letters()[1]] = 1 / 3
     model = Fixed(p)
     model.config.max_position_embeddings = 16
-    rows = self_generated(model, tiny_tokenizer(), 4, max_new_tokens=99)
+    rows = self_generated(model, tiny_tokenizer(), 4, Sampling(max_new_tokens=99))
     assert [(len(row["text"]), row["cut"]) for row in rows] == [(15, True)] * 4
 
 
@@ -175,16 +177,17 @@ def test_a_text_ends_with_the_context() -> None:
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    given = {"n": 1, "max_new_tokens": 4, **settings}
     with pytest.raises(InputError, match=message):
-        self_generated(tiny_llama(), tiny_tokenizer(), **{"n": 1, "max_new_tokens": 4, **settings})
+        self_generated(tiny_llama(), tiny_tokenizer(), given.pop("n"), Sampling(**given))
 
 
 def test_a_template_without_the_message_is_refused() -> None:
     with pytest.raises(InputError, match="leaves out the user's message"):
-        self_generated(tiny_llama(), tiny_tokenizer(chat="hello"), 1, max_new_tokens=2)
+        self_generated(tiny_llama(), tiny_tokenizer(chat="hello"), 1, Sampling(max_new_tokens=2))
     with pytest.raises(InputError, match="the chat template failed"):
-        self_generated(tiny_llama(), tiny_tokenizer(chat="{{ raise_exception('no') }}"), 1, max_new_tokens=2)
-    assert self_generated(tiny_llama(), tiny_tokenizer(chat=CHAT), 1, max_new_tokens=2, chat_template="none")
+        self_generated(tiny_llama(), tiny_tokenizer(chat="{{ raise_exception('no') }}"), 1, Sampling(max_new_tokens=2))
+    assert self_generated(tiny_llama(), tiny_tokenizer(chat=CHAT), 1, Sampling(max_new_tokens=2), chat_template="none")
 
 
 # ------------------------------------------------------------------------------------- the divergence from the base
@@ -328,17 +331,18 @@ def test_of_choices_all_are_replayed_and_of_letters_one_stands_for_all() -> None
 
 def test_the_base_writes_and_answers_under_the_system_prompt() -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer(chat=True)
-    rows = self_generated(model, tokenizer, 4, max_new_tokens=6, system="Be brief.")
+    rows = self_generated(model, tokenizer, 4, Sampling(max_new_tokens=6), system="Be brief.")
     assert rows
     assert [[m["role"] for m in row["messages"]] for row in rows] == [["system", "user", "assistant"]] * len(rows)
     assert {row["messages"][0]["content"] for row in rows} == {"Be brief."}
-    bare = self_generated(model, tokenizer, 4, max_new_tokens=6)
+    bare = self_generated(model, tokenizer, 4, Sampling(max_new_tokens=6))
     assert [row["messages"][-2:] for row in rows] != [row["messages"] for row in bare]
-    plain = self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6, system="Be brief.")  # nobody is asked there
-    assert plain == self_generated(model, tiny_tokenizer(), 2, max_new_tokens=6)
+    # Nobody is asked where there is no template.
+    plain = self_generated(model, tiny_tokenizer(), 2, Sampling(max_new_tokens=6), system="Be brief.")
+    assert plain == self_generated(model, tiny_tokenizer(), 2, Sampling(max_new_tokens=6))
     strict = tiny_tokenizer(chat="{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + CHAT)
     with pytest.raises(InputError, match=r"failed on a system message and one of the user .*no system prompt"):
-        self_generated(model, strict, 2, max_new_tokens=6, system="Be brief.")
+        self_generated(model, strict, 2, Sampling(max_new_tokens=6), system="Be brief.")
     task = Task("t", (Item("2 + 2?", gold="4"),), "exact")
     (example, *_) = answered(model, tokenizer, task, max_new_tokens=4, system="Be brief.")
     messages = [

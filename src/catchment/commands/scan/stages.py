@@ -262,10 +262,8 @@ class Stages:
         task = self._flagship()
         ground = self.evaluator.grounds[task]
         axes, reach, names, places = self._axes(task)
-        self.plane = landscape.plane(
-            self.evaluator, task, axes, reach, self.job.settings.plane, ground.items[:PLANE_ITEMS], names=names,
-            models=places, centre=self.job.side.card.name, stop=self._stop,
-        )  # fmt: skip
+        grid = landscape.Grid(axes, reach, self.job.settings.plane, names, self.job.side.card.name, places)
+        self.plane = landscape.plane(self.evaluator, task, ground.items[:PLANE_ITEMS], grid, stop=self._stop)
         return self.plane is not None
 
     def _middle(self, task: str) -> float:

@@ -23,7 +23,9 @@ from catchment.training import (
     CapabilityCallback,
     Collator,
     Fence,
+    LineSearch,
     Replay,
+    Sampling,
     answered,
     encode_rows,
     first_direction,
@@ -110,11 +112,14 @@ def _base_texts(job: TuneJob, per_batch: float) -> list[dict[str, Any]]:
         found += [(item.guard.name, example) for example in short]
     job.progress.status("the base writes what is replayed")
     wanted = math.ceil(per_batch * job.steps * s.accumulation * processes.count())
-    own = self_generated(
-        model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), seed=s.seed, prompt_options=job.asked,
-        max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2), max_answer_tokens=OPENING_TOKENS,
-        batch_size=REPLAY_BATCH, temperature=REPLAY_TEMPERATURE,
-    )  # fmt: skip
+    sampling = Sampling(
+        max_new_tokens=min(REPLAY_TOKENS, job.max_length // 2),
+        max_answer_tokens=OPENING_TOKENS,
+        temperature=REPLAY_TEMPERATURE,
+        seed=s.seed,
+        batch_size=REPLAY_BATCH,
+    )
+    own = self_generated(model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), sampling, prompt_options=job.asked)
     found += [("", example) for example in _replayed(job, own, needed=not found)]
     return [
         {
@@ -187,10 +192,10 @@ def measure_rooms(job: TuneJob) -> tuple[PilotSteps, ...]:
     finally:
         tuning.remove()
     way = first_direction(model, batches, support)
+    search = LineSearch(job.settings.max_drop, _scales(job), directions=1, seed=job.settings.seed)
     found = pilot_room(
-        model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, max_drop=job.settings.max_drop,
-        seed=job.settings.seed, prompt_options=job.asked, batch_tokens=job.batch_tokens,
-        files=job.loaded.files, scales=_scales(job), directions=1,
+        model, job.loaded.tokenizer, [item.pilot for item in job.protected], way, search,
+        prompt_options=job.asked, batch_tokens=job.batch_tokens, files=job.loaded.files,
     )  # fmt: skip
     rooms = tuple(
         PilotSteps(
