@@ -128,10 +128,8 @@ def fit(
     cut over processes (``training_args={"fsdp": ...}``); load that model anew.
 
     Args:
-        model: The base.
-        rows: What it learns; or examples that are encoded (and packed) already.
+        rows: What the model learns; or examples that are encoded (and packed) already.
         method: :class:`~catchment.methods.SIFT`, :class:`~catchment.methods.LoRA` ...
-        options: How long, how fast, where to.
         callbacks: Makes the Trainer's callbacks of the tuning, which a :class:`~catchment.training.Fence` pulls back.
         replay: Texts of the base on which the tuned model is held to it.
         since: ``time.monotonic()`` from which seconds are counted; now by default.

@@ -102,6 +102,7 @@ def crossing(scales: ArrayLike, drops: ArrayLike, tau: float) -> float | None:
     return scale if scale < math.inf else None
 
 
+# long: what the interval claims, and where it ends, is said in one place
 def crossing_interval(
     scales: ArrayLike,
     drops_per_direction: ArrayLike,

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 from catchment.capabilities import NON_FINITE, PromptOptions, Task, seeded_order
 from catchment.errors import InputError, ModelError
 from catchment.records import FenceLook, Row
-from catchment.runs import processes, read_json
+from catchment.runs import processes
 from catchment.statistics import mean_sequence
-from catchment.training.callbacks import write_json
+from catchment.training.look_files import LookFiles
 from catchment.training.looks import above, spend, verdict
 from catchment.training.moves import Move, Pull, slow_down
 from catchment.training.pilot import Scorer
@@ -31,7 +31,6 @@ CHUNK = 32
 EVALUATIONS = 4
 """Factors that a pull tries at most, so factors are multiples of 1/16."""
 SMALL = 0.1
-BASE_FILE = "fence-base.json"
 Score = Callable[[Task], Sequence[Row]]
 """Rows of a task's items of the model as it stands now."""
 
@@ -133,7 +132,7 @@ class Fence(TrainerCallback):
         self.move, self.eval_steps, self.patience, self.seed = move, int(eval_steps), int(patience), seed
         self.asked = PromptOptions.of(prompt_options, chat_template, system)
         self.tokenizer, self._tokenizer, self.batch_tokens = tokenizer, tokenizer, batch_tokens
-        self.output_dir = Path(output_dir) if output_dir is not None else None
+        self._files = LookFiles(output_dir)
         self.history: list[FenceLook] = []
         self.stopped: str | None = None
         self._given_score = score
@@ -157,17 +156,18 @@ class Fence(TrainerCallback):
 
     def _begin(self, step: int, given: Mapping[str, Any]) -> None:
         """Score the base, or take up what a training that is resumed here left."""
-        kept = self._read_base() if step > 0 else None
+        kept = self._files.read_base(self._conditions()) if step > 0 else None
         self._score = self._given_score or self._scorer(given, kept)
         if kept is not None:
             self._base = kept["scores"]
-            self._resume(step)
+            self._files.forget(step)
+            self.history, self.stopped = self._files.read()
             return
-        self._forget(-1)
+        self._files.forget(-1)
         self._base = {name: self._rows(parts) for name, parts in self._chunks.items()}
         self._warn_broken(step)
         engine = self._score.settings if isinstance(self._score, Scorer) else {}
-        self._write(BASE_FILE, {"conditions": self._conditions(), "engine": engine, "scores": self._base})
+        self._files.write_base(self._conditions(), engine, self._base)
 
     def _scorer(self, given: Mapping[str, Any], kept: Mapping[str, Any] | None) -> Scorer:
         if self._tokenizer is None:
@@ -203,10 +203,7 @@ class Fence(TrainerCallback):
             self.stopped = action.stopped
             control.should_training_stop = True
         if state.is_world_process_zero:
-            content = {"conditions": self._conditions(), "looks": [asdict(look) for look in action.looks]}
-            self._write(
-                f"fence-{state.global_step:08d}.json", {"step": state.global_step, **content, "stopped": action.stopped}
-            )
+            self._files.write(state.global_step, self._conditions(), action.looks, action.stopped)
             self._log(state, action.looks)
             if action.stopped is not None:
                 warnings.warn(f"the fence stopped the training: {action.stopped}", stacklevel=2)
@@ -314,42 +311,6 @@ class Fence(TrainerCallback):
     def _conditions(self) -> dict[str, Any]:
         tasks = {task.name: task.hash() for task in self.tasks}
         return {"tasks": tasks, "seed": self.seed, "chunk": CHUNK, **self.asked.conditions(self._tokenizer)}
-
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        if self.output_dir is None:
-            return
-        write_json(self.output_dir / name, content)
-
-    def _files(self) -> list[Path]:
-        return sorted(self.output_dir.glob(f"fence-{'[0-9]' * 8}.json")) if self.output_dir is not None else []
-
-    def _forget(self, step: int) -> None:
-        """Remove looks after this step, which the training that goes on from here never took."""
-        for path in self._files():
-            if int(path.stem[-8:]) > step:
-                path.unlink()
-
-    def _read_base(self) -> dict[str, Any]:
-        path = None if self.output_dir is None else self.output_dir / BASE_FILE
-        if path is None or not path.is_file():
-            raise InputError(
-                f"training resumes and the base's scores are not in output_dir ({path}); expected the folder of the "
-                f"training that is resumed. The weights have moved, so the base cannot be measured now: start anew."
-            )
-        content = read_json(path, "the weights have moved since, so it cannot be made anew: start in another folder")
-        if content["conditions"] != self._conditions():
-            raise InputError(
-                f"{str(path)!r} holds the base's scores under {content['conditions']}; expected {self._conditions()}. "
-                f"Resume with the settings of that training, or start anew."
-            )
-        return content
-
-    def _resume(self, step: int) -> None:
-        self._forget(step)
-        for path in self._files():
-            content = read_json(path, "delete it; that look is then missing from the record")
-            self.history += [FenceLook(**look) for look in content["looks"]]
-            self.stopped = content["stopped"]
 
 
 def due(step: int, every: int) -> bool:
