@@ -123,13 +123,13 @@ class LoRA:
         from transformers.pytorch_utils import Conv1D
 
         family = family_of(model)
-        found = []
+        names = []
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear | Conv1D):
                 layer, kind = locate(f"{name}.weight", family)
                 if layer is not None and kind in ("attention", "ffn"):
-                    found.append(name)
-        return found or ALL_LINEAR
+                    names.append(name)
+        return names or ALL_LINEAR
 
 
 class LoRATuning:

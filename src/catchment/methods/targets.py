@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from catchment.errors import InputError, ModelError, did_you_mean
 from catchment.models import family_of, locate, named_weights
@@ -116,24 +116,24 @@ def target_weights(
             if not matched:
                 raise _nothing(entry, names, option, single)
             chosen |= _first_names(matched, tied, entry, option)
-    found = {name: p for name, p in weights.items() if name in chosen}
-    if not found:
+    targets = {name: p for name, p in weights.items() if name in chosen}
+    if not targets:
         raise InputError(f"{option} {target_modules!r} names no weight; expected e.g. 'all-linear' or ['q_proj'].")
-    for name, parameter in found.items():
+    for name, parameter in targets.items():
         _check(name, parameter)
-    return found
+    return targets
 
 
 def _linear(model: nn.Module, weights: Iterable[str]) -> set[str]:
     family = family_of(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}  # T5's relative positions
-    found = set()
+    matched = set()
     for name in weights:
         layer, kind = locate(name, family)
         parameter = model.get_parameter(name)
         if layer is not None and kind in ("attention", "ffn") and parameter.ndim >= 2 and id(parameter) not in tables:
-            found.add(name)
-    return found
+            matched.add(name)
+    return matched
 
 
 def _later_names(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
@@ -211,3 +211,22 @@ def _check(name: str, parameter: nn.Parameter) -> None:
     local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     if not local.is_contiguous():
         raise ModelError(f"weight {name!r} is not contiguous and cannot be moved in place; call .contiguous() first.")
+
+
+def supported_weights(model: nn.Module, support: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The weights of a given support, by their exact names."""
+    weights = named_weights(model)
+    for name in support:
+        if name not in weights:
+            raise InputError(f"support names {name!r}, which is no weight of this model.{did_you_mean(name, weights)}")
+    return {name: p for name, p in target_weights(model, list(support), "support").items() if name in support}
+
+
+def module_weights(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Every parameter of these modules."""
+    weights: dict[str, nn.Parameter] = {}
+    for entry in modules:
+        names = [name for name, _ in model.named_modules() if name == entry or name.endswith(f".{entry}")]
+        patterns = [f"{name}.*" for name in names if next(model.get_submodule(name).parameters(), None) is not None]
+        weights |= target_weights(model, patterns or [entry], "modules_to_save")
+    return weights

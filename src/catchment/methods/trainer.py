@@ -129,15 +129,15 @@ class MethodTrainer(PunctualTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.replay is None or not model.training:
-            return found
+            return loss
         batch = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_batch - 1
         extra = self.replay.loss(model, self.replay.rows(batch, self.args.process_index, self.args.world_size))
         self._share = extra.detach()
         if num_items_in_batch is not None and self.model_accepts_loss_kwargs:  # then the Trainer takes no mean any more
             extra = extra / self.current_gradient_accumulation_steps
-        return (found[0] + extra, found[1]) if return_outputs else found + extra
+        return (loss[0] + extra, loss[1]) if return_outputs else loss + extra
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._replayed:
@@ -253,8 +253,8 @@ def whole_checkpoint(folder: str | Path) -> Path | None:
         Its folder; ``None`` where there is none. One warning names each checkpoint that is passed over.
     """
     folder = Path(folder)
-    found = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    checkpoints = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(checkpoints, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -267,10 +267,10 @@ def whole_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _last_whole(folder: Path) -> str:
-    found = whole_checkpoint(folder)
-    if found is None:
+    checkpoint = whole_checkpoint(folder)
+    if checkpoint is None:
         raise ModelError(f"there is no whole checkpoint in {str(folder)!r} to resume from; start without resuming.")
-    return str(found)
+    return str(checkpoint)
 
 
 @contextmanager

@@ -108,11 +108,11 @@ class Choice:
             rooms = [t.parameter.numel() - t.certain for t in targets]
             shares = draw_shares(rooms, self._k - sum(certain), self.seed)
             counts = [sure + share for sure, share in zip(certain, shares, strict=True)]
-        found = {}
+        indices = {}
         for target, count in zip(targets, counts, strict=True):
             whole = draw(target.parameter.numel(), count, self.seed, target.name)
-            found[target.name] = _here(whole.to(target.local.device), target)
-        return found
+            indices[target.name] = _here(whole.to(target.local.device), target)
+        return indices
 
     def _open(self) -> list[Target]:
         return [target for target in self.flat.targets if not target.dense]
@@ -186,35 +186,35 @@ class Choice:
                 self._enter(target, target.scores, target.total)
                 target.scores = target.total = None
         if self.scope == "global":
-            found = self._pool.chosen()
+            chosen = self._pool.chosen()
             if self.sharded:
-                self._cut(found)
+                self._cut(chosen)
         elif self.sharded:
-            found = {target.name: self._of_all_parts(target) for target in self._open()}
+            chosen = {target.name: self._of_all_parts(target) for target in self._open()}
         else:
-            found = {target.name: target.waiting for target in self._open() if target.waiting is not None}
-        gradients = {name: c.gradient for name, c in found.items()}
+            chosen = {target.name: target.waiting for target in self._open() if target.waiting is not None}
+        gradients = {name: c.gradient for name, c in chosen.items()}
         gradients |= {t.name: t.total for t in self.flat.targets if t.dense and t.total is not None}
-        self.settle({name: c.index for name, c in found.items()}, gradients)
+        self.settle({name: c.index for name, c in chosen.items()}, gradients)
 
     def _of_all_parts(self, target: Target) -> Candidates:
         device = self.flat.base.device
         nothing = (torch.zeros(0, device=device, dtype=d) for d in (torch.float, torch.long, torch.float))
-        found, target.waiting = target.waiting or Candidates(*nothing), None
-        mask, total = sharing.best_of_all(found.scores, target.budget)
+        best, target.waiting = target.waiting or Candidates(*nothing), None
+        mask, total = sharing.best_of_all(best.scores, target.budget)
         if not total:
             warnings.warn(f"{target.name} had no gradient when entries were chosen: it stays as it is", stacklevel=2)
-        found.keep(mask)
-        return found
+        best.keep(mask)
+        return best
 
-    def _cut(self, found: dict[str, Candidates]) -> None:
+    def _cut(self, chosen: dict[str, Candidates]) -> None:
         """Of this process's best, those that are among the best of all processes."""
-        names = sorted(found)
+        names = sorted(chosen)
         empty = torch.zeros(0, device=self.flat.base.device)
-        scores = torch.cat([found[name].scores for name in names]) if names else empty
+        scores = torch.cat([chosen[name].scores for name in names]) if names else empty
         mask, _ = sharing.best_of_all(scores, self._k)
-        for name, part in zip(names, mask.split([found[n].scores.numel() for n in names]), strict=True):
-            found[name].keep(part)
+        for name, part in zip(names, mask.split([chosen[n].scores.numel() for n in names]), strict=True):
+            chosen[name].keep(part)
 
     def settle(self, indices: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None = None) -> None:
         """These entries train, and all of the dense targets; their gradients count for the first step. The flat vectors

@@ -1,10 +1,8 @@
 """SIFT: fine-tune the entries of the weights that the first gradients choose (arXiv 2312.11875).
 
 The state is flat over all tensors: ``values`` (fp32, the entries' own copies, what the optimizer steps), the sorted
-``index``, the ``base`` values in the model's dtype, and while a batch is at work the gradient of ``values``. A hook on
-every targeted weight takes the dense gradient as soon as it is complete, adds the chosen entries to the flat one and
-frees it, so that one dense gradient is alive at a time. After each optimizer step ``W[index] = cast(values)``:
-nothing is pending after a step, and nothing of it enters the autograd graph.
+``index``, the ``base`` values in the model's dtype, and while a batch is at work the gradient of ``values``. After each
+optimizer step ``W[index] = cast(values)``: nothing is pending after a step, and nothing enters the autograd graph.
 
 Memory beyond weights and activations, in bytes per entry: values 4, index 4, gradient 4, AdamW's moments 8, base 2
 (half types) or 4; and the largest dense gradient. Time beyond forward and backward: reading and writing ``k`` entries.
@@ -15,7 +13,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +23,22 @@ from catchment.errors import InputError, ModelError, did_you_mean, finish
 from catchment.methods.sift import files, sharing
 from catchment.methods.sift.callback import SiftCallback
 from catchment.methods.sift.choice import Choice
+from catchment.methods.sift.intake import Intake
 from catchment.methods.sift.layout import Flat, Target, plan
 from catchment.methods.sift.selection import RULES, SCOPES
-from catchment.methods.targets import ALL_LINEAR, as_names, claim, refuse_fsdp1, release, target_weights
-from catchment.models import ModelLayout, named_weights, weights_hash
+from catchment.methods.targets import (
+    ALL_LINEAR,
+    as_names,
+    claim,
+    module_weights,
+    refuse_fsdp1,
+    release,
+    supported_weights,
+    target_weights,
+)
+from catchment.models import ModelLayout, weights_hash
 
 DECAYS = ("zero", "base")
-_SILENT = 3
-"""Optimizer steps without any gradient after which something must be wrong."""
 
 
 class Sift:
@@ -98,8 +103,8 @@ class Sift:
             raise ModelError("the model is wrapped in DDP already; make the Sift of the plain model, then wrap it.")
         refuse_fsdp1(model)
         modules_to_save = as_names("modules_to_save", modules_to_save)
-        dense = _all_of(model, modules_to_save)
-        chosen = target_weights(model, target_modules) if support is None else _named(model, support)
+        dense = module_weights(model, modules_to_save)
+        chosen = target_weights(model, target_modules) if support is None else supported_weights(model, support)
         chosen = {name: parameter for name, parameter in chosen.items() if name not in dense}
         self.model, self.decay = model, decay
         self.settings = {
@@ -115,19 +120,22 @@ class Sift:
         self._replicas = 1 if self.sharded else sharing.processes()
         self._handles: list[Any] = []
         self._undo: list[Callable[[], None]] = []
-        self._silent: int | None = 0
-        self._task: int | None = None
         self._base_hash: str | None = None
         if self._replicas > 1:
             sharing.align(self.targets)
         self._choice = Choice(self._flat, rule, scope, selection_batches, seed, self.sharded)
+        self._intake = Intake(self._flat, self._choice, self._replicas)
         with torch.no_grad():
             self._choice.without_data(support)
         claim(model)
         if self._replicas > 1:
             self._undo.append(sharing.leave_to_sift(model, self.targets))
         self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        self._register()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for target in self.targets:
+            target.parameter.requires_grad_(True)
+        self._handles += self._intake.hooks()
 
     # ---- what trains ----------------------------------------------------------------------------------------------
 
@@ -350,86 +358,15 @@ class Sift:
 
     # ---- hooks ----------------------------------------------------------------------------------------------------
 
-    def _register(self) -> None:
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        for target in self.targets:
-            target.parameter.requires_grad_(True)
-            hook = target.parameter.register_post_accumulate_grad_hook(partial(self._receive, target))
-            self._handles.append(hook)
-
-    @torch.no_grad()
-    def _receive(self, target: Target, parameter: Tensor) -> None:
-        """A target's gradient is complete: take the chosen entries, free the rest."""
-        dense, parameter.grad = parameter.grad, None
-        if dense is None:
-            return
-        self._silent = None
-        gradient = (dense.to_local() if self.sharded else dense).reshape(-1)  # type: ignore[attr-defined]
-        if gradient.device != self.values.device:
-            self._flat.to(gradient.device)
-        if self._replicas > 1 or (self._choice.together and not self._choice.settled):
-            self._follow_backward()
-        flat = self._flat.gradient()
-        if target.index is not None:
-            flat[target.slots].add_(gradient.index_select(0, target.index), alpha=self._choice.share)
-        elif self._choice.waits(target):
-            if self._replicas > 1:
-                target.held = gradient if target.held is None else target.held.add_(gradient)
-            else:
-                self._choice.offer(target, gradient)
-
-    def _follow_backward(self) -> None:
-        """Be called when this backward pass has ended. One that failed never ends: what it left is dropped."""
-        task = torch._C._current_graph_task_id()
-        if task == self._task:
-            return
-        if self._task is not None and not self._choice.settled:
-            self._choice.forget()
-        for target in self.targets:
-            target.held = None
-        self._task = task
-        torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
-
-    @torch.no_grad()
-    def _backward_ended(self) -> None:
-        """Once per backward pass, where batches, processes or tensors must agree."""
-        self._task = None
-        if self._replicas > 1:
-            waiting = [target for target in self.targets if self._choice.waits(target)]
-            for target, anywhere in zip(
-                waiting, sharing.anywhere([t.held is not None for t in waiting], self.base.device), strict=True
-            ):
-                held, target.held = target.held, None
-                if anywhere:
-                    mean = sharing.mean_(torch.zeros_like(target.local) if held is None else held)
-                    self._choice.offer(target, mean)
-        self._choice.backward_ended()
-        if self._replicas > 1 and self.ready:
-            sharing.mean_(self._flat.gradient())
-
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._listen()
+        self._intake.listen()
         if not self._choice.step_begins():  # moments and step counts must not move
             self.values.grad = None
             return
         for group in optimizer.param_groups:
             if group.get("decay_to_base") and self.values.grad is not None:
                 self.values.sub_(self.delta, alpha=group["lr"] * group["decay_to_base"])
-
-    def _listen(self) -> None:
-        """Warn once when steps go by and no gradient has ever come."""
-        if self._silent is None:
-            return
-        self._silent += 1
-        if self._silent == _SILENT:
-            warnings.warn(
-                f"{_SILENT} optimizer steps, and no gradient has reached any of the {len(self.targets)} targets: "
-                "nothing trains. Check that the loss is of this model, not of a copy, that nothing (FSDP1, "
-                "offloading) has put other weights in their place, and that they still require gradients.",
-                stacklevel=5,
-            )
 
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
@@ -459,22 +396,3 @@ def _check(rule: str, scope: str, decay: str, floor: float, batches: int) -> Non
         raise InputError("floor is for scope='global'; with scope='tensor' every tensor has its own share anyway.")
     if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
         raise InputError(f"selection_batches {batches!r}: expected a whole number of at least 1.")
-
-
-def _named(model: nn.Module, support: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """The weights of a given support, by their exact names."""
-    weights = named_weights(model)
-    for name in support:
-        if name not in weights:
-            raise InputError(f"support names {name!r}, which is no weight of this model.{did_you_mean(name, weights)}")
-    return {name: p for name, p in target_weights(model, list(support), "support").items() if name in support}
-
-
-def _all_of(model: nn.Module, modules: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Every parameter of these modules."""
-    found: dict[str, nn.Parameter] = {}
-    for entry in modules:
-        names = [name for name, _ in model.named_modules() if name == entry or name.endswith(f".{entry}")]
-        patterns = [f"{name}.*" for name in names if next(model.get_submodule(name).parameters(), None) is not None]
-        found |= target_weights(model, patterns or [entry], "modules_to_save")
-    return found

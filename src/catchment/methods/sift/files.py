@@ -91,48 +91,48 @@ def state(flat: Flat, choice: Choice) -> dict[str, Any]:
     }
 
 
-def load_state(flat: Flat, choice: Choice, found: Mapping[str, Any]) -> None:
+def load_state(flat: Flat, choice: Choice, saved: Mapping[str, Any]) -> None:
     """See :meth:`Sift.load_state_dict`."""
     targets = flat.targets
     names = [t.name for t in targets]
-    if found.get("format") != FORMAT or found.get("names") != names:
-        other = next((n for n in found.get("names", ()) if n not in names), None)
+    if saved.get("format") != FORMAT or saved.get("names") != names:
+        other = next((n for n in saved.get("names", ()) if n not in names), None)
         what = f"; it has {other!r}, which is no target here" if other else ""
         raise ModelError(f"the saved tuning is not of these {len(names)} targets{what}. Use the settings it had.")
-    counts = dict(zip(names, found["counts"], strict=True))
+    counts = dict(zip(names, saved["counts"], strict=True))
     total = sum(counts.values())
-    if not total == found["values"].numel() == found["base"].numel() or found["base"].dtype != flat.base.dtype:
+    if not total == saved["values"].numel() == saved["base"].numel() or saved["base"].dtype != flat.base.dtype:
         raise ModelError(
-            f"the saved tuning has {found['values'].numel()} entries in {found['base'].dtype}, here are "
+            f"the saved tuning has {saved['values'].numel()} entries in {saved['base'].dtype}, here are "
             f"{flat.values.numel()} in {flat.base.dtype}; load the base it began with, in its dtype."
         )
     flat.write(flat.base)
-    indices = _checked_indices(targets, found, counts)
+    indices = _checked_indices(targets, saved, counts)
     flat.lay_out(counts)
     for target in targets:
         index = indices.get(target.name)
         target.index = None if index is None else index.to(flat.index_dtype)
-        scores, gradients = found["waiting"].get(target.name, (None, None))
+        scores, gradients = saved["waiting"].get(target.name, (None, None))
         device = flat.base.device
         target.scores = None if scores is None else scores.to(device)
         target.total = None if gradients is None else gradients.to(device)
-    flat.values.data.copy_(found["values"])
-    flat.base.copy_(found["base"])
-    choice.settled, choice.steps = bool(found["settled"]), int(found["steps"])
-    choice.passes = choice.counted = int(found["passes"])
+    flat.values.data.copy_(saved["values"])
+    flat.base.copy_(saved["base"])
+    choice.settled, choice.steps = bool(saved["settled"]), int(saved["steps"])
+    choice.passes = choice.counted = int(saved["passes"])
     flat.write(flat.values)
 
 
-def _checked_indices(targets: list[Target], found: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Tensor]:
+def _checked_indices(targets: list[Target], saved: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Tensor]:
     """The saved indices per target, when the weights at them are those of the saved base, or the tuned ones."""
     indices: dict[str, Tensor] = {}
     at = start = 0
-    for target, chosen in zip(targets, found["chosen"], strict=True):
+    for target, chosen in zip(targets, saved["chosen"], strict=True):
         count, local = counts[target.name], target.local
         if chosen:
-            index = found["index"][at : at + count].to(local.device)
+            index = saved["index"][at : at + count].to(local.device)
             at += count
-            base, tuned = (found[name][start : start + count].to(local.device) for name in ("base", "values"))
+            base, tuned = (saved[name][start : start + count].to(local.device) for name in ("base", "values"))
             inside = index.numel() == count and (not count or 0 <= int(index.min()) <= int(index.max()) < local.numel())
             here = local[index.long()] if inside else None
             if here is None or not bool(((here == base) | (here == tuned.to(local.dtype))).all()):

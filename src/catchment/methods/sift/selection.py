@@ -138,7 +138,7 @@ class Pool:
     >>> pool = Pool(2)
     >>> for name, scores in (("a", [1.0, 5.0]), ("b", [4.0, 3.0])):
     ...     pool.add(name, torch.tensor(scores), torch.zeros(2))
-    >>> {name: found.index.tolist() for name, found in pool.chosen().items()}
+    >>> {name: best.index.tolist() for name, best in pool.chosen().items()}
     {'a': [1], 'b': [0]}
     """
 
@@ -170,4 +170,4 @@ class Pool:
     def chosen(self) -> dict[str, Candidates]:
         """What won, per tensor; tensors without a winner are left out."""
         self._prune()
-        return {name: found for name, found in self._tensors.items() if found.index.numel()}
+        return {name: best for name, best in self._tensors.items() if best.index.numel()}

@@ -80,9 +80,9 @@ def best_of_all(scores: Tensor, k: int) -> tuple[Tensor, int]:
 
 def gather(parts: Any) -> list[Any]:
     """What every process has, on every process."""
-    found: list[Any] = [None] * processes()
-    dist.all_gather_object(found, parts)
-    return found
+    everywhere: list[Any] = [None] * processes()
+    dist.all_gather_object(everywhere, parts)
+    return everywhere
 
 
 def leave_to_sift(model: nn.Module, targets: list[Target]) -> Callable[[], None]:
