@@ -47,12 +47,12 @@ def check(
         failed = True
         notes.append(f"scores at displacement 0 differ from the model's own by up to {centre:.2g}")
     direction = gaussian(mover.subspace, 0, 0)
-    found = []
+    moves = []
     for scale in sorted({min(scales), max(scales)}) if scales else []:
         with mover.at((direction, scale)):
-            found.append((scale, *mover.realised(direction, scale)))
-    size, off = (max((row[i] for row in found), key=lambda v: abs(v - (i == 1)), default=float(i == 1)) for i in (1, 2))
-    for scale, realised, off_axis in found:
+            moves.append((scale, *mover.realised(direction, scale)))
+    size, off = (max((row[i] for row in moves), key=lambda v: abs(v - (i == 1)), default=float(i == 1)) for i in (1, 2))
+    for scale, realised, off_axis in moves:
         if abs(realised - 1) > REALISED or off_axis > 10 * REALISED:
             failed |= scale == max(scales)
             notes.append(

@@ -119,9 +119,9 @@ class Hessian:
                 loss = batch_loss(self.model, batch) / self.tokens
                 if not loss.requires_grad:
                     continue  # it depends on none of the weights
-                found = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+                gradients = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
                 # a gradient without a graph is constant: its derivative is zero
-                used = [(n, g) for (n, _), g in zip(pairs, found, strict=True) if g is not None and g.requires_grad]
+                used = [(n, g) for (n, _), g in zip(pairs, gradients, strict=True) if g is not None and g.requires_grad]
                 for row, vector in enumerate(vectors if used else ()):
                     tangent = self.unflatten(vector)
                     parts = torch.autograd.grad(

@@ -265,16 +265,16 @@ def moved_subspace(model: nn.Module, other: nn.Module, dense: float = 0.2) -> Su
     for name in own:
         if name not in goal or tuple(goal[name].shape) != tuple(own[name].shape):
             raise ModelError(f"weight {name!r} has no counterpart of the same shape in the other model.")
-        found: list[Tensor] = []
+        indices: list[Tensor] = []
         for index in _differing(own[name], goal[name]):
             moved += index.numel()
-            found.append(index)
+            indices.append(index)
             if moved >= most:
                 break
-        if found:
+        if indices:
             tensors.append(name)
-        if moved < most and found:
-            support[name] = torch.cat(found)
+        if moved < most and indices:
+            support[name] = torch.cat(indices)
         elif moved >= most:  # from here on only names are looked for
             support.clear()
     if not tensors:

@@ -85,11 +85,11 @@ def _thresholds(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[tuple[
     upper = histogram(lambda codes: codes >> 16)
     places = [place(upper, count) for count in counts]
     lower = {high: histogram(lambda c, h=high: c[c >> 16 == h] & (_HALF - 1)) for high, _ in places}  # type: ignore[misc]
-    found = []
+    thresholds = []
     for high, rank in places:
         low, left = place(lower[high], rank)
-        found.append((high * _HALF + low, left))
-    return found
+        thresholds.append((high * _HALF + low, left))
+    return thresholds
 
 
 def rank_classes(tensors: Sequence[Tensor], tops: Sequence[float]) -> list[Tensor]:

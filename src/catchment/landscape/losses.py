@@ -222,8 +222,8 @@ def accumulate_gradient(
             total += float(loss.detach())
             if not loss.requires_grad:
                 continue  # it depends on none of the weights
-            found = torch.autograd.grad(loss, [leaf for _, leaf in pairs], allow_unused=True)
-            for (name, _), part in zip(pairs, found, strict=True):
+            gradients = torch.autograd.grad(loss, [leaf for _, leaf in pairs], allow_unused=True)
+            for (name, _), part in zip(pairs, gradients, strict=True):
                 if part is not None:
                     gradient[name].add_(part)
     if not math.isfinite(total):

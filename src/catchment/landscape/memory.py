@@ -59,7 +59,7 @@ def matching(weights: Mapping[str, Tensor], files: Sequence[Path]) -> dict[str, 
     """Mapped tensors that equal the weights bit for bit; on a GPU, and for cut weights, none."""
     if not files:
         return {}
-    found = {}
+    equal = {}
     stored = mapped_weights(files)
     for name, tensor in weights.items():
         there = stored.get(name)
@@ -67,8 +67,8 @@ def matching(weights: Mapping[str, Tensor], files: Sequence[Path]) -> dict[str, 
             continue
         same = there.dtype == tensor.dtype and there.shape == tensor.shape
         if same and torch.equal(there.reshape(-1).view(torch.uint8), tensor.detach().reshape(-1).view(torch.uint8)):
-            found[name] = there
-    return found
+            equal[name] = there
+    return equal
 
 
 def choose(memory: str, weights: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> str:

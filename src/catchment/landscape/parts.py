@@ -83,8 +83,8 @@ def intended(direction: Direction, part: Part, here: slice, clean: Tensor, drawn
     first, last = part.start + here.start, part.start + here.stop
     if isinstance(direction, Towards):  # its own start is the live model, which is displaced
         return direction.change(part.name, clean, first, last).div_(direction.alpha)
-    found = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
-    return found.double()
+    delta = direction.delta(part.name, first, last, str(clean.device)) if drawn is None else drawn[here]
+    return delta.double()
 
 
 def edges(start: int, count: int) -> list[int]:

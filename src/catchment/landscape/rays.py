@@ -132,7 +132,7 @@ def barrier(ray: Ray, task: str, level: float = 0.95) -> Barrier | None:
         return [(1 - t) * a + t * b - s for a, b, s in zip(start, end, ray.scores(task, t), strict=True)]
 
     at = max(inner, key=lambda t: sum(falls(t)))
-    found = mean_interval([(1 + d) / 2 for d in falls(at)], 1 - (1 - level) / len(inner))
-    low, middle, high = (2 * end - 1 for end in (found.low, found.estimate, found.high))
-    height = Interval(middle, low, high, found.level, found.method, len(inner))
+    interval = mean_interval([(1 + d) / 2 for d in falls(at)], 1 - (1 - level) / len(inner))
+    low, middle, high = (2 * end - 1 for end in (interval.low, interval.estimate, interval.high))
+    height = Interval(middle, low, high, interval.level, interval.method, len(inner))
     return Barrier(task, height, at, len(inner))

@@ -171,13 +171,13 @@ class Subspace:
         Raises:
             ModelError: A tensor is missing, has another shape, is packed or offloaded.
         """
-        found = named_weights(model)
+        weights = named_weights(model)
         for name, shape in self.shapes.items():
-            if name not in found or tuple(found[name].shape) != tuple(shape):
-                has = tuple(found[name].shape) if name in found else "nothing"
+            if name not in weights or tuple(weights[name].shape) != tuple(shape):
+                has = tuple(weights[name].shape) if name in weights else "nothing"
                 raise ModelError(f"the subspace moves {name!r} of shape {shape}; this model has {has} there.")
-            refuse_fixed(name, found[name])
-        return {name: found[name] for name in self.shapes}
+            refuse_fixed(name, weights[name])
+        return {name: weights[name] for name in self.shapes}
 
     def card(self, model: nn.Module) -> SubspaceCard:
         """Size, norm and ruler of the weights there; one pass over them."""

@@ -53,8 +53,8 @@ class Family:
         >>> LLAMA.locate("model.norm.weight")
         (None, 'norm')
         """
-        found = re.search(self.block, name)
-        layer = int(found.group(1)) if found else None
+        match = re.search(self.block, name)
+        layer = int(match.group(1)) if match else None
         if layer is not None and self.decoder_layers_field and re.search(r"(?:^|\.)decoder\.", name):
             layer += self.offset
         patterns = (
@@ -245,5 +245,5 @@ def is_block(module: str, family: Family | None = None) -> bool:
     >>> is_block("model.layers.3"), is_block("model.layers.3.mlp"), is_block("model.layers")
     (True, False, False)
     """
-    found = re.search((family or _GENERIC).block, f"{module}.")
-    return found is not None and found.end() == len(module) + 1
+    match = re.search((family or _GENERIC).block, f"{module}.")
+    return match is not None and match.end() == len(module) + 1

@@ -89,15 +89,15 @@ def mapped_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
     Raises:
         ModelError: As :func:`read_header`.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in files:
         entries = read_header(path)[0]
         raw = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
         for entry in entries:
             dtype = DTYPES.get(entry.dtype)
             if dtype is not None and entry.stop > entry.start and entry.start % dtype.itemsize == 0:
-                found[entry.name] = raw[entry.start : entry.stop].view(dtype).view(entry.shape)
-    return found
+                tensors[entry.name] = raw[entry.start : entry.stop].view(dtype).view(entry.shape)
+    return tensors
 
 
 def file_hash(path: Path) -> str:

@@ -116,15 +116,15 @@ def _hash_tensors(tensors: Mapping[str, Tensor], offloaded: Mapping[str, Callabl
 
 def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """How to read the weights that accelerate keeps outside the model (``device_map`` with offload)."""
-    found: dict[str, Callable[[], Tensor]] = {}
+    readers: dict[str, Callable[[], Tensor]] = {}
     for prefix, module in model.named_modules():
         hook = getattr(module, "_hf_hook", None)
         for one in getattr(hook, "hooks", [hook]):
             weights = getattr(one, "weights_map", None)
             if weights is not None:
                 for name, _ in module.named_parameters(recurse=False):
-                    found[f"{prefix}.{name}" if prefix else name] = functools.partial(weights.__getitem__, name)
-    return found
+                    readers[f"{prefix}.{name}" if prefix else name] = functools.partial(weights.__getitem__, name)
+    return readers
 
 
 def _map(function: Callable[[Any], _Line], values: list[Any]) -> list[_Line]:

@@ -167,12 +167,12 @@ _Moves = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 def _moves(increment: Increment, flats: Mapping[str, Tensor]) -> _Moves:
     """Indices and ``value - base`` in float64, by tensor."""
-    found = {}
+    moves = {}
     for piece in increment.pieces:
         flat, index = flats[piece.name], increment.index(piece)
         move = increment.values[piece.name].double() - flat[index.to(flat.device)].cpu().double()
-        found[piece.name] = (index.numpy(), move.numpy())
-    return found
+        moves[piece.name] = (index.numpy(), move.numpy())
+    return moves
 
 
 def _pair(

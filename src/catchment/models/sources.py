@@ -197,11 +197,11 @@ def adapter(spec: str, folder: Path, base: Source | None) -> Source:
         raise ModelError(f"the adapter {spec!r} does not name its base; write BASE+{spec}")
     beside = folder / name
     try:
-        found = _local(name, beside) if beside.is_dir() and not Path(name).exists() else resolve(name, revision)
+        base = _local(name, beside) if beside.is_dir() and not Path(name).exists() else resolve(name, revision)
     except ModelError as error:
         reason = f"the adapter {spec!r} stands on {name!r}, which cannot be found; write BASE+{spec}"
         raise ModelError(f"{reason} ({error})") from error
-    return Source(spec, "adapter", folder, found)
+    return Source(spec, "adapter", folder, base)
 
 
 def _package_folder(name: str) -> Path | None:
@@ -210,12 +210,12 @@ def _package_folder(name: str) -> Path | None:
     if not module.isidentifier():
         return None
     try:
-        found = importlib.util.find_spec(module)
+        installed = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
-    if found is None or not found.submodule_search_locations:
+    if installed is None or not installed.submodule_search_locations:
         return None
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(installed.submodule_search_locations)))
 
 
 def _package(spec: str, name: str) -> Source:
@@ -228,13 +228,13 @@ def _package(spec: str, name: str) -> Source:
             raise ModelError(f"the package {name!r} has no {inner!r}: {_nearest(folder / inner)}")
         return Source(spec, "package", _local(spec, folder / inner).path)
     folders = (config.parent for config in folder.rglob("config.json"))
-    found = sorted(folder.rglob("*.gguf")) + sorted(inner for inner in folders if _has_weights(inner))
-    if not found:
+    carried = sorted(folder.rglob("*.gguf")) + sorted(inner for inner in folders if _has_weights(inner))
+    if not carried:
         raise ModelError(f"the package {name!r} carries no model (no .gguf, no config.json with weights beside it).")
-    if len(found) > 1:
-        choices = ", ".join(f"package:{name}/{p.relative_to(folder)}" for p in found[:5])
-        raise ModelError(f"the package {name!r} carries {len(found)} models; give one of: {choices}.")
-    return Source(spec, "package", found[0])
+    if len(carried) > 1:
+        choices = ", ".join(f"package:{name}/{p.relative_to(folder)}" for p in carried[:5])
+        raise ModelError(f"the package {name!r} carries {len(carried)} models; give one of: {choices}.")
+    return Source(spec, "package", carried[0])
 
 
 def _close_package(name: str) -> str:
