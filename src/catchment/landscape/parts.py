@@ -88,7 +88,11 @@ def intended(direction: Direction, part: Part, here: slice, clean: Tensor, drawn
 
 
 def edges(start: int, count: int) -> list[int]:
-    """Where the blocks of a part begin, so that no block of noise is drawn twice."""
+    """Where the blocks of a part begin, so that no block of noise is drawn twice.
+
+    >>> edges(0, 3 * noise.BLOCK) == [0, noise.BLOCK, 2 * noise.BLOCK]
+    True
+    """
     first = -start % noise.BLOCK
     inner = range(first, count, noise.BLOCK)
     return sorted({0, *inner}) if count else []

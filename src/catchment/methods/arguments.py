@@ -152,7 +152,12 @@ def sharding(args: TrainingArguments) -> bool:
 
 
 def not_cut(method: Method) -> str | None:
-    """Why accelerate may not cut this method's weights over processes; ``None`` where it may."""
+    """Why accelerate may not cut this method's weights over processes; ``None`` where it may.
+
+    >>> from catchment.methods import Full
+    >>> not_cut(Full()) is None
+    True
+    """
     if method.name in SHARDED:
         return None
     return (

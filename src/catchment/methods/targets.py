@@ -173,7 +173,11 @@ def _expressed(expression: str, names: Iterable[str], option: str) -> set[str]:
 
 
 def as_list(text: str, names: Iterable[str]) -> str | None:
-    """The entry of a list that finds what this string, given alone, seems to mean: an ending or a glob."""
+    """The entry of a list that finds what this string, given alone, seems to mean: an ending or a glob.
+
+    >>> as_list("*.q_proj", ["layers.0.q_proj.weight"])
+    'q_proj'
+    """
     names = list(names)
     return next((entry for entry in (text, text.lstrip("*."), f"{text}.weight") if _matches(entry, names)), None)
 

@@ -228,6 +228,9 @@ def config_hash(model_or_config: Any) -> str:
 
     A PEFT model's adapter settings (rank, alpha, targets) belong to it; and the tokens that end an answer, where the
     generation config names others than the config.
+
+    >>> config_hash({"hidden_size": 4}) == config_hash({"hidden_size": 4, "transformers_version": "5"})
+    True
     """
     config = getattr(model_or_config, "config", model_or_config)
     content = [_steady(config if isinstance(config, dict) else config.to_dict())]

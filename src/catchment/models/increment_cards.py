@@ -22,7 +22,11 @@ _FACTS = (
 
 
 def base_name(base: ModelCard | str | None, recipe: Mapping[str, Any] | None = None) -> str | None:
-    """The base's name: as given, or as the recipe tells it."""
+    """The base's name: as given, or as the recipe tells it.
+
+    >>> base_name(None, {"base": "org/name"}), base_name(None)
+    ('org/name', None)
+    """
     told = base.name if isinstance(base, ModelCard) else base or (recipe or {}).get("base")
     return str(told) if isinstance(told, str) and told else None
 

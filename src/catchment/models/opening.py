@@ -202,7 +202,11 @@ def processor_of(source: Source, options: Options, head: str) -> Any:
 
 
 def quantization(settings: Any) -> str | None:
-    """``bitsandbytes-4bit``, ``bitsandbytes-8bit``, ``gptq``, ``awq`` ... or ``None`` for plain weights."""
+    """``bitsandbytes-4bit``, ``bitsandbytes-8bit``, ``gptq``, ``awq`` ... or ``None`` for plain weights.
+
+    >>> quantization(None), quantization({"quant_method": "gptq"}), quantization({"load_in_4bit": True})
+    (None, 'gptq', 'bitsandbytes-4bit')
+    """
     if settings is None:
         return None
     told = settings if isinstance(settings, Mapping) else settings.to_dict()

@@ -80,6 +80,9 @@ def find_device(device: str | None) -> str:
 
     Raises:
         InputError: Not a device, or one that this machine does not have.
+
+    >>> find_device("cpu")
+    'cpu'
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -62,7 +62,11 @@ def decode(data: Bytes) -> Indices:
 
 
 def to_gaps(indices: Indices) -> Indices:
-    """Strictly increasing indices as the number of entries skipped before each."""
+    """Strictly increasing indices as the number of entries skipped before each.
+
+    >>> to_gaps(np.array([0, 1, 5])).tolist()
+    [0, 0, 3]
+    """
     return np.diff(indices, prepend=-1) - 1
 
 
@@ -70,6 +74,9 @@ def from_gaps(gaps: Indices, counts: Indices) -> Indices:
     """Indices of several tensors from their concatenated gaps; ``counts[i]`` of them belong to tensor ``i``.
 
     Memory: two int64 per index.
+
+    >>> from_gaps(np.array([0, 0, 3, 2]), np.array([3, 1])).tolist()
+    [0, 1, 5, 2]
     """
     ends = np.cumsum(gaps + 1)
     firsts = np.cumsum(counts) - counts

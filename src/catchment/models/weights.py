@@ -169,6 +169,9 @@ def select(model: nn.Module, patterns: str | Sequence[str]) -> dict[str, Tensor]
 
     Raises:
         InputError: A pattern matches no weight.
+
+    >>> list(select(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), "1.*"))
+    ['1.weight', '1.bias']
     """
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     weights = named_weights(model)
@@ -195,6 +198,9 @@ def to_vector(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None) -
 
     Raises:
         InputError: No weights, or different dtypes and no ``dtype`` to convert to.
+
+    >>> to_vector({"a": torch.ones(1, 2), "b": torch.zeros(1)}).tolist()
+    [1.0, 1.0, 0.0]
     """
     if not weights:
         raise InputError("no weights to make a vector of; select at least one tensor.")
@@ -210,6 +216,9 @@ def from_vector(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     Raises:
         InputError: The vector's length is not the number of weights in ``like``.
+
+    >>> from_vector(torch.arange(3.0), {"a": torch.ones(1, 2), "b": torch.zeros(1)})["a"].tolist()
+    [[0.0, 1.0]]
     """
     total = sum(t.numel() for t in like.values())
     if vector.dim() != 1 or vector.numel() != total:
@@ -222,7 +231,11 @@ def from_vector(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def norm(weights: nn.Module | Mapping[str, Tensor]) -> float:
-    """Euclidean norm of all weights together, accumulated in float64."""
+    """Euclidean norm of all weights together, accumulated in float64.
+
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    5.0
+    """
     tensors = named_weights(weights) if isinstance(weights, nn.Module) else weights
     return math.sqrt(sum(_squares(t) for t in tensors.values()))
 
@@ -304,7 +317,14 @@ def refuse_different(base: Weights, tuned: Weights) -> None:
 
 
 def non_finite(model: nn.Module) -> list[str]:
-    """Names of the weights that hold a NaN or an infinity."""
+    """Names of the weights that hold a NaN or an infinity.
+
+    >>> model = nn.Linear(1, 1)
+    >>> model.bias.data.fill_(math.inf)
+    tensor([inf])
+    >>> non_finite(model)
+    ['bias']
+    """
     return [
         name
         for name, tensor in named_weights(model).items()

@@ -29,6 +29,10 @@ def pack(examples: Sequence[Example], max_length: int, *, model: Any = None) -> 
 
     Raises:
         InputError: an example longer than ``max_length``, classification, or a model that cannot keep examples apart.
+
+    >>> examples = [{"input_ids": [k] * n, "labels": [k] * n} for k, n in ((1, 3), (2, 4), (3, 1))]
+    >>> [block["position_ids"] for block in pack(examples, max_length=5)]
+    [[0, 1, 2], [0, 1, 2, 3, 0]]
     """
     if any(not isinstance(example["labels"], list) for example in examples):
         raise InputError("packing: labels of a classification; expected token labels. Leave packing off.")
@@ -197,7 +201,11 @@ def completion_losses(model: Any, encoded: Encoded, batch_tokens: int = 2048) ->
 
 
 def groups(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the examples of each batch, the longest first."""
+    """Numbers of the examples of each batch, the longest first.
+
+    >>> list(groups([3, 8, 2, 4], batch_tokens=8))
+    [[1], [3, 0], [2]]
+    """
     group: list[int] = []
     for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
         if group and lengths[group[0]] * (len(group) + 1) > batch_tokens:

@@ -203,7 +203,11 @@ def _prompt_row(row: Mapping[str, Any], name: str, where: str) -> dict[str, Any]
 
 
 def last_answer(row: Mapping[str, Any]) -> str:
-    """The text that a row teaches last: its completion, its last assistant message, its text."""
+    """The text that a row teaches last: its completion, its last assistant message, its text.
+
+    >>> last_answer({"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]})
+    '4'
+    """
     value = row.get("completion", row.get("messages", row.get("text")))
     if isinstance(value, str):
         return value
@@ -255,7 +259,11 @@ def _number_labels(rows: list[dict[str, Any]], given: Given, name: str, names: t
 
 
 def prompt_key(kind: str, row: Mapping[str, Any]) -> str:
-    """What decides on which side of a split a row falls: everything before the first answer, blanks evened out."""
+    """What decides on which side of a split a row falls: everything before the first answer, blanks evened out.
+
+    >>> prompt_key("prompt", {"prompt": "2  + 2 = ", "completion": "4"})
+    '2 + 2 ='
+    """
     if kind == "messages":
         first = next(k for k, message in enumerate(row["messages"]) if message["role"] == "assistant")
         asked = [[m["role"], " ".join(str(m.get("content", "")).split())] for m in row["messages"][:first]]
@@ -279,6 +287,10 @@ def split_rows(rows: Rows, held_out: int | float, seed: int) -> tuple[Rows, Rows
 
     Raises:
         InputError: a number that leaves nothing to train on, or nothing that could be held out.
+
+    >>> rows = read_rows([{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(10)])
+    >>> [len(part) for part in split_rows(rows, 0.2, seed=0)]
+    [8, 2]
     """
     n = len(rows)
     share = isinstance(held_out, float)

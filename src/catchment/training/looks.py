@@ -32,6 +32,11 @@ def verdict(
     Args:
         drops: Base - now per item, in the order drawn, in [-1, 1].
         last: All items are in: the mean decides what is not shown.
+
+    >>> verdict([0.5, 0.6] * 50, max_drop=0.02, near=0.75, error=0.05, last=False)
+    ('broken', 'shown')
+    >>> verdict([0.0, 0.1], max_drop=0.02, near=0.75, error=0.05, last=True)
+    ('broken', 'estimated')
     """
     if decide_mean(drops, max_drop, error / 2) == "outside":
         return "broken", "shown"

@@ -43,7 +43,13 @@ class Pull:
 
 
 def slow_down(optimizer: Any, scheduler: Any, factor: float) -> None:
-    """Multiply a scheduler's base learning rates and the rates in force; checkpoints hold both."""
+    """Multiply a scheduler's base learning rates and the rates in force; checkpoints hold both.
+
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    >>> slow_down(optimizer, None, 0.5)
+    >>> optimizer.param_groups[0]["lr"]
+    0.05
+    """
     waiting = [scheduler]
     while waiting:  # some hold others
         one = waiting.pop()

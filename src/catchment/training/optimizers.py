@@ -19,7 +19,12 @@ _MASTERS = "master_weights"
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which only matrices decay; vectors (biases, gains of norms) have a weight decay of 0."""
+    """Parameter groups in which only matrices decay; vectors (biases, gains of norms) have a weight decay of 0.
+
+    >>> matrix, bias = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    >>> [group["weight_decay"] for group in decay_groups([matrix, bias], 0.1)]
+    [0.1, 0.0]
+    """
     parameters = list(parameters)
     matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -34,6 +34,12 @@ def as_task(rows: Rows, name: str = "tuned_on", limit: int | None = None, seed: 
     Returns:
         The task, or ``None`` where no scorer can judge these rows (long answers, several turns, plain text, no rows),
         and, with a warning, where all answers are the same. Rows that nearly repeat another are left out, with one too.
+
+    >>> from catchment.training import read_rows
+    >>> rows = read_rows([{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(10)])
+    >>> task = as_task(rows)
+    >>> task.scorer, task.items[0].prompt, task.items[0].gold
+    ('exact', '0 + 1 =', ' 1')
     """
     plain = (Format("plain", "{prompt}", separator=""),)
     if rows.kind == "classification" and len(rows):

@@ -246,7 +246,7 @@ def test_a_model_whose_files_were_replaced(
     assert card_of(str(folder), device="cpu") is None
     after = load(str(folder), device="cpu").card
     assert [f.name for f in dataclasses.fields(after) if getattr(after, f.name) != getattr(before, f.name)] == [part]
-    monkeypatch.setattr(loading, "_open", None)
+    monkeypatch.setattr(loading, "open_source", None)
     assert card_of(str(folder), device="cpu") == after
 
 

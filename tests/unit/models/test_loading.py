@@ -73,7 +73,7 @@ def test_card_without_loading(saved: Callable[..., Path], monkeypatch: pytest.Mo
     folder = saved()
     assert card_of(str(folder), device="cpu") is None
     card = load(str(folder), device="cpu").card
-    monkeypatch.setattr(loading, "_open", None)
+    monkeypatch.setattr(loading, "open_source", None)
     assert card_of(str(folder), device="cpu") == card
     assert card_of(str(folder), device="cpu", dtype="bfloat16") is None
     assert card_of(str(folder), device="cpu", tokenizer=word_tokenizer()) is None

@@ -173,13 +173,17 @@ def test_a_text_ends_with_the_context() -> None:
         ({"n": 0}, "n 0, max_new_tokens 4"),
         ({"max_answer_tokens": 0}, "max_answer_tokens 0, batch_size 16"),
         ({"temperature": 0.0}, "temperature 0.0: expected at least 1 each"),
-        ({"chat_template": "nowhere.jinja"}, "chat_template 'nowhere.jinja': expected 'auto'"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     given = {"n": 1, "max_new_tokens": 4, **settings}
     with pytest.raises(InputError, match=message):
         self_generated(tiny_llama(), tiny_tokenizer(), given.pop("n"), Sampling(**given))
+
+
+def test_a_template_that_is_not_there() -> None:
+    with pytest.raises(InputError, match="chat_template 'nowhere.jinja': expected 'auto'"):
+        self_generated(tiny_llama(), tiny_tokenizer(), 1, Sampling(4), chat_template="nowhere.jinja")
 
 
 def test_a_template_without_the_message_is_refused() -> None:
