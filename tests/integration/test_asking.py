@@ -33,11 +33,11 @@ OTHER = (
 )
 """A template that writes BOS and an empty thought."""
 WHERE = {
-    ("tune_job.py", "_admit"): "admission", ("pilot.py", "pilot_room"): "pilot", ("fence.py", "_rows"): "fence",
-    ("callbacks.py", "_evaluate"): "callback", ("generation.py", "answered"): "replay",
-    ("compare.py", "_work"): "judge", ("recover.py", "recover"): "recover", ("rooms.py", "rooms"): "room",
-    ("extras.py", "_agreement"): "agreement",
-    ("scan.py", "_work"): "scan",
+    ("tune/job.py", "_admit"): "admission", ("training/pilot.py", "pilot_room"): "pilot",
+    ("training/fence.py", "_rows"): "fence", ("training/callbacks.py", "_evaluate"): "callback",
+    ("training/generation.py", "answered"): "replay", ("compare/run.py", "_work"): "judge",
+    ("compare/recover.py", "recover"): "recover", ("compare/room.py", "rooms"): "room",
+    ("compare/extras.py", "_agreement"): "agreement", ("scan/run.py", "_work"): "scan",
 }  # fmt: skip
 """Functions within which items are put to a model, and what for; the innermost counts."""
 Seen = dict[str, dict[str, list[prompts.Encoded]]]
@@ -46,7 +46,7 @@ Seen = dict[str, dict[str, list[prompts.Encoded]]]
 def purpose() -> str | None:
     frame = sys._getframe(1)
     while frame is not None:
-        name = WHERE.get((Path(frame.f_code.co_filename).name, frame.f_code.co_name))
+        name = WHERE.get(("/".join(Path(frame.f_code.co_filename).parts[-2:]), frame.f_code.co_name))
         if name is not None:
             return name
         frame = frame.f_back  # type: ignore[assignment]
