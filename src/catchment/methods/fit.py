@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from catchment.capabilities import PromptOptions
 from catchment.errors import CatchmentError, InputError, NonFiniteError, TrainingArgumentsError
@@ -302,20 +302,24 @@ class _Ledger(TrainerCallback):
         self.since = since
         self.tokens, self.earlier = 0, 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         path = _seconds_file(args, state)
         if path.is_file():
             self.earlier = float(read_json(path)["seconds"])
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         path = _seconds_file(args, state)
         if state.is_world_process_zero and path.parent.is_dir():
             write_atomic(path, json.dumps({"seconds": self.earlier + time.monotonic() - self.since}))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.tokens = int(state.num_input_tokens_seen)
 
 
-def _seconds_file(args: TrainingArguments, state: Any) -> Path:
+def _seconds_file(args: TrainingArguments, state: TrainerState) -> Path:
     """In a checkpoint: what it took to get there."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / "seconds.json"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -229,13 +229,17 @@ class _Follow(TrainerCallback):
     def __init__(self, trainer: MethodTrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._forget()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._forget()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trainer.tuning.finish()
 
     def _forget(self) -> None:
@@ -288,7 +292,7 @@ def _taking_up(checkpoint: str | Path | None, *but: type[Exception]) -> Iterator
         ) from error
 
 
-def _not_reentrant(args: Any) -> None:
+def _not_reentrant(args: TrainingArguments) -> None:
     """Reentrant checkpointing runs backward hooks of a block more than once or not at all."""
     for name in ("activation_checkpointing", "gradient_checkpointing"):
         if not getattr(args, name, None):

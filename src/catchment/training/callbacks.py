@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from catchment.capabilities import GENERATED_SCORERS, PromptOptions, Scores, Task, evaluate, sample
 from catchment.errors import InputError
@@ -134,7 +134,9 @@ class CapabilityCallback(TrainerCallback):
         self._trainer = trainer
         return trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         _check_whole(args)
         self._tokenizer = self.tokenizer if self.tokenizer is not None else kwargs.get("processing_class")
         self.history, self.stopped = [], None
@@ -149,18 +151,22 @@ class CapabilityCallback(TrainerCallback):
         if self.eval_on_start and not self.history:
             self._evaluate(args, state, control, kwargs)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.eval_steps and state.global_step % self.eval_steps == 0:
             self._evaluate(args, state, control, kwargs)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         # With load_best_model_at_end these are other weights than those measured at the last step.
         if not self.history or self.history[-1].step != state.global_step or args.load_best_model_at_end:
             self._evaluate(args, state, control, kwargs)
         if self.table and state.is_world_process_zero:
             _print(self.history, self.limit, self.stopped)
 
-    def _evaluate(self, args: Any, state: Any, control: Any, given: dict[str, Any]) -> None:
+    def _evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, given: dict[str, Any]
+    ) -> None:
         alarm = None
         if state.is_world_process_zero:
             now = Evaluation(state.global_step, self._scores(given))
@@ -224,7 +230,7 @@ class CapabilityCallback(TrainerCallback):
                 lines.append(f"{name} {i.estimate:+.3f} [{i.low:+.3f}, {i.high:+.3f}]")
         return f"lost by step {now.step}: {'; '.join(lines)}" if lines else None
 
-    def _log(self, state: Any, now: Evaluation) -> None:
+    def _log(self, state: TrainerState, now: Evaluation) -> None:
         values: dict[str, float] = {}
         for name, scores in now.scores.items():
             values[f"capability/{name}"] = scores.mean
@@ -251,7 +257,7 @@ class CapabilityCallback(TrainerCallback):
         asked = self.asked.conditions(self._tokenizer)
         return {"tasks": tasks, "limit": self.limit, "seed": self.seed, **asked}
 
-    def _resume(self, state: Any) -> None:
+    def _resume(self, state: TrainerState) -> None:
         """Stand where the evaluations up to this step left the callback, on every process."""
         if state.is_world_process_zero:
             self._read(state)
@@ -259,7 +265,7 @@ class CapabilityCallback(TrainerCallback):
         if not state.is_world_process_zero:
             self.history = [Evaluation(step, {}) for step in steps]
 
-    def _read(self, state: Any) -> None:
+    def _read(self, state: TrainerState) -> None:
         """Take the evaluations up to this step from ``output_dir``; say so where the start is not there."""
         for path in self._files():
             content = read_json(path, "delete it; what it measured is then missing from the history")
@@ -315,7 +321,7 @@ def _scores_from(content: dict[str, Any]) -> Scores:
     return Scores(**{**content, "rows": rows, "warnings": tuple(content["warnings"])})
 
 
-def _check_whole(args: Any) -> None:
+def _check_whole(args: TrainingArguments) -> None:
     """The main process evaluates alone, so it must hold all weights."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 

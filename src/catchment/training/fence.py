@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from catchment.capabilities import NON_FINITE, PromptOptions, Task, seeded_order
 from catchment.errors import InputError, ModelError
@@ -141,7 +141,9 @@ class Fence(TrainerCallback):
         self._broken: Counter[str] = Counter()
         self._chunks = {task.name: _chunked(task, seed) for task in self.tasks}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         _check_training(args)
         self.history, self.stopped = [], None
         self._tokenizer = self.tokenizer if self.tokenizer is not None else given.get("processing_class")
@@ -176,17 +178,17 @@ class Fence(TrainerCallback):
             return Scorer(given["model"], self._tokenizer, self.asked, **kept["engine"])
         return Scorer(given["model"], self._tokenizer, self.asked, self.batch_tokens)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         ends = control.should_training_stop or state.global_step >= state.max_steps
         if ends or due(state.global_step, self.eval_steps):
             self._look(state, control, given, whole=ends)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """For a training that something else has ended after this step's :meth:`on_step_end`."""
         if state.global_step > 0 and (not self.history or self.history[-1].step != state.global_step):
             self._look(state, control, given, whole=True)
 
-    def _look(self, state: Any, control: Any, given: Mapping[str, Any], *, whole: bool) -> None:
+    def _look(self, state: TrainerState, control: TrainerControl, given: Mapping[str, Any], *, whole: bool) -> None:
         action = self._decide(state, given.get("model"), whole) if state.is_world_process_zero else None
         self._warn_broken(state.global_step)
         action = processes.agreed(action)
@@ -208,7 +210,7 @@ class Fence(TrainerCallback):
             if action.stopped is not None:
                 warnings.warn(f"the fence stopped the training: {action.stopped}", stacklevel=2)
 
-    def _decide(self, state: Any, model: Any, whole: bool) -> _Action:
+    def _decide(self, state: TrainerState, model: Any, whole: bool) -> _Action:
         number = len({look.step for look in self.history}) + 1
         error = spend(self.alpha, number, len(self.tasks))
         looks = [self._judge(state.global_step, task.name, error, whole) for task in self.tasks]
@@ -290,7 +292,7 @@ class Fence(TrainerCallback):
             )
         self._broken.clear()
 
-    def _reason(self, looks: Sequence[FenceLook], state: Any) -> str | None:
+    def _reason(self, looks: Sequence[FenceLook], state: TrainerState) -> str | None:
         """Why the training is to stop after this pull, if it is."""
         if state.global_step >= state.max_steps:
             return None
@@ -304,7 +306,7 @@ class Fence(TrainerCallback):
             return f"{after}: only a factor of {looks[0].factor:g} is inside, the second below {SMALL:g}"
         return None
 
-    def _log(self, state: Any, looks: Sequence[FenceLook]) -> None:
+    def _log(self, state: TrainerState, looks: Sequence[FenceLook]) -> None:
         values = {f"fence/{look.task}_drop": look.drop for look in looks}
         state.log_history.append({**values, "fence/factor": looks[0].factor, "step": state.global_step})
 
@@ -346,7 +348,7 @@ def _check_settings(max_drop: float, alpha: float, near: float, slow: float, eva
         raise InputError(f"eval_steps {eval_steps}, patience {patience}: expected at least 1 and 0.")
 
 
-def _check_training(args: Any) -> None:
+def _check_training(args: TrainingArguments) -> None:
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     problem = None

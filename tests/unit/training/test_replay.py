@@ -182,7 +182,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 
 def test_a_template_that_is_not_there() -> None:
-    with pytest.raises(InputError, match="chat_template 'nowhere.jinja': expected 'auto'"):
+    with pytest.raises(InputError, match=r"chat_template 'nowhere\.jinja': expected 'auto'"):
         self_generated(tiny_llama(), tiny_tokenizer(), 1, Sampling(4), chat_template="nowhere.jinja")
 
 

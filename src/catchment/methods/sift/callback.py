@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from catchment.errors import InputError
 from catchment.methods.protocol import Tuning
@@ -33,7 +33,9 @@ class SiftCallback(TrainerCallback):
         self.sift = sift
         self.norm: float | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         from transformers.integrations import is_deepspeed_zero3_enabled
 
         if getattr(args, "fsdp", None) or is_deepspeed_zero3_enabled():
@@ -47,13 +49,17 @@ class SiftCallback(TrainerCallback):
         if inner is None or not any(id(p) in own for g in inner.param_groups for p in g["params"]):
             raise InputError("the trainer has another optimizer; expected Trainer(..., **sift.for_trainer(lr=...)).")
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         limit = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else float("inf")
         self.norm = float(self.sift.clip_grad_norm_(limit))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.sift.zero_grad()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.load_best_model_at_end:
             self.sift.read()
