@@ -13,21 +13,9 @@ TRESPASSES = {
 }
 CIRCLES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
-MANY_PARAMETERS = {
-    "landscape.curvature:curvature",
-    "methods.sift.core:Sift.__init__",
-}
+MANY_PARAMETERS: set[str] = set()
 LONG_FILES = {
     "commands/scan/job.py",
-<<<<<<< HEAD
-    "landscape/basin.py",
-    "methods/sift/core.py",
-    "models/loading.py",
-    "training/data.py",
-    "training/fence.py",
-=======
-    "options.py",
->>>>>>> 381d479 (Callbacks of the Trainer take its own types)
 }
 
 

@@ -21,6 +21,8 @@ SETTINGS = {
     "capabilities.evaluate:evaluate": "how a model is asked and measured, by keyword",
     "capabilities.prepared:prepare": "how a model is asked, by keyword",
     "capabilities.tables:task_from_dataset": "columns of a table and options of its task, by keyword",
+    "landscape.curvature:curvature": "what is measured, how exactly and where, by keyword",
+    "methods.sift.core:Sift.__init__": "which entries train and how they are chosen, by keyword",
     "models.loading:card_of": "what says which model it is and how it is loaded, by keyword",
     "models.loading:load": "what says which model it is and how it is loaded, by keyword",
     "training.callbacks:CapabilityCallback.__init__": "what is measured, when and how, by keyword",
