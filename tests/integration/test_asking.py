@@ -35,7 +35,7 @@ OTHER = (
 WHERE = {
     ("tune/job.py", "_admit"): "admission", ("training/pilot.py", "pilot_room"): "pilot",
     ("training/fence.py", "_rows"): "fence", ("training/callbacks.py", "_evaluate"): "callback",
-    ("training/generation.py", "answered"): "replay", ("compare/run.py", "_work"): "judge",
+    ("training/generation.py", "answered"): "replay", ("compare/run.py", "run"): "judge",
     ("compare/recover.py", "recover"): "recover", ("compare/room.py", "rooms"): "room",
     ("compare/extras.py", "_agreement"): "agreement", ("scan/run.py", "_work"): "scan",
 }  # fmt: skip
