@@ -103,13 +103,14 @@ def search(field_: Field, tasks: Sequence[str], stop: Stop = lambda: False) -> N
 
 def fill(field_: Field, tasks: Sequence[str], scales: Sequence[float], count: int, stop: Stop = lambda: False) -> None:
     """At least ``count`` units at every scale, for profiles; the scales in turns, so that an early end is even."""
+    held, most = field_.units, {t: field_.design.units(field_.evaluator.grounds[t]) for t in tasks}
+    fewest = min((len(held.get((t, s), [])) for t in tasks for s in scales), default=count)
     try:
-        for reached in range(1, count + 1):
+        for reached in range(fewest + 1, min(count, max(most.values(), default=0)) + 1):
             for scale in scales:
-                if stop():
+                due = [t for t in tasks if len(held.get((t, scale), [])) < reached <= most[t]]
+                if due and stop():
                     return
-                due = [t for t in tasks if len(field_.units.get((t, scale), [])) < reached]
-                due = [t for t in due if reached <= field_.design.units(field_.evaluator.grounds[t])]
                 if due:
                     field_.measure(due, scale, reached)
     except NotStoredError:
