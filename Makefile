@@ -1,5 +1,6 @@
 # make demo   the main job on a real model, in five minutes
-# make test   the tests;  make check  style, types, docs;  make bench  speed against peers;  make gpu  tests on a GPU
+# make test   the tests;  make soak  those that are slow by nature;  make check  style, types, docs
+# make bench  speed against peers;  make gpu  tests on a GPU
 # make test-newest   a core of the tests against the newest transformers, PEFT and accelerate
 # make proofs NAME=independent BUDGET=60m   goes on where it stopped, writes tables with n per cell
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BUDGET ?= 5m
 NAME ?= independent
 OUT ?= demo-out
 
-.PHONY: demo test test-newest check docs bench gpu wheel proofs clean
+.PHONY: demo test soak test-newest check docs bench gpu wheel proofs clean
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +39,12 @@ demo: $(VENV)/.model
 test: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python tests/calibrate.py
 	$(BIN)/python -m pytest
+
+# Kills in bulk, many processes, every page at every size: before an issue is called resolved. A small one of each kind
+# is in `make test`.
+soak: $(VENV)/.dev $(VENV)/.model
+	$(BIN)/python tests/calibrate.py
+	$(BIN)/python -m pytest -m soak
 
 # The newest releases lie in $(NEWEST), on top of $(VENV), which stays as pinned.
 test-newest: $(VENV)/.dev

@@ -172,11 +172,14 @@ def test_budget_freezes_a_plan_that_a_second_run_follows(folder: Path, tmp_path:
     assert numbers(again) == numbers(first)
 
 
+@pytest.mark.parametrize(
+    "moments", [(60,), pytest.param((3, 20, 60, 90, 120), marks=pytest.mark.soak)], ids=["once", "five times"]
+)
 def test_killed_runs_go_on_to_the_same_numbers(
-    folder: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, ...]
 ) -> None:
-    """kill -9 at 5 moments, then the same command: same rows bit for bit, nothing evaluated twice but what was in
-    flight."""
+    """kill -9 once so many files are in the store, then the same command: same rows bit for bit, nothing evaluated
+    twice but what was in flight."""
     task = write_task(tmp_path / "long.jsonl", make_task("long", 300))
     command = [
         folder / "base",
@@ -196,7 +199,7 @@ def test_killed_runs_go_on_to_the_same_numbers(
     line = [sys.executable, "-m", "catchment", "compare", *map(str, command), "--out", str(tmp_path / "killed")]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     store = home / "store"
-    for stop in (3, 20, 60, 90, 120):
+    for stop in moments:
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         deadline = time.monotonic() + 120
         while len(list(store.rglob("*.jsonl"))) < stop and process.poll() is None and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,73 @@ def models(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
     return root
 
 
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts what was really evaluated: rows measured by the one evaluation path."""
+def counting(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts what is really evaluated from here on: rows measured by the one evaluation path."""
     counted: Counter[str] = Counter()
-    for place in map(importlib.import_module, ("catchment.landscape.evaluator", "catchment.measuring.fill")):
+    for name in ("catchment.landscape.evaluator", "catchment.measuring.fill"):
+        place = importlib.import_module(name)
         run = place.run
 
-        def counting(engine: Engine, prepared: Any, run: Any = run, **options: Any) -> Any:
+        def counted_run(engine: Engine, prepared: Any, run: Any = run, **options: Any) -> Any:
             rows = run(engine, prepared, **options)
             counted["rows"] += len(rows)
             return rows
 
-        monkeypatch.setattr(place, "run", counting)
+        patch.setattr(place, "run", counted_run)
     return counted
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return counting(monkeypatch)
+
+
+def failing(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+@pytest.fixture(scope="module")
+def brackets(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the rows of a scan with FEW up to its brackets and profiles; the stages after them fail."""
+    from catchment import landscape
+
+    root = tmp_path_factory.mktemp("brackets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATCHMENT_HOME", str(root))
+        for stage in ("worst", "plane", "curvature"):
+            patch.setattr(landscape, stage, failing)
+        scan(models, **FEW)
+    return root / "store"
+
+
+@pytest.fixture
+def measured(brackets: Path, home: Path) -> None:
+    """Brackets and profiles of a scan with FEW are looked up: this test is about what comes after them."""
+    shutil.copytree(brackets, home / "store")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A scan with FEW that is done: its folder and store, its record, and how many rows it measured."""
+
+    root: Path
+    record: Scan
+    rows: int
+
+    def copy(self, folder: Path) -> Scan:
+        """``folder/out`` and ``folder/home`` as if the scan had been made there; its record."""
+        for name in ("out", "home"):
+            shutil.copytree(self.root / name, folder / name)
+        return self.record
+
+
+@pytest.fixture(scope="module")
+def finished(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CATCHMENT_HOME", str(root / "home"))
+        rows = counting(patch)
+        return Finished(root, scan(models, out=root / "out", **FEW), rows["rows"])
 
 
 def scan(models: Path, **options: Any) -> Scan:
@@ -252,10 +306,11 @@ def test_a_killed_scan_goes_on(models: Path, tmp_path: Path, home: Path, run_cli
     assert two.worst == one.worst
 
 
-def test_a_second_run_measures_nothing(models: Path, tmp_path: Path, forwards: Counter[str]) -> None:
-    first = scan(models, out=tmp_path / "out", **FEW)
-    assert forwards["rows"] > 500
-    forwards.clear()
+def test_a_second_run_measures_nothing(
+    models: Path, tmp_path: Path, forwards: Counter[str], finished: Finished
+) -> None:
+    first = finished.copy(tmp_path)
+    assert finished.rows > 500
     assert stable(scan(models, out=tmp_path / "out", **FEW)) == stable(first)
     assert forwards["rows"] <= 2 * 16  # the self-check's, which are about this process
     forwards.clear()
@@ -344,17 +399,16 @@ def test_two_scans_on_one_out(models: Path, tmp_path: Path) -> None:
 
 
 def test_a_larger_budget_keeps_what_the_store_holds(
-    models: Path, tmp_path: Path, forwards: Counter[str], monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a stage would cost: what was measured costs nothing. And the speed of the first run is remembered."""
     from catchment.commands.scan.stages import Stages
 
-    first = scan(models, out=tmp_path / "out", budget="10m", **FEW)
+    first = finished.copy(tmp_path)
     assert first.plane is not None
     kept = json.loads((tmp_path / "out/plan.json").read_text())["kept"]
     assert kept["speed"] > 0
     assert kept["point"] > 0
-    forwards.clear()
     for name in ("_plane_price", "_curvature_price"):
         monkeypatch.setattr(Stages, name, lambda self: 1e9)
     paces = []
@@ -371,9 +425,9 @@ def test_a_larger_budget_keeps_what_the_store_holds(
     assert {p.name: p.price for p in fresh.panels if p.price} == {"plane": 1e9, "curvature": 1e9}
 
 
-def test_a_spent_budget_still_gives_what_the_store_holds(models: Path, tmp_path: Path) -> None:
+def test_a_spent_budget_still_gives_what_the_store_holds(models: Path, tmp_path: Path, finished: Finished) -> None:
     """Killed after the last row and before the record, with nothing of the budget left."""
-    first = scan(models, out=tmp_path / "out", **FEW)
+    first = finished.copy(tmp_path)
     plan = tmp_path / "out/plan.json"
     content = json.loads(plan.read_text())
     plan.write_text(json.dumps({**content, "finished": False, "spent": 10_000.0}))
@@ -385,9 +439,9 @@ def test_a_spent_budget_still_gives_what_the_store_holds(models: Path, tmp_path:
 
 
 def test_a_finished_scan_whose_store_is_gone_is_measured_again(
-    models: Path, tmp_path: Path, home: Path, forwards: Counter[str]
+    models: Path, tmp_path: Path, home: Path, forwards: Counter[str], finished: Finished
 ) -> None:
-    first = scan(models, out=tmp_path / "out", **FEW)
+    first = finished.copy(tmp_path)
     for store in (None, tmp_path / "other"):
         if store is None:
             shutil.rmtree(home / "store")

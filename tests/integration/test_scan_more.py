@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import shutil
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -24,8 +25,10 @@ from tests.integration.test_compare import Cli, home, make_task, run_cli, write_
 from tests.integration.test_scan import (
     FEW,
     QUICK,
+    brackets,
     forwards,
     honest,
+    measured,
     models,
     scan,
     spent_on_own_scores,
@@ -34,7 +37,7 @@ from tests.integration.test_scan import (
     task,
 )
 
-__all__ = ["forwards", "home", "models", "run_cli", "task"]
+__all__ = ["brackets", "forwards", "home", "measured", "models", "run_cli", "task"]
 torch.set_num_threads(1)
 
 BAD = [
@@ -148,6 +151,7 @@ def test_weights_that_cannot_be_moved(models: Path, task: Task) -> None:
         catchment.scan(broken, tokenizer=tiny.tiny_tokenizer(), tasks=task, **QUICK)
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_loss_that_is_not_finite_in_the_ascent(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every displaced loss is NaN: the scan goes on without a worst case, and the page says why."""
     worst = importlib.import_module("catchment.landscape.worst")
@@ -168,6 +172,7 @@ def test_a_loss_that_is_not_finite_in_the_ascent(models: Path, tmp_path: Path, m
     assert found.check.hash_after == found.check.hash_before
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_plane_through_a_model_of_another_shape(models: Path) -> None:
     found = scan(models, through=models / "wide", **FEW)
     assert found.plane is None
@@ -206,6 +211,7 @@ def test_subspaces(models: Path, tmp_path: Path, subspace: str) -> None:
     assert found.check.ok or kind == "frame"
 
 
+@pytest.mark.usefixtures("measured")
 def test_gradients(models: Path) -> None:
     found = scan(models, gradients=True, **FEW)
     gradients = found.gradients
@@ -216,6 +222,7 @@ def test_gradients(models: Path) -> None:
     assert found.check.hash_after == found.check.hash_before
 
 
+@pytest.mark.usefixtures("measured")
 def test_planes_through_other_models(models: Path, tmp_path: Path, task: Task) -> None:
     """The other model's own score stands where the plane says that it is."""
     other = str(models / "other")
@@ -235,6 +242,7 @@ def test_planes_through_other_models(models: Path, tmp_path: Path, task: Task) -
     assert plane.values[middle][column] == pytest.approx(sum(row.score for row in rows if row.item in items) / 24)
 
 
+@pytest.mark.usefixtures("measured")
 def test_other_planes(models: Path) -> None:
     options: dict[str, Any] = {**FEW, "plane": 5}
     plane = scan(models, filter_normalised=True, **options).plane
@@ -287,6 +295,7 @@ def test_a_worker_that_fails_is_named(models: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ a stage that fails costs no other
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize(
     ("function", "error", "said"),
     [
@@ -321,6 +330,7 @@ def test_one_error_does_not_cost_the_record(
     assert found.check.hash_after == found.check.hash_before
 
 
+@pytest.mark.usefixtures("measured")
 def test_faults_of_the_program_are_not_hidden(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from catchment import landscape
 
@@ -329,10 +339,13 @@ def test_faults_of_the_program_are_not_hidden(models: Path, monkeypatch: pytest.
         scan(models, **FEW)
 
 
-def test_stages_that_do_not_fit_are_not_begun(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_that_do_not_fit_are_not_begun(
+    models: Path, tmp_path: Path, brackets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And what was measured when there was memory is there."""
     from catchment import landscape
 
+    shutil.copytree(brackets, tmp_path / "one")
     with monkeypatch.context() as patch:
         patch.setattr(landscape, "free_memory", lambda device: 1e5)
         found = scan(models, store=tmp_path / "one", out=tmp_path / "out", **FEW)
@@ -353,16 +366,21 @@ def test_stages_that_do_not_fit_are_not_begun(models: Path, tmp_path: Path, monk
     assert scan(models, store=tmp_path / "one", **FEW).curvature == whole.curvature
 
 
-def test_curvature_and_gradients_of_other_items_are_others(models: Path, tmp_path: Path) -> None:
+def test_curvature_and_gradients_of_other_items_are_others(models: Path, tmp_path: Path, brackets: Path) -> None:
     """What one scan keeps in the store is not another's that looks at other items."""
-    options: dict[str, Any] = {**FEW, "gradients": True, "plane": 0, "seed": 3}
-    scan(models, store=tmp_path / "shared", **{**options, "limit": 40})
+    options: dict[str, Any] = {**FEW, "gradients": True, "plane": 0}
+    for name in ("shared", "other"):
+        shutil.copytree(brackets, tmp_path / name)
+    few = scan(models, store=tmp_path / "shared", **{**options, "limit": 40})
     shared = scan(models, store=tmp_path / "shared", **options)
     alone = scan(models, store=tmp_path / "other", **options)
     assert shared.curvature == alone.curvature
     assert shared.gradients == alone.gradients
+    assert few.curvature != alone.curvature
+    assert few.gradients != alone.gradients
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_plane_stops_with_its_share(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its rows are kept, and the next run finds them where they are: the plane is laid out as it was."""
     from catchment import landscape

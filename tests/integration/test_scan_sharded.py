@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from catchment.capabilities import make_engine, prepare, run
 from catchment.landscape import Evaluator, Ground, Mover, Subspace, gaussian
 from catchment.models import weights_hash
 from tests import tiny
+from tests.gloo import Gloo
 
 VOCABULARY = 321
 """Rows that two processes cannot share evenly."""
@@ -49,9 +48,7 @@ def rows(model: Any) -> dict[str, Any]:
     return found
 
 
-def worker(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, out: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -61,18 +58,12 @@ def worker(rank: int, port: int, out: str) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     torch.save(rows(model), f"{out}/{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed part here")
-def test_two_processes_score_what_one_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_score_what_one_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gloo: Gloo) -> None:
     monkeypatch.setenv("CATCHMENT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    gloo.run(worker, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -14,12 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from catchment.cli import main
 from tests import tiny
 from tests.integration.test_compare import home, make_task, write_task
 from tests.integration.test_scan import solved
 from tests.integration.test_tune import SUMS, lines
 
 __all__ = ["home"]
+torch.set_num_threads(1)
 BATCH = 4
 """Rows of a step, over all processes."""
 SHARD = ("--training-args", "fsdp=true")
@@ -36,15 +38,20 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(room: Path, out: Path, processes: int, *options: str, module: str = "catchment") -> dict[str, Any]:
-    """Run the command; its record."""
+    """Run the command, one process of it in this one; its record."""
+    words = [
+        "tune", str(room / "base"), "--data", str(room / "sums.jsonl"), "--out", str(out), "--batch-size",
+        str(BATCH // processes), "--max-steps", "4", "--save-steps", "2", "--max-length", "64", "--tasks", "none",
+        "--held-out", "8", "--device", "cpu", *options,
+    ]  # fmt: skip
+    if processes == 1:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 0
+        return json.loads((out / "tune.json").read_text())
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-endpoint", "127.0.0.1:0")
-    started = (*torchrun, "--rdzv-backend", "c10d") if processes > 1 else ()
     done = subprocess.run(
-        [
-            sys.executable, *started, "-m", module, "tune", str(room / "base"), "--data", str(room / "sums.jsonl"),
-            "--out", str(out), "--batch-size", str(BATCH // processes), "--max-steps", "4", "--save-steps", "2",
-            "--max-length", "64", "--tasks", "none", "--held-out", "8", "--device", "cpu", *options,
-        ],
+        [sys.executable, *torchrun, "--rdzv-backend", "c10d", "-m", module, *words],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
@@ -65,7 +72,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["sift", *(pytest.param(way, marks=pytest.mark.soak) for way in WAYS if way != "sift")])
 def test_two_processes_equal_one(room: Path, tmp_path: Path, way: str) -> None:
     module, options = WAYS[way]
     alone = tune(room, tmp_path / "one", 1, *(o for o in options if o not in SHARD))
@@ -82,6 +89,7 @@ def test_two_processes_equal_one(room: Path, tmp_path: Path, way: str) -> None:
     assert a["held_out"]["tuned"] < a["held_out"]["base"] - 1e-3
 
 
+@pytest.mark.soak
 def test_two_processes_protect_as_one_does(room: Path, tmp_path: Path) -> None:
     """The fence looks on one process and both pull; what is replayed is shared among them."""
     options = (
@@ -102,6 +110,7 @@ def test_two_processes_protect_as_one_does(room: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(two[name].float(), tensor.float(), atol=1e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.soak
 def test_sharded_tunes_are_taken_up(room: Path, tmp_path: Path) -> None:
     """A tune that was killed behind its last checkpoint takes no further step, and one killed before it goes on."""
     module, options = WAYS["full, FSDP2"]
@@ -119,6 +128,7 @@ def test_sharded_tunes_are_taken_up(room: Path, tmp_path: Path) -> None:
         assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.soak
 def test_sharding_that_accelerate_does_not_do_is_told(room: Path, tmp_path: Path) -> None:
     record = tune(room, tmp_path / "out", 2, "--method", "full", *SHARD)
     assert any("does not cut weights over 2 process(es) on cpu" in text for text in record["warnings"])

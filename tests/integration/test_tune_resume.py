@@ -142,7 +142,7 @@ def told(out: Path) -> Tune:
 
 
 @needs_proc
-@pytest.mark.parametrize("method", ["sift", "lora"])
+@pytest.mark.parametrize("method", ["sift", pytest.param("lora", marks=pytest.mark.soak)])
 def test_a_killed_tune_goes_on_to_the_same_bytes(room: Path, tmp_path: Path, nursery: Nursery, method: str) -> None:
     """kill -9 at moments drawn among all that leave a trace, then the same command: as if nothing had happened."""
     out = tmp_path / "out"
@@ -178,6 +178,7 @@ def test_a_killed_tune_goes_on_to_the_same_bytes(room: Path, tmp_path: Path, nur
     assert (again.rooms, again.against, again.sentence) == (record.rooms, record.against, record.sentence)
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:.*was not written to its end and is passed over")
 def test_a_killed_process_of_its_own(room: Path, tmp_path: Path, run_cli: Cli) -> None:
     """As a person kills it: ``python -m catchment tune``, and the same command again."""

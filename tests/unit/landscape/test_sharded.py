@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from catchment.errors import ModelError
 from catchment.landscape import Mover, Subspace, displaced, gaussian
 from catchment.models import weights_hash
+from tests.gloo import Gloo
 from tests.tiny import tiny_llama
 
 SCALE = 0.02
@@ -72,9 +71,7 @@ def blocks(model: Any, clean: str) -> None:
         model.double()
 
 
-def worker(rank: int, port: int, out: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(rank: int, out: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -87,16 +84,11 @@ def worker(rank: int, port: int, out: str) -> None:
     blocks(model, found["clean"])
     if rank == 0:
         torch.save(found, out)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed part here")
-def test_two_processes_equal_one_bit_for_bit(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path / "two.pt")), nprocs=2)
+def test_two_processes_equal_one_bit_for_bit(tmp_path: Path, gloo: Gloo) -> None:
+    gloo.run(worker, str(tmp_path / "two.pt"))
     two = torch.load(tmp_path / "two.pt", weights_only=False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

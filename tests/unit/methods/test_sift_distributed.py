@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import copy
-import gc
-import os
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import transformers as tf
 from torch import nn
 
 from catchment.methods import SIFT, MethodTrainer, Sift
+from tests.gloo import Gloo
 from tests.tiny import VOCABULARY, tiny_llama
 
 STEPS, LR, CLIP, SPARSITY = 5, 1e-2, 0.5, 0.02
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def batches() -> list[torch.Tensor]:
@@ -49,20 +39,6 @@ def alone(settings: dict[str, Any], every: int) -> tuple[dict[str, list[int]], d
     sift = Sift(model, sparsity=SPARSITY, **settings)
     train(model, model, sift, slice(None), every)
     return {n: i.tolist() for n, i in sift.support().items()}, copy.deepcopy(model.state_dict())
-
-
-def _worker(rank: int, port: int, work: Callable[..., None], settings: dict[str, Any], every: int, out: str) -> None:
-    """One process. What DDP holds of the process group is freed before the group is: its destructor waits for threads
-    that need Python's lock."""
-    torch.set_num_threads(1)
-    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    dist.init_process_group("gloo")
-    try:
-        work(rank, settings, every, out)
-    finally:
-        gc.collect()
-        dist.destroy_process_group()
 
 
 def _ddp(rank: int, settings: dict[str, Any], every: int, out: str) -> None:
@@ -159,15 +135,11 @@ def _fsdp_on_one(rank: int, settings: dict[str, Any], every: int, out: str) -> N
     torch.save({"k": sift.k, "norms": norms}, Path(out) / f"{rank}.pt")
 
 
-def spawn(target: Any, *arguments: Any) -> None:
-    torch.multiprocessing.spawn(_worker, args=(free_port(), target, *arguments), nprocs=2, join=True)
-
-
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 2}], ids=str)
-def test_ddp_equals_one_process(settings: dict[str, Any], every: int, tmp_path: Path) -> None:
+def test_ddp_equals_one_process(settings: dict[str, Any], every: int, tmp_path: Path, gloo: Gloo) -> None:
     support, weights = alone(settings, every)
-    spawn(_ddp, settings, every, str(tmp_path))
+    gloo.run(_ddp, settings, every, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert found[0]["support"] == found[1]["support"] == support
     for name, weight in weights.items():
@@ -186,11 +158,11 @@ def test_ddp_equals_one_process(settings: dict[str, Any], every: int, tmp_path: 
     ],
     ids=str,
 )
-def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path, gloo: Gloo) -> None:
     from catchment.models import Increment
 
     support, weights = alone(settings, 2)
-    spawn(_fsdp, settings, 2, str(tmp_path))
+    gloo.run(_fsdp, settings, 2, str(tmp_path))
     increment = Increment.read(tmp_path / "increment.safetensors")
     assert {n: i.tolist() for n, i in increment.support().items()} == support
     for name, index in increment.support().items():
@@ -200,8 +172,8 @@ def test_fsdp2_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> N
     assert min(held) > 0
 
 
-def test_fsdp2_clips_where_one_process_holds_all_entries(tmp_path: Path) -> None:
-    spawn(_fsdp_on_one, {}, 1, str(tmp_path))
+def test_fsdp2_clips_where_one_process_holds_all_entries(tmp_path: Path, gloo: Gloo) -> None:
+    gloo.run(_fsdp_on_one, {}, 1, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["k"] > 0
     assert second["k"] == 0
@@ -211,9 +183,11 @@ def test_fsdp2_clips_where_one_process_holds_all_entries(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 3}], ids=str)
 @pytest.mark.parametrize("after", [2, 4])
-def test_fsdp2_resumes_from_the_state_of_the_optimizer(settings: dict[str, Any], after: int, tmp_path: Path) -> None:
+def test_fsdp2_resumes_from_the_state_of_the_optimizer(
+    settings: dict[str, Any], after: int, tmp_path: Path, gloo: Gloo
+) -> None:
     """Bit for bit on each process; in one of the rows before the entries are chosen."""
-    spawn(_fsdp_resumes, settings, after, str(tmp_path))
+    gloo.run(_fsdp_resumes, settings, after, str(tmp_path))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["same"]
@@ -222,10 +196,10 @@ def test_fsdp2_resumes_from_the_state_of_the_optimizer(settings: dict[str, Any],
 
 
 @pytest.mark.parametrize("settings", [{}, {"scope": "global", "selection_batches": 3}], ids=str)
-def test_the_trainer_under_ddp_equals_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_the_trainer_under_ddp_equals_one_process(settings: dict[str, Any], tmp_path: Path, gloo: Gloo) -> None:
     """The same entries, weights, losses and gradient norms; the two processes agree bit for bit."""
     _trainer(0, settings, 2, str(tmp_path), world=1)
-    spawn(_trainer, settings, 2, str(tmp_path))
+    gloo.run(_trainer, settings, 2, str(tmp_path))
     alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0-1", "0-2", "1-2"))
     assert first["support"] == second["support"] == alone["support"]
     for name, weight in alone["weights"].items():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from catchment.methods.lora import LoRA
 from catchment.methods.sift import SIFT
 from catchment.methods.trainer import MethodTrainer, whole_checkpoint
 from catchment.models import effective_weights, load, named_weights
+from tests.gloo import Gloo
 from tests.tiny import CAUSAL, VOCABULARY, tiny_llama, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -300,13 +299,8 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_the_step(how: str, t
     assert broken.state.global_step == 2
 
 
-def _breaks_on_one_process(rank: int, port: int, folder: str) -> None:
+def _breaks_on_one_process(rank: int, folder: str) -> None:
     """The second process's first micro-batch of step 2; no gradient is shared before the second one."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }  # fmt: skip
     options = {"compute_loss_func": Breaks(3 if rank == 1 else 0, "loss"), "data_collator": tf.default_data_collator}
     trainer = trainer_of(
         Full(), Path(folder), model=tiny_llama(), options=options, gradient_accumulation_steps=2, ddp_backend="gloo"
@@ -315,18 +309,10 @@ def _breaks_on_one_process(rank: int, port: int, folder: str) -> None:
         trainer.train()
     except NonFiniteError as error:
         (Path(folder) / str(rank)).write_text(str(error))
-    torch.distributed.destroy_process_group()
 
 
-def test_all_processes_end_where_one_has_a_loss_that_is_not_finite(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    context = torch.multiprocessing.spawn(_breaks_on_one_process, args=(port, str(tmp_path)), nprocs=2, join=False)
-    if not context.join(timeout=120) and not context.join(timeout=5):
-        for process in context.processes:
-            process.kill()
-        pytest.fail("a process waits for one that has ended")
+def test_all_processes_end_where_one_has_a_loss_that_is_not_finite(tmp_path: Path, gloo: Gloo) -> None:
+    gloo.run(_breaks_on_one_process, str(tmp_path))  # fails where a process waits for one that is done
     said = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
     assert "the loss or gradient is not finite on another process, at step 2, micro-batch 1" in said[0]
     assert "the loss is nan at step 2, micro-batch 1" in said[1]
