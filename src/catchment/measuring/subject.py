@@ -39,7 +39,13 @@ POLICY = "sorted-1"
 @dataclass
 class Subject:
     """One model under test: its card at once where the files are known, its weights only when something is to be
-    measured. ``check`` is called before every forward pass, and raises where no more may be measured."""
+    measured.
+
+    Attributes:
+        check: Called before every forward pass; raises where no more may be measured.
+        notes: What a reader must know of the model and of how its rows were made. It grows while rows are measured or
+            read (:meth:`hear`, :meth:`prepare`), and nothing else here does; a record reads it at its end.
+    """
 
     role: Literal["base", "tuned"]
     spec: Any

@@ -4,7 +4,7 @@ unlabelled prompts."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from catchment import models
@@ -12,6 +12,7 @@ from catchment.capabilities import Item, Task, agreement_rows, sample
 from catchment.commands.compare.allocation import STAGES, Plan
 from catchment.commands.compare.pair import Pair
 from catchment.commands.compare.state import State
+from catchment.commands.compare.tables import Rows
 from catchment.errors import ModelError
 from catchment.measuring import Clock, OutOfTimeError, agreement_result, fill, text_result
 from catchment.records import AgreementResult, Drift, Row, TextResult, from_json, to_json
@@ -81,10 +82,9 @@ def _prompts(pair: Pair, task: Task) -> Sequence[Item]:
     return sample(task.items, pair.settings.limit, pair.settings.seed)
 
 
-Tables = tuple[Mapping[str, Row], ...]
-
-
-def in_steps(clock: Clock, total: int, share: float, measure: Callable[[int], Tables]) -> tuple[int, Tables]:
+def in_steps(
+    clock: Clock, total: int, share: float, measure: Callable[[int], tuple[Rows, ...]]
+) -> tuple[int, tuple[Rows, ...]]:
     """Measure the first items of a seeded order, more and more of them, until all are or the share of the time left is
     used up. Returns how many, and their rows. Without a budget, or on a frozen plan, at once.
 
@@ -96,7 +96,7 @@ def in_steps(clock: Clock, total: int, share: float, measure: Callable[[int], Ta
             return total, measure(total)
         except OutOfTimeError:
             return 0, ()
-    rows: Tables = ()
+    rows: tuple[Rows, ...] = ()
     reached, began = 0, clock.elapsed
     with clock.within(share * clock.left):
         while reached < total:
@@ -119,7 +119,7 @@ def _texts(pair: Pair, plan: Plan) -> tuple[Plan, tuple[TextResult, ...]]:
         return plan, ()
     form = task.formats[0].name
 
-    def measure(n: int) -> Tables:
+    def measure(n: int) -> tuple[Rows, ...]:
         items = sample(task.items, n, pair.settings.seed)
         rows = []
         for subject in pair.subjects:
@@ -128,7 +128,7 @@ def _texts(pair: Pair, plan: Plan) -> tuple[Plan, tuple[TextResult, ...]]:
         return tuple(rows)
 
     planned = len(task.items) if plan.text_items is None else plan.text_items
-    rows: Tables = ()
+    rows: tuple[Rows, ...] = ()
     reached = planned
     if planned >= LEAST or clock.budget is None:
         reached, rows = in_steps(clock, planned, TEXT_SHARE, measure)
@@ -146,7 +146,7 @@ def _agreements(pair: Pair, plan: Plan) -> tuple[Plan, tuple[AgreementResult, ..
     if task is None:
         return plan, ()
 
-    def measure(n: int) -> Tables:
+    def measure(n: int) -> tuple[Rows, ...]:
         return (_agreement(pair, plan.batch_tokens, task, sample(task.items, n, pair.settings.seed)),)
 
     planned = len(_prompts(pair, task)) if plan.prompt_items is None else plan.prompt_items
