@@ -36,7 +36,7 @@ WHERE = {
     ("tune/job.py", "_admit"): "admission", ("training/pilot.py", "pilot_room"): "pilot",
     ("training/fence.py", "_rows"): "fence", ("training/callbacks.py", "_evaluate"): "callback",
     ("training/generation.py", "answered"): "replay", ("compare/run.py", "run"): "judge",
-    ("compare/recover.py", "recover"): "recover", ("compare/room.py", "rooms"): "room",
+    ("compare/recover.py", "recover"): "recover", ("compare/room.py", "measure_rooms"): "room",
     ("compare/extras.py", "_agreement"): "agreement", ("scan/run.py", "_work"): "scan",
 }  # fmt: skip
 """Functions within which items are put to a model, and what for; the innermost counts."""
