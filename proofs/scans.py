@@ -25,11 +25,11 @@ from typing import Any
 
 import scan_tables as tables
 import scan_words as words
+from catchment.commands.scan.job import ScanJob, admit, open_scan, split, unit_scales
 
 from catchment import landscape
 from catchment.capabilities import packs
 from catchment.commands.scan.gradients import claims
-from catchment.commands.scan.job import ScanJob, admit, open_scan, split, unit_scales
 from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError

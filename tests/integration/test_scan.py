@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 import catchment
 from catchment.capabilities import Engine, Item, Task
 from catchment.commands.scan.record import Scan
-from catchment.errors import InputError, StoreError
+from catchment.errors import InputError
 from catchment.models import weights_hash
 from catchment.records import Basin, from_json, to_json
 from tests import tiny
@@ -338,9 +338,10 @@ def spent_on_own_scores() -> Iterator[None]:
     workflow = importlib.import_module("catchment.commands.scan.run")
     real = workflow.admit
 
-    def admit(job: Any) -> None:
-        real(job)
-        job.clock.started -= job.clock.budget
+    def admit(opened: Any) -> Any:
+        admitted = real(opened)
+        opened.clock.started -= opened.clock.budget
+        return admitted
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workflow, "admit", admit)
@@ -389,31 +390,23 @@ def test_an_out_of_another_model_or_verb(models: Path, tmp_path: Path, run_cli: 
     assert scanned.stderr.count("\n") == 1
 
 
-def test_two_scans_on_one_out(models: Path, tmp_path: Path) -> None:
-    from catchment.runs import Store
-
-    with spent_on_own_scores():
-        scan(models, out=tmp_path / "out", budget="5m")
-    with Store(tmp_path / "out").lock("scan"), pytest.raises(StoreError, match="in use"):
-        scan(models, out=tmp_path / "out", budget="1s")
-
-
 def test_a_larger_budget_keeps_what_the_store_holds(
     models: Path, tmp_path: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever a stage would cost: what was measured costs nothing. And the speed of the first run is remembered."""
-    from catchment.commands.scan.stages import Stages
+    from catchment.commands.scan import stages
+    from catchment.commands.scan.bench import Bench
 
     first = finished.copy(tmp_path)
     assert first.plane is not None
     kept = json.loads((tmp_path / "out/plan.json").read_text())["kept"]
     assert kept["speed"] > 0
     assert kept["point"] > 0
-    for name in ("_plane_price", "_curvature_price"):
-        monkeypatch.setattr(Stages, name, lambda self: 1e9)
+    for name in ("PLANE", "CURVATURE"):
+        monkeypatch.setattr(stages, name, replace(getattr(stages, name), price=lambda bench: 1e9))
     paces = []
-    pace = Stages._pace
-    monkeypatch.setattr(Stages, "_pace", lambda self: paces.append(pace(self)) or paces[-1])
+    pace = Bench.pace
+    monkeypatch.setattr(Bench, "pace", lambda self: paces.append(pace(self)) or paces[-1])
     more = scan(models, out=tmp_path / "out", budget="11m", **FEW)
     assert more.plane == first.plane
     assert more.curvature == first.curvature
@@ -464,7 +457,8 @@ def test_a_scan_that_is_stopped_has_paid_for_its_time(
 ) -> None:
     """Ctrl-C in the first stage writes the clock; a kill leaves what was written on the way."""
     from catchment import landscape
-    from catchment.commands.scan import stages as scan_stages
+    from catchment.commands.scan import bench
+    from catchment.commands.scan.journal import Journal
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -479,12 +473,10 @@ def test_a_scan_that_is_stopped_has_paid_for_its_time(
     assert stopped["kept"]["speed"] > 0
     written = []
     with monkeypatch.context() as patch:
-        patch.setattr(scan_stages, "SAVE_SECONDS", 0.0)
+        patch.setattr(bench, "SAVE_SECONDS", 0.0)
         patch.setattr(landscape, "worst", interrupted)
-        save = scan_stages.ScanJob.save_plan
-        patch.setattr(
-            scan_stages.ScanJob, "save_plan", lambda job, *a, **k: (written.append(len(a)), save(job, *a, **k))
-        )
+        write = Journal.write
+        patch.setattr(Journal, "write", lambda journal, *a, **k: (written.append(len(a)), write(journal, *a, **k)))
         with pytest.raises(KeyboardInterrupt):
             scan(models, out=tmp_path / "two", seed=1, plane=0, **FEW)
     assert len(written) > 4  # at its begin, on the way through the first stage, and at the end

@@ -18,7 +18,7 @@ import catchment
 from catchment.capabilities import Item, Task, sample
 from catchment.commands.scan.record import Scan
 from catchment.commands.scan.settings import ScanSettings
-from catchment.errors import CatchmentError, GateError, InputError, ModelError, TaskError
+from catchment.errors import CatchmentError, GateError, InputError, ModelError, StoreError, TaskError
 from catchment.records import from_json
 from tests import tiny
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
@@ -413,14 +413,23 @@ def store_lines_of_planes() -> list[tuple[str, str]]:
     return [(cell, text) for cell, text in lines if re.search(r'"item": ?"-?[\d.e-]+,-?[\d.e-]+:', text)]
 
 
+def test_two_scans_on_one_out(models: Path, tmp_path: Path) -> None:
+    from catchment.runs import Store
+
+    with spent_on_own_scores():
+        scan(models, out=tmp_path / "out", budget="5m")
+    with Store(tmp_path / "out").lock("scan"), pytest.raises(StoreError, match="in use"):
+        scan(models, out=tmp_path / "out", budget="1s")
+
+
 def test_torchrun_refuses_planes_through_models(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from catchment.commands.scan import job as scan_job
+    from catchment.commands.scan.opened import open_scan
     from catchment.runs import processes
 
     monkeypatch.setattr(processes, "count", lambda: 2)
     settings = ScanSettings(str(models / "base"), through=(str(models / "other"),))
     with pytest.raises(InputError, match="--through"):
-        scan_job.open_scan(settings, catchment.measuring.progress.Progress(), None)
+        open_scan(settings, catchment.measuring.progress.Progress(), None)
 
 
 def test_gradients_under_an_adapter_are_refused(task: Task) -> None:

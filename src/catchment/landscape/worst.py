@@ -216,10 +216,10 @@ def worst(
         return None
     looked.sort(key=lambda pair: pair[0].scale)
     nodes = tuple(node for node, _ in looked)
-    broken = min((n.scale for n in nodes if n.outcome == "outside"), default=None)
-    survived = max((n.scale for n in nodes if n.outcome != "outside" and n.scale < (broken or math.inf)), default=None)
+    radius = min((n.scale for n in nodes if n.outcome == "outside"), default=None)
+    survived = max((n.scale for n in nodes if n.outcome != "outside" and n.scale < (radius or math.inf)), default=None)
     return Worst(
-        ground.name, ground.tau, broken, survived, nodes, effort.restarts, effort.steps,
+        ground.name, ground.tau, radius, survived, nodes, effort.restarts, effort.steps,
         len({i for b in batches for i in b.items}), len(ground.items), base_loss, tuple(loss for _, loss in looked),
         note,
     )  # fmt: skip

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from catchment import landscape, models
-from catchment.commands.scan.job import ScanJob
+from catchment.commands.scan.bench import Allotment, Bench, Stage, half_of_budget
+from catchment.commands.scan.opened import Opened
 from catchment.errors import InputError
-from catchment.landscape import Batch, Direction, Evaluator, Ground, Mover, Stored, gaussian
+from catchment.landscape import Batch, Direction, Ground, Mover, Stored, gaussian
 from catchment.records import Gradients, Oscillation, Share, from_json, to_json
 
 ITEMS = 16
@@ -18,50 +19,58 @@ RELATIVE = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05)
 """Scales of the oscillation as shares of the ruler, each to both sides."""
 
 
-def claims(
-    job: ScanJob, evaluator: Evaluator, batches: Callable[[Ground, Sequence[str]], list[Batch]], task: str
-) -> Gradients:
+Kind = Literal["pretrained", "random"]
+
+
+def claims(bench: Bench, time: Allotment) -> Iterator[Gradients]:
     """Shares of the gradient in its largest entries, and the loss along random and gradient directions, both for the
     model and for random weights. Kept in the store, because it takes a second model."""
-    ground = evaluator.grounds[task]
+    task, opened = bench.flagship, bench.opened
+    ground = bench.evaluator.grounds[task]
     family = {
-        "kind": "gradients", "subspace": job.subspace.hash, "seed": job.settings.seed, "relative": list(RELATIVE),
-        "to": "RMS of the matrices", "task": ground.prepared.task.hash(), "items": sorted(ground.items[: 2 * ITEMS]),
+        "kind": "gradients", "subspace": opened.subspace.hash, "seed": opened.settings.seed,
+        "relative": list(RELATIVE), "to": "RMS of the matrices", "task": ground.prepared.task.hash(),
+        "items": sorted(ground.items[: 2 * ITEMS]),
     }  # fmt: skip
-    kept = evaluator.kept(task, family, f"{ITEMS}")
-    if kept is not None:
-        return from_json(Gradients, kept)
-    if job.subspace.kind not in ("all", "glob"):
+    stored = bench.evaluator.kept(task, family, f"{ITEMS}")
+    if stored is not None:
+        yield from_json(Gradients, stored)
+        return
+    if opened.subspace.kind not in ("all", "glob"):
         raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
-    job.clock.check()
-    evaluator.home()
-    chosen, other = batches(ground, ground.items[:ITEMS]), batches(ground, ground.items[ITEMS : 2 * ITEMS])
-    model = evaluator.engine.model
-    job.progress.status("gradients · random weights")
-    random = landscape.random_init(model, job.settings.seed)
-    family_ = models.family_of(model)
+    gradients = _measured(bench, ground)
+    bench.evaluator.keep(task, family, f"{ITEMS}", to_json(gradients))
+    yield gradients
+
+
+def _measured(bench: Bench, ground: Ground) -> Gradients:
+    opened = bench.opened
+    opened.clock.check()
+    bench.evaluator.home()
+    chosen, other = (bench.batches(ground, ground.items[at : at + ITEMS]) for at in (0, ITEMS))
+    model = bench.evaluator.engine.model
+    opened.progress.status("gradients · random weights")
+    random = landscape.random_init(model, opened.settings.seed)
+    family = models.family_of(model)
     shares: list[tuple[Share, ...]] = []
     waves: list[Oscillation] = []
-    kinds: tuple[tuple[Literal["pretrained", "random"], Any], ...] = (("pretrained", model), ("random", random))
+    kinds: tuple[tuple[Kind, Any], ...] = (("pretrained", model), ("random", random))
     for kind, one in kinds:
-        job.progress.status(f"gradients · {kind} weights")
-        job.clock.check()
-        weights = job.subspace.weights(one)
-        shares.append(landscape.quasi_sparsity(one, weights, chosen, other, family=family_))
-        waves += _waves(job, kind, one, chosen, other)
+        opened.progress.status(f"gradients · {kind} weights")
+        opened.clock.check()
+        shares.append(landscape.quasi_sparsity(one, opened.subspace.weights(one), chosen, other, family=family))
+        waves += _waves(opened, kind, one, chosen, other)
     gaussian_shares = tuple((top, *landscape.gaussian_share(top)) for top in sorted({s.top for s in shares[0]}))
-    found = Gradients(
+    return Gradients(
         shares[0], shares[1], gaussian_shares, tuple(waves), 2 * ITEMS, sum(b.tokens for b in (*chosen, *other)),
     )  # fmt: skip
-    evaluator.keep(task, family, f"{ITEMS}", to_json(found))
-    return found
 
 
 def _waves(
-    job: ScanJob, kind: Literal["pretrained", "random"], model: Any, chosen: Sequence[Batch], judged: Sequence[Batch]
+    opened: Opened, kind: Kind, model: Any, chosen: Sequence[Batch], judged: Sequence[Batch]
 ) -> Iterator[Oscillation]:
     """Loss along random directions and along the gradient of other items, at equal shares of each model's ruler."""
-    subspace = job.subspace
+    subspace = opened.subspace
     rms = subspace.ruler(model).rms
     scales = tuple(sorted(sign * r * rms for r in RELATIVE for sign in (-1, 1)))
     centre = landscape.mean_loss(model, judged)
@@ -69,16 +78,16 @@ def _waves(
     slope: Direction = landscape.unit(
         Stored(subspace, {n: g.reshape(-1).float() for n, g in gradient.items()}, {"gradient": kind})
     )
-    random: list[Direction] = [gaussian(subspace, job.settings.seed, 2**21 + i) for i in range(DIRECTIONS)]
+    random: list[Direction] = [gaussian(subspace, opened.settings.seed, 2**21 + i) for i in range(DIRECTIONS)]
     ways: tuple[tuple[Literal["gaussian", "gradient"], list[Direction]], ...] = (
         ("gaussian", random), ("gradient", [slope]),
     )  # fmt: skip
-    with Mover(model, subspace, memory=job.settings.memory) as mover:  # type: ignore[arg-type]
+    with Mover(model, subspace, memory=opened.settings.memory) as mover:  # type: ignore[arg-type]
 
         def at(direction: Direction) -> Callable[[float], Any]:
             @contextmanager
             def there(scale: float) -> Iterator[None]:
-                job.clock.check()
+                opened.clock.check()
                 with mover.at((direction, scale)):
                     yield
 
@@ -87,3 +96,6 @@ def _waves(
         for name, directions in ways:
             losses = [landscape.oscillation(model, judged, at(d), scales) for d in directions]
             yield landscape.summarise(kind, name, scales, losses, centre)
+
+
+GRADIENTS = Stage("gradients", "Gradients", 1.0, claims, half_of_budget, whole=True, forced=True)

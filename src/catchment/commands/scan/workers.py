@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
-from catchment.commands.scan.job import ScanJob, admit, open_scan, unit_scales
+from catchment.commands.scan.admission import Admitted, admit
+from catchment.commands.scan.design import unit_scales
+from catchment.commands.scan.opened import Opened, open_scan
 from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import ModelError
-from catchment.landscape import NotStoredError
+from catchment.landscape import Field, NotStoredError
 from catchment.measuring import Progress
 from catchment.runs import LocalExecutor
 
@@ -19,47 +21,57 @@ SHARE = 0.6
 """Of the time left that workers may take; the search goes on from what they measured."""
 
 
-def prefetch(job: ScanJob) -> None:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one of the processes does: units ``number``, ``number + workers``, ... of every scale, within so many
+    seconds, on the items that ``own`` counts."""
+
+    number: int
+    workers: int
+    seconds: float
+    own: dict[str, int]
+
+
+def prefetch(opened: Opened, admitted: Admitted) -> None:
     """Measure units ``w, w + N, ...`` of every scale of a profile in worker w, until done or out of time.
 
     Raises:
         ModelError: A worker failed.
     """
-    s, seconds = job.settings, job.clock.left * SHARE
+    s, seconds = opened.settings, opened.clock.left * SHARE
     if seconds <= 0:
         return
-    alone = dataclasses.replace(s, out=None, workers=1, batch_tokens=job.batch_tokens)
-    own = dict(job.kept.own)
-    calls = [(_worker, (alone, job.side.tokenizer, w, s.workers, seconds, own)) for w in range(s.workers)]
-    job.progress.status(f"directions on {s.workers} processes")
-    for outcome in LocalExecutor(s.workers).run(calls):
+    alone = dataclasses.replace(s, out=None, workers=1, batch_tokens=opened.batch_tokens)
+    parts = [Part(number, s.workers, seconds, admitted.own) for number in range(s.workers)]
+    opened.progress.status(f"directions on {s.workers} processes")
+    for outcome in LocalExecutor(s.workers).run([(_work, (alone, opened.subject.tokenizer, part)) for part in parts]):
         if not outcome.ok:
             raise ModelError(f"worker {outcome.index} failed: {outcome.error}")
 
 
-def _worker(
-    settings: ScanSettings, tokenizer: Any, number: int, workers: int, seconds: float, own: dict[str, int]
-) -> int:
-    """One process: its share of the units of each scale, on the items that ``own`` counts. Returns how many units it
-    measured."""
-    deadline = time.monotonic() + seconds
+def _work(settings: ScanSettings, tokenizer: Any, part: Part) -> int:
+    """One process. Returns how many units it measured."""
+    deadline = time.monotonic() + part.seconds
     if torch.cuda.is_available() and settings.device is None:
-        settings = dataclasses.replace(settings, device=f"cuda:{number % torch.cuda.device_count()}")
+        settings = dataclasses.replace(settings, device=f"cuda:{part.number % torch.cuda.device_count()}")
     else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    job = open_scan(settings, Progress(), tokenizer)
-    job.kept.own = dict(own)
-    job.clock.until = seconds
-    admit(job)
+        torch.set_num_threads(max(1, torch.get_num_threads() // part.workers))
+    opened = open_scan(settings, Progress(), tokenizer)
+    with opened.clock.within(part.seconds - opened.clock.spent):
+        admitted = admit(opened, part.own)
+        return _units(opened, admitted, part, deadline)
+
+
+def _units(opened: Opened, admitted: Admitted, part: Part, deadline: float) -> int:
     done = 0
-    with job.evaluator() as evaluator:
-        field = job.field(evaluator)
+    with opened.evaluator(admitted.grounds) as evaluator:
+        field = Field(evaluator, admitted.design)
         try:
-            for unit in range(number, settings.directions, workers):
+            for unit in range(part.number, opened.settings.directions, part.workers):
                 for scale in unit_scales(field.design):
                     if time.monotonic() >= deadline:
                         return done
-                    due = [t for t in job.admitted if unit < field.design.units(evaluator.grounds[t])]
+                    due = [g.name for g in admitted.grounds if unit < field.design.units(evaluator.grounds[g.name])]
                     if due:
                         field.unit(due, scale, unit)
                         done += 1

@@ -13,7 +13,8 @@ from catchment.commands.compare import room as rooms
 from catchment.commands.compare.allocation import Plan
 from catchment.commands.compare.state import State
 from catchment.commands.compare.tables import Tables
-from catchment.commands.scan import job as scan_job
+from catchment.commands.scan.admission import ground_of
+from catchment.commands.scan.worst import split
 from tests.unit.capabilities.test_order import GROUND, ITEMS, NAMES, TASK, ids
 
 ROWS = GROUND.base
@@ -53,8 +54,8 @@ def test_items_of_a_room(seed: int, order: list[str]) -> None:
 )
 def test_items_of_a_scan(seed: int, order: list[str]) -> None:
     settings: Any = SimpleNamespace(seed=seed, tau_absolute=0.1, tau=None)
-    assert list(scan_job._ground(PREPARED, ROWS, settings).items) == order  # type: ignore[arg-type]
+    assert list(ground_of(PREPARED, ROWS, settings).items) == order  # type: ignore[arg-type]
 
 
 def test_items_to_attack_with_and_to_judge_on() -> None:
-    assert scan_job.split(GROUND, 5) == (["c", "x/1", "é:2", "d", "b"], ["e", "h", "z z", "a", "g", "f", "7"])
+    assert split(GROUND, 5) == (["c", "x/1", "é:2", "d", "b"], ["e", "h", "z z", "a", "g", "f", "7"])

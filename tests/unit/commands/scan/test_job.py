@@ -14,9 +14,13 @@ from typing import Any
 import pytest
 
 from catchment.capabilities import Format, Item, Prepared, Task
-from catchment.commands.scan import job as scan_job
-from catchment.commands.scan.job import RESERVE, Clock, scan_tasks, split, unit_scales
+from catchment.commands.scan import clock as clocks
+from catchment.commands.scan.clock import RESERVE, Clock
+from catchment.commands.scan.design import design_of, out_of_reach, unit_scales
+from catchment.commands.scan.journal import Earlier, Journal, Notes, ask, take_up
+from catchment.commands.scan.opened import scan_tasks
 from catchment.commands.scan.settings import ScanSettings
+from catchment.commands.scan.worst import split
 from catchment.errors import InputError
 from catchment.landscape import Design, Ground
 from catchment.options import read_config
@@ -40,7 +44,7 @@ def ground(count: int = 40) -> Ground:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the clock reads, to be set."""
     reading = [100.0]
-    monkeypatch.setattr(scan_job.time, "monotonic", lambda: reading[0])
+    monkeypatch.setattr(clocks.time, "monotonic", lambda: reading[0])
     return reading
 
 
@@ -171,28 +175,23 @@ def test_the_text_is_one_more_task_unless_there_is_one(tmp_path: Path) -> None:
         scan_tasks(dataclasses.replace(recall, text=str(labelled)))
 
 
-@dataclasses.dataclass
-class Job:
-    """As much of a job as the plan needs."""
-
-    settings: ScanSettings
-    tasks: list[Task]
-    out: Path
-    clock: Clock
-    frozen: bool = False
-    bought: tuple[Panel, ...] = ()
-    kept: scan_job.Kept = dataclasses.field(default_factory=scan_job.Kept)
+def asking(out: Path, budget: str = "10m", **options: Any) -> ScanSettings:
+    return ScanSettings("m", out=out, budget=budget, **options)
 
 
-def job(out: Path, budget: str = "10m", **options: Any) -> Any:
-    settings = ScanSettings("m", out=out, budget=budget, **options)
-    return Job(settings, [task()], out, Clock(settings.seconds))
+def earlier(settings: ScanSettings) -> Earlier:
+    """What a run with these settings takes up."""
+    return take_up(settings, [task()])
+
+
+def journal_of(settings: ScanSettings, notes: Notes = Notes()) -> Journal:  # noqa: B008 - frozen
+    return Journal(settings.out, ask(settings, [task()]), Clock(settings.seconds), notes, writes=True)
 
 
 def written(out: Path, finished: bool, now: list[float], panels: tuple[Panel, ...] = (), **options: Any) -> None:
-    first = job(out, **options)
+    first = journal_of(asking(out, **options))
     now[0] += 120
-    scan_job.ScanJob.save_plan(first, panels, finished=finished)
+    first.write(panels, finished=finished)
 
 
 PANELS = (Panel("plane", "Plane", False, 0.0, 12.5), Panel("basins", "Basins", True, 40.0))
@@ -200,24 +199,22 @@ PANELS = (Panel("plane", "Plane", False, 0.0, 12.5), Panel("basins", "Basins", T
 
 def test_a_killed_scan_goes_on_with_its_clock(now: list[float], tmp_path: Path) -> None:
     written(tmp_path, False, now)
-    again = job(tmp_path)
-    scan_job._take_up(again)
-    assert not again.frozen
-    assert again.clock.spent == 120
+    again = earlier(asking(tmp_path))
+    assert not again.finished
+    assert again.spent == 120
 
 
 def test_a_finished_scan_is_not_measured_again(now: list[float], tmp_path: Path) -> None:
     written(tmp_path, True, now, PANELS)
     for budget in ("10m", "1m"):  # what was bought stays, and so does what it cost
-        again = job(tmp_path, budget)
-        scan_job._take_up(again)
-        assert again.frozen
-        assert again.clock.budget == 600
-        assert again.bought == PANELS
-    more = job(tmp_path, "20m")
-    scan_job._take_up(more)
-    assert not more.frozen
-    assert more.clock.left == pytest.approx(1200 - RESERVE - 120)
+        again = earlier(asking(tmp_path, budget))
+        assert again.finished
+        assert again.budget == 600
+        assert again.panels == PANELS
+    more = earlier(asking(tmp_path, "20m"))
+    assert not more.finished
+    assert not more.panels
+    assert Clock(1200, more.spent).left == pytest.approx(1200 - RESERVE - 120)
 
 
 @pytest.mark.parametrize(
@@ -225,38 +222,48 @@ def test_a_finished_scan_is_not_measured_again(now: list[float], tmp_path: Path)
 )
 def test_another_question_has_a_clock_of_its_own(now: list[float], tmp_path: Path, options: dict[str, Any]) -> None:
     written(tmp_path, True, now)
-    other = job(tmp_path, **options)
-    scan_job._take_up(other)
-    assert not other.frozen
-    assert other.clock.spent == 0
+    other = earlier(asking(tmp_path, **options))
+    assert not other.finished
+    assert other.spent == 0
 
 
 @pytest.mark.parametrize("options", [{"workers": 4}, {"memory": "low"}])
 def test_how_it_is_measured_is_no_other_question(now: list[float], tmp_path: Path, options: dict[str, Any]) -> None:
     written(tmp_path, True, now)
-    again = job(tmp_path, **options)
-    scan_job._take_up(again)
-    assert again.frozen
+    assert earlier(asking(tmp_path, **options)).finished
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"ask": 1', "null", '{"ask": {}, "budget": "x"}'])
 def test_a_damaged_plan_is_no_plan(tmp_path: Path, content: str) -> None:
     (tmp_path / "plan.json").write_text(content)
-    again = job(tmp_path)
-    scan_job._take_up(again)
-    assert not again.frozen
+    assert earlier(asking(tmp_path)) == Earlier()
 
 
 def test_what_was_learnt_of_the_machine_is_kept(now: list[float], tmp_path: Path) -> None:
-    first = job(tmp_path)
-    first.kept = scan_job.Kept(speed=1234.5, point=0.25, middle=0.01, batch_tokens=8192, found={"basins": 7})
-    scan_job.ScanJob.save_plan(first)
-    again = job(tmp_path)
-    scan_job._take_up(again)
-    assert again.kept == first.kept
-    other = job(tmp_path, seed=1)
-    scan_job._take_up(other)
-    assert other.kept == scan_job.Kept()
+    notes = Notes(speed=1234.5, point=0.25, middle=0.01, batch_tokens=8192, found={"basins": 7}, own={"t": 9})
+    journal_of(asking(tmp_path), notes).write()
+    assert earlier(asking(tmp_path)).notes == notes
+    more = earlier(asking(tmp_path, "20m")).notes  # more time may pay for more of the model's own scores
+    assert more == dataclasses.replace(notes, own={})
+    assert earlier(asking(tmp_path, seed=1)).notes == Notes()
+
+
+def test_a_replay_leaves_the_plan_as_it_is(now: list[float], tmp_path: Path) -> None:
+    written(tmp_path, True, now, PANELS)
+    before = (tmp_path / "plan.json").read_text()
+    silent = journal_of(asking(tmp_path))
+    silent.writes = False
+    silent.write(())
+    assert (tmp_path / "plan.json").read_text() == before
+    silent.writing().write(())
+    assert (tmp_path / "plan.json").read_text() != before
+
+
+def test_looks_at_the_clock_are_written_now_and_then(tmp_path: Path) -> None:
+    looked = journal_of(asking(tmp_path))
+    assert [looked.due(spent, 5.0) for spent in (1.0, 5.0, 6.0, 9.9, 10.0, 30.0)] == [
+        False, True, False, False, True, True,
+    ]  # fmt: skip
 
 
 def test_what_is_asked_copies_no_model_and_takes_tasks_of_ones_own(tmp_path: Path) -> None:
@@ -265,18 +272,17 @@ def test_what_is_asked_copies_no_model_and_takes_tasks_of_ones_own(tmp_path: Pat
             raise AssertionError("a model was copied")
 
     own = task()
-    asked = job(tmp_path)
-    asked.settings = dataclasses.replace(asked.settings, model=Model(), tasks=(own,), through=("other",))
-    found = scan_job.ask(asked)
-    assert found["tasks"] == ["t"]
-    assert found["hashes"] == {"t": own.hash()}
-    assert found["through"] == ["other"]
-    assert "model" not in found
+    settings = dataclasses.replace(asking(tmp_path), model=Model(), tasks=(own,), through=("other",))
+    question = ask(settings, [own])
+    assert question["tasks"] == ["t"]
+    assert question["hashes"] == {"t": own.hash()}
+    assert question["through"] == ["other"]
+    assert "model" not in question
 
 
 def test_a_store_of_ones_own_lasts_as_long_as_the_process() -> None:
     code = (
-        "from catchment.commands.scan import job; f = job._own_store(); assert f.is_dir(); "
+        "from catchment.commands.scan import opened; f = opened._own_store(); assert f.is_dir(); "
         "(f / 'row').write_text('x'); print(f)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -287,20 +293,19 @@ def test_a_store_of_ones_own_lasts_as_long_as_the_process() -> None:
 # -------------------------------------------------------------------------------------- what can be decided at all
 
 
+RULER = Ruler(1.0, "matrices", 1.0)
+
+
 @dataclasses.dataclass
-class Admitted:
-    """As much of a job as a design needs."""
+class Made:
+    """As much of a scan as its design needs."""
 
     settings: ScanSettings
     grounds: list[Ground]
     tasks: list[Task]
 
-    @property
-    def admitted(self) -> list[str]:
-        return [g.name for g in self.grounds]
-
-    ruler = Ruler(1.0, "matrices", 1.0)
-    subspace = SimpleNamespace(spread=1.0)
+    def unreachable(self, ground: Ground, design: Design) -> list[str]:
+        return out_of_reach(self.settings, self.tasks, ground, design)
 
 
 def many(name: str, count: int, tau: float, scorer: Any = "choice") -> tuple[Task, Ground]:
@@ -310,28 +315,28 @@ def many(name: str, count: int, tau: float, scorer: Any = "choice") -> tuple[Tas
     return made, Ground(Prepared(made, Format("plain"), (), 0, 1, 1), rows, tuple(rows), 0.5, tau)
 
 
-def designed(*pairs: tuple[Task, Ground], **options: Any) -> tuple[Any, Design]:
+def designed(*pairs: tuple[Task, Ground], **options: Any) -> tuple[Made, Design]:
     settings = ScanSettings("m", **{"alpha": 0.05, "depth": 2, **options})
-    made = Admitted(settings, [g for _, g in pairs], [t for t, _ in pairs])
-    return made, scan_job.ScanJob.design(made)  # type: ignore[arg-type]
+    made = Made(settings, [g for _, g in pairs], [t for t, _ in pairs])
+    return made, design_of(settings, RULER, 1.0, made.grounds)
 
 
 def test_a_task_that_can_never_be_inside_is_said_with_what_would_do() -> None:
     narrow = many("narrow", 60, 0.05)
     whole = (dataclasses.replace(narrow[0], items=many("narrow", 300, 0.05)[0].items), narrow[1])
     made, design = designed(whole, limit=60)
-    (said,) = scan_job._out_of_reach(made, whole[1], design)
+    (said,) = made.unreachable(whole[1], design)
     assert said.startswith("narrow: no scale can be shown to be inside")
     limit = int(re.search(r"--limit (\d+)", said).group(1))  # type: ignore[union-attr]
     assert 60 < limit <= 300
     tau = float(re.search(r"--tau ([\d.]+)", said).group(1))  # type: ignore[union-attr]
     more, other = designed(many("narrow", limit, 0.05))  # the advice holds: both of it
-    assert scan_job._out_of_reach(more, more.grounds[0], other) == []
+    assert more.unreachable(more.grounds[0], other) == []
     wider, other = designed(many("narrow", 60, tau * 0.5))
-    assert scan_job._out_of_reach(wider, wider.grounds[0], other) == []
+    assert wider.unreachable(wider.grounds[0], other) == []
     made, design = designed(narrow)
-    assert "--limit" not in scan_job._out_of_reach(made, narrow[1], design)[0]  # it has no more
-    assert scan_job._out_of_reach(made, dataclasses.replace(narrow[1], tau=0.0), design)
+    assert "--limit" not in made.unreachable(narrow[1], design)[0]  # it has no more
+    assert made.unreachable(dataclasses.replace(narrow[1], tau=0.0), design)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +347,7 @@ def test_where_the_budget_ended_before_the_items_a_smaller_limit_is_no_advice(li
     """64 of the items were measured: with 250 asked for, --limit 200 would lead to the same 64."""
     task, ground = many("narrow", 64, 0.05)
     made, design = designed((dataclasses.replace(task, items=many("narrow", 300, 0.05)[0].items), ground), limit=limit)
-    (warning,) = scan_job._out_of_reach(made, ground, design)
+    (warning,) = made.unreachable(ground, design)
     assert said in warning
     assert ("--budget" in warning) == (limit > 64)
     assert ("--limit" in warning) == (limit < 200)
@@ -356,8 +361,8 @@ def test_tasks_that_cannot_be_inside_and_texts_do_not_make_units_small() -> None
     for other in (many("few", 20, 0.05), many("prose", 60, 0.02, "text")):
         made, design = designed(good, other)
         assert design.items_each > 1
-        assert scan_job._out_of_reach(made, good[1], design) == []
-        assert scan_job._out_of_reach(made, other[1], design)
+        assert made.unreachable(good[1], design) == []
+        assert made.unreachable(other[1], design)
     _, fixed = designed(good, items="fixed")
     assert fixed.items_each == 8
 
