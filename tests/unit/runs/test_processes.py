@@ -70,7 +70,14 @@ for told in said:
 """
 
 
-@pytest.mark.parametrize(("how", "looks"), [("plain", "1"), ("gpu machine", "1"), ("trainer", "2")])
+@pytest.mark.parametrize(
+    ("how", "looks"),
+    [
+        pytest.param("plain", "1", marks=pytest.mark.soak),
+        ("gpu machine", "1"),
+        pytest.param("trainer", "2", marks=pytest.mark.soak),
+    ],
+)
 def test_two_processes_agree(tmp_path: Path, how: str, looks: str) -> None:
     """Also where the machine has a GPU and the model is on the CPU, and after the Trainer has made its own state."""
     script = tmp_path / "ranks.py"
