@@ -28,6 +28,7 @@ from catchment.errors import InputError
 from catchment.models import weights_hash
 from catchment.records import Basin, from_json, to_json
 from tests import tiny
+from tests.integration.stored import store_rows
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 
 __all__ = ["home", "run_cli"]
@@ -170,17 +171,6 @@ def stable(found: Scan) -> dict[str, Any]:
     record["plan"].pop("spent_seconds")
     record.pop("created")
     return record
-
-
-def store_lines(store: Path) -> list[tuple[str, str]]:
-    """Every row in the store, as (cell, line)."""
-    texts = ((path.parent.name, text) for path in store.rglob("*.jsonl") for text in path.read_text().splitlines())
-    return [(cell, text) for cell, text in texts if '"item"' in text]
-
-
-def store_rows(store: Path) -> Counter[tuple[str, str]]:
-    """How often each (cell, item) stands in the store."""
-    return Counter((cell, json.loads(text)["item"]) for cell, text in store_lines(store))
 
 
 # ------------------------------------------------------------------------------------------------- the whole verb

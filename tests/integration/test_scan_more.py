@@ -21,6 +21,7 @@ from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import CatchmentError, GateError, InputError, ModelError, StoreError, TaskError
 from catchment.records import from_json
 from tests import tiny
+from tests.integration.stored import store_lines
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
 from tests.integration.test_scan import (
     FEW,
@@ -33,7 +34,6 @@ from tests.integration.test_scan import (
     scan,
     spent_on_own_scores,
     stable,
-    store_lines,
     task,
 )
 

@@ -24,8 +24,9 @@ from catchment.methods import METHODS, MethodTrainer
 from catchment.records import from_json
 from catchment.training import Collator, encode_rows, pack, read_rows
 from tests import tiny
+from tests.integration.stored import store_rows
 from tests.integration.test_compare import Cli, home, make_task, run_cli, write_task
-from tests.integration.test_scan import solved, store_rows
+from tests.integration.test_scan import solved
 
 __all__ = ["home", "run_cli"]
 torch.set_num_threads(1)

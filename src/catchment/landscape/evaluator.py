@@ -19,7 +19,7 @@ from catchment.landscape.directions import Direction
 from catchment.landscape.displace import Mover
 from catchment.landscape.losses import Batch, answer_batches
 from catchment.records import Interval, Node, Outcome, Row
-from catchment.runs import Cell
+from catchment.runs import Cell, append_all
 from catchment.statistics import paired_interval
 
 FLUSH_SECONDS = 2.0
@@ -228,8 +228,7 @@ class Evaluator:
 
     def flush(self) -> None:
         """Make what was measured durable."""
-        for key, rows in self._waiting.items():
-            self._cells[key].append(rows)
+        append_all([(self._cells[key], rows) for key, rows in self._waiting.items()])
         self._waiting.clear()
         self._flushed = time.monotonic()
 

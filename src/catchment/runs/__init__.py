@@ -5,7 +5,7 @@ from catchment.runs.cells import canonical_json, cell_key
 from catchment.runs.executors import LocalExecutor, Outcome
 from catchment.runs.files import make_folder, read_json, write_atomic
 from catchment.runs.folders import claim_folder
-from catchment.runs.store import Cell, CellInfo, Store, StoreWarning
+from catchment.runs.store import Cell, CellInfo, Store, StoreWarning, append_all
 
 __all__ = [
     "Cell",
@@ -14,6 +14,7 @@ __all__ = [
     "Outcome",
     "Store",
     "StoreWarning",
+    "append_all",
     "canonical_json",
     "cell_key",
     "claim_folder",

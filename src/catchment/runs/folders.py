@@ -95,11 +95,12 @@ def _short(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def locked(root: Path, purpose: str) -> Iterator[None]:
+def locked(root: Path, purpose: str, patience: float = 0.0) -> Iterator[None]:
     """Hold ``root`` for this process. The operating system releases the lock when the process ends, however it ends.
 
     Raises:
-        StoreError: At once, when another process holds it: its number, its machine, since when, what for.
+        StoreError: After ``patience`` seconds, when another process holds it: its number, its machine, since when,
+            what for.
     """
     from filelock import FileLock, Timeout
 
@@ -107,7 +108,7 @@ def locked(root: Path, purpose: str) -> Iterator[None]:
     lock = FileLock(root / LOCK)
     with explained(root / LOCK):
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout as error:
             raise StoreError(_busy(root)) from error
     try:

@@ -1,22 +1,41 @@
-"""Segments: many finished cells in one file, with an index beside it, so that 100,000 cells list in one read."""
+"""Segments: the rows of many cells in one file, with an index beside it, so that 100,000 cells list in one read.
+
+A cell may lie in several segments: each holds what was added to it at one time, and an item that two of them hold
+counts as the earlier one has it. Segments never change. Several may be merged into a new one, which names those that it
+``replaces`` and stands at the place of the first of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catchment.records import Row
-from catchment.runs.chunks import TornError, decode, encode
-from catchment.runs.files import make_folder, write_new
+from catchment.runs.chunks import TornError
+from catchment.runs.files import explained, flush, make_folder, sync_folder, temporary, write_numbered
+
+INDEX, DATA = ".index.json", ".jsonl"
+NUMBERED = re.compile(r"\d{6,}\.(index\.json|jsonl)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that go into a segment: of which cell, its conditions, the rows encoded as a chunk, and their number."""
+
+    key: str
+    conditions: Mapping[str, Any]
+    body: bytes
+    rows: int
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell lies: ``head`` bytes of conditions at ``start``, then ``body`` bytes of rows."""
+    """Where rows of a cell lie: ``head`` bytes of conditions at ``start``, then ``body`` bytes of rows."""
 
     segment: str
     start: int
@@ -25,44 +44,129 @@ class Place:
     rows: int
 
 
-def read_index(folder: Path, warn: Callable[[str, str], None]) -> tuple[tuple[str, ...], dict[str, Place]]:
-    """All cells in all segments, newer segments first in rank, and the names of the index files that were read."""
-    names = tuple(sorted(path.name for path in folder.glob("*.index.json"))) if folder.is_dir() else ()
-    places: dict[str, Place] = {}
-    for name in names:
+@dataclass(frozen=True)
+class Segment:
+    """What an index file says. ``rank``: its place among all segments, before its number."""
+
+    name: str
+    rank: int
+    replaces: tuple[str, ...]
+    cells: Mapping[str, Place]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its data."""
+        return sum(place.head + place.body for place in self.cells.values())
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.rank, number_of(self.name)
+
+
+@dataclass
+class Index:
+    """All segments of a folder, as this process has read them."""
+
+    folder: Path
+    warn: Callable[[str, str], None]
+    _files: dict[str, Segment | None] = field(default_factory=dict)
+    _segments: list[Segment] = field(default_factory=list)
+    _places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
+
+    def places(self) -> Mapping[str, tuple[Place, ...]]:
+        """Where each cell lies, earliest first. Only index files that are new are read."""
+        while (names := index_files(self.folder)) != self._files.keys():
+            self._read(names)
+        return self._places
+
+    def segments(self) -> list[Segment]:
+        """All that count, earliest first."""
+        self.places()
+        return self._segments
+
+    def replaced(self) -> set[str]:
+        """Names of index files that are still there although another segment holds what they hold."""
+        named = {name for segment in self._files.values() if segment is not None for name in segment.replaces}
+        return named & self._files.keys()
+
+    def _read(self, names: set[str]) -> None:
+        self._files = {name: self._files[name] if name in self._files else self._one(name) for name in sorted(names)}
+        replaced = self.replaced()
+        counted = [segment for name, segment in self._files.items() if segment is not None and name not in replaced]
+        counted.sort(key=lambda segment: segment.order)
+        known = len(self._segments)
+        if counted[:known] != self._segments:
+            known, self._places = 0, {}
+        for segment in counted[known:]:
+            for key, place in segment.cells.items():
+                self._places[key] = (*self._places.get(key, ()), place)
+        self._segments = counted
+
+    def _one(self, name: str) -> Segment | None:
         try:
-            content = json.loads((folder / name).read_text("utf-8"))
-            segment = name.replace(".index.json", ".jsonl")
-            places.update({key: Place(segment, *numbers) for key, numbers in content["cells"].items()})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            warn(str(folder / name), f"its content cannot be read ({type(error).__name__})")
-    return names, places
+            content = json.loads((self.folder / name).read_text("utf-8"))
+            data = name.removesuffix(INDEX) + DATA
+            cells = {key: Place(data, *numbers) for key, numbers in content["cells"].items()}
+            return Segment(name, int(content.get("rank", number_of(name))), tuple(content.get("replaces", ())), cells)
+        except FileNotFoundError:
+            return None  # merged into another since the folder was listed
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.warn(str(self.folder / name), f"its content cannot be read ({type(error).__name__})")
+            return None
 
 
-def write_segment(folder: Path, cells: list[tuple[str, dict[str, Any], list[Row]]]) -> None:
-    """Write cells (key, conditions, rows) into a new segment: data first, then the index, which makes it count."""
-    make_folder(folder)
-    data = bytearray()
-    index: dict[str, list[int]] = {}
-    for key, conditions, rows in cells:
-        head, body = _head(key, conditions), encode(rows)
-        index[key] = [len(data), len(head), len(body), len(rows)]
-        data += head + body
-    number = 1 + max((int(p.name.split(".")[0]) for p in folder.glob("[0-9]*.jsonl")), default=0)
-    while not write_new(folder / f"{number:06d}.jsonl", bytes(data)):
-        number += 1
-    content = json.dumps({"cells": index, "sha256": hashlib.sha256(data).hexdigest()}, separators=(",", ":"))
-    write_new(folder / f"{number:06d}.index.json", content.encode())
+def number_of(name: str) -> int:
+    return int(name.split(".")[0])
 
 
-def read_rows(folder: Path, place: Place) -> list[Row]:
-    """Rows of one cell. Raises TornError or OSError."""
+def index_files(folder: Path) -> set[str]:
+    """Names of the index files in a folder that may not exist."""
+    try:
+        return {name for name in os.listdir(folder) if NUMBERED.fullmatch(name) and name.endswith(INDEX)}
+    except FileNotFoundError:
+        return set()
+
+
+def write_segment(folder: Path, parts: Iterable[Part], rank: int | None = None, replaces: Sequence[str] = ()) -> int:
+    """Write parts, one cell each, into a new segment; returns how many. No parts, no segment. One part is in memory at
+    a time. On the disk when this returns: two files flushed and their folder, whatever the number of cells.
+
+    Raises:
+        StoreError: The disk is full or read-only; nothing of the segment counts then.
+    """
+    grown = make_folder(folder)
+    cells: dict[str, list[int]] = {}
+    digest, start = hashlib.sha256(), 0
+    with explained(folder), temporary(folder) as (path, file):
+        for part in parts:
+            head = (json.dumps({"cell": part.key, "conditions": part.conditions}) + "\n").encode()
+            for data in (head, part.body):
+                file.write(data)
+                digest.update(data)
+            cells[part.key] = [start, len(head), len(part.body), part.rows]
+            start += len(head) + len(part.body)
+        if not cells:
+            return 0
+        flush(file)
+        content: dict[str, Any] = {"cells": cells, "sha256": digest.hexdigest()}
+        if rank is not None:
+            content |= {"rank": rank, "replaces": list(replaces)}
+        number = 1 + max((number_of(name) for name in os.listdir(folder) if NUMBERED.fullmatch(name)), default=0)
+        index = json.dumps(content, separators=(",", ":")).encode()
+        write_numbered(folder, number, jsonl=path, index_json=index)
+        for parent in grown:
+            sync_folder(parent)
+    return len(cells)
+
+
+def read_body(folder: Path, place: Place) -> bytes:
+    """Rows of one cell, encoded. Raises TornError or OSError."""
     with open(folder / place.segment, "rb") as file:
         file.seek(place.start + place.head)
         data = file.read(place.body)
     if len(data) != place.body:
         raise TornError("it ends early")
-    return decode(data)
+    return data
 
 
 def read_conditions(folder: Path, place: Place) -> dict[str, Any]:
@@ -70,7 +174,3 @@ def read_conditions(folder: Path, place: Place) -> dict[str, Any]:
     with open(folder / place.segment, "rb") as file:
         file.seek(place.start)
         return dict(json.loads(file.read(place.head))["conditions"])
-
-
-def _head(key: str, conditions: dict[str, Any]) -> bytes:
-    return (json.dumps({"cell": key, "conditions": conditions}) + "\n").encode()

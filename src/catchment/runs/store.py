@@ -1,12 +1,17 @@
-"""The store: cells of item rows that survive a crash, under one folder."""
+"""The store: cells of item rows that survive a crash, under one folder.
+
+What is promised: rows are on the disk when :meth:`Cell.append` or :func:`append_all` returns, also after a power
+cut; a reader sees all rows of one append or none; any number of processes may append, read and compact at a time. The
+conditions beside the rows, which only say what a key stands for, survive a crash of the process and are written again
+by whoever appends next.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +19,14 @@ from typing import Any
 
 from catchment.errors import InputError, StoreError
 from catchment.records import Row
-from catchment.runs import segments
+from catchment.runs import compaction, loose, segments
 from catchment.runs.cells import canonical_json
 from catchment.runs.chunks import TornError, decode, encode
-from catchment.runs.files import explained, make_folder, write_atomic, write_new
+from catchment.runs.files import make_folder, write_atomic
 from catchment.runs.folders import locked
 
-CONDITIONS, DONE = "conditions.json", "DONE"
-SEGMENT_CELLS = 2000  # held in memory at once while compacting
+PATIENCE = 10.0
+"""Seconds that compaction waits for another process that is compacting."""
 
 
 class StoreWarning(UserWarning):
@@ -45,18 +50,19 @@ class Store:
 
     Example::
 
-        store = Store(out / "store")
-        with store.lock("compare"):
-            cell = store.cell(cell_key(conditions), conditions)
-            cell.append(evaluate(cell.missing(ids)))
-            cell.finish()
+        store = Store(cache_dir() / "store")
+        cell = store.cell(cell_key(conditions), conditions)
+        cell.append(evaluate(cell.missing(ids)))
+        store.compact_used()
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        self.segments = self.root / "segments"
         self._named: set[str] = set()
-        self._indexed: tuple[str, ...] = ()
-        self._places: dict[str, segments.Place] = {}
+        self._index = segments.Index(self.segments, self.warn)
+        self._loose_cells: dict[str, Mapping[str, Any]] = {}
+        self._appended = False
 
     def lock(self, purpose: str) -> AbstractContextManager[None]:
         """Hold the store for this process; see :func:`catchment.runs.folders.locked` for what is promised."""
@@ -74,54 +80,87 @@ class Store:
 
     def cells(self) -> list[CellInfo]:
         """All cells, sorted by key. Compacted cells cost one index read together; others one folder look each."""
-        places = self.places()
-        found = {key: CellInfo(key, True, place.rows) for key, place in places.items()}
+        places = self._index.places()
+        found = {key: CellInfo(key, True, sum(place.rows for place in places[key])) for key in places}
         for folder in self._loose():
             if folder.name not in found:
-                done = _read_done(folder)
+                done = loose.read_done(folder)
                 found[folder.name] = CellInfo(folder.name, done is not None, done)
         return [found[key] for key in sorted(found)]
 
     def conditions(self, key: str) -> dict[str, Any]:
         """The conditions a cell was made under. Raises StoreError when the store has no such cell."""
-        path = self.folder(key) / CONDITIONS
-        place = None if path.exists() else self.places().get(key)
         try:
-            if place is not None:
-                return segments.read_conditions(self.root / "segments", place)
-            return dict(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, KeyError) as error:
+            return self._conditions(key)
+        except (OSError, ValueError, KeyError, IndexError) as error:
             raise StoreError(
                 f"the conditions of cell {key[:12]} in {self.root} cannot be read ({type(error).__name__}); "
                 "expected a cell that was written before. List the cells to see which there are."
             ) from None
 
-    def compact(self) -> int:
-        """Merge finished cells into segments and drop their chunks; returns how many. Hold the lock meanwhile.
+    def _conditions(self, key: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder(key) / loose.CONDITIONS).read_text("utf-8")))
+        except (OSError, ValueError):
+            place = self.places(key)[0]
+        try:
+            return segments.read_conditions(self.segments, place)
+        except FileNotFoundError:  # merged since
+            return segments.read_conditions(self.segments, self.places(key)[0])
 
-        Safe to interrupt: the index is written last, and chunks are dropped only after it.
+    def compact(self) -> int:
+        """Merge all finished cells into segments and drop their chunks; returns how many. It looks at every cell that
+        is in chunks; a command ends with :meth:`compact_used`.
+
+        Safe to interrupt, and safe while others read and append: the index is written after the rows, and after it only
+        those chunks are dropped that were copied.
+
+        Raises:
+            StoreError: The disk is full or read-only, or another process is compacting.
         """
-        finished = [folder for folder in self._loose() if _read_done(folder) is not None]
-        for start in range(0, len(finished), SEGMENT_CELLS):
-            batch = finished[start : start + SEGMENT_CELLS]
-            cells = [Cell(self, folder.name, self.conditions(folder.name)) for folder in batch]
-            content = [(cell.key, cell.conditions, list(cell.rows().values())) for cell in cells]
-            segments.write_segment(self.root / "segments", content)
-            for folder in batch:
-                with explained(folder):
-                    shutil.rmtree(folder)
-        return len(finished)
+        done: dict[Path, Mapping[str, Any]] = {}
+        for folder in self._loose():
+            if loose.read_done(folder) is not None:
+                try:
+                    done[folder] = self.conditions(folder.name)
+                except StoreError:  # its rows stay in chunks
+                    self.warn(str(folder / loose.CONDITIONS), "it cannot be read")
+        with locked(self.segments, "compaction", PATIENCE):
+            return compaction.compact(self._index, done)
+
+    def compact_used(self) -> int:
+        """Merge into segments what this object read from chunks or appended to them, and small segments into larger
+        ones; returns the number of cells. A command ends with it. It costs no more than what the command read and
+        wrote, and :data:`catchment.runs.compaction.SMALL` bytes.
+
+        Nothing is lost when it is killed or fails: the chunks stay, and the next command that uses them compacts them.
+        A failure is a warning, because the command has done its work; it is silent where nothing was appended.
+        """
+        if not self._appended and not self._loose_cells:
+            return 0
+        try:
+            with locked(self.segments, "compaction", PATIENCE):
+                cells = compaction.compact(self._index, {self.folder(k): c for k, c in self._loose_cells.items()})
+                compaction.merge(self._index)
+        except StoreError as error:
+            if self._appended:
+                warnings.warn(f"rows of this run are kept, in many small files: {error}", StoreWarning, stacklevel=2)
+            return 0
+        self._loose_cells, self._appended = {}, False
+        return cells
+
+    def used(self, chunks_of: Cell | None = None, *, appended: bool = False) -> None:
+        """Note what :meth:`compact_used` is to look at: a cell that is in chunks, and whether anything was appended."""
+        if chunks_of is not None:
+            self._loose_cells[chunks_of.key] = chunks_of.conditions
+        self._appended |= appended
 
     def folder(self, key: str) -> Path:
         return self.root / "cells" / key[:2] / key
 
-    def places(self) -> dict[str, segments.Place]:
-        """The index of all segments, read again only when segments were added."""
-        folder = self.root / "segments"
-        names = tuple(sorted(p.name for p in folder.glob("*.index.json"))) if folder.is_dir() else ()
-        if names != self._indexed:
-            self._indexed, self._places = segments.read_index(folder, self.warn)
-        return self._places
+    def places(self, key: str) -> tuple[segments.Place, ...]:
+        """Where the rows of a cell lie in segments, earliest first."""
+        return self._index.places().get(key, ())
 
     def warn(self, path: str, what: str) -> None:
         """One warning per damaged file."""
@@ -143,35 +182,49 @@ class Cell:
     def __init__(self, store: Store, key: str, conditions: dict[str, Any]) -> None:
         self.key = key
         self.conditions = conditions
-        self._store = store
+        self.store = store
         self._folder = store.folder(key)
         self._chunks: dict[str, list[Row]] = {}
+        self._places: tuple[segments.Place, ...] = ()
+        self._next = 0
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write rows as one new chunk, durable when this returns. No rows, no chunk.
+        """Write rows as one new chunk, durable when this returns: the file and its folder are flushed, and with the
+        first chunk of a cell the folders above it. No rows, no chunk. The cost does not depend on the chunks there are.
 
         Raises:
             StoreError: A non-finite number (names the item), or a disk that is full or read-only.
         """
         rows = list(rows)
-        if not rows:
-            return
-        data = encode(rows)
-        make_folder(self._folder)
-        if not (self._folder / CONDITIONS).exists():
-            write_new(self._folder / CONDITIONS, json.dumps(self.conditions, indent=1).encode())
-        number = 1 + max((int(path.name[:6]) for path in self._paths()), default=0)
-        while not write_new(self._folder / f"{number:06d}.jsonl", data):
-            number += 1
+        if rows:
+            self.write(encode(rows))
+
+    def write(self, chunk: bytes) -> None:
+        """:meth:`append` for rows that are encoded."""
+        self._next = self._next or loose.next_number(self._folder)
+        self._next = 1 + loose.write_chunk(self._folder, self._next, chunk, self.conditions)
+        self.store.used(self, appended=True)
 
     def rows(self) -> dict[str, Row]:
         """All rows by item. An item that two chunks hold counts as the earlier chunk has it. A damaged chunk is left
         out with one warning that names it."""
+        while True:
+            self._look_up()
+            in_chunks = [row for name in loose.chunk_names(self._folder) for row in self._read(name)]
+            in_segments = [row for place in self._places for row in self._compacted(place)]
+            if self._places == self.store.places(self.key):  # else chunks were compacted while they were read
+                break
         found: dict[str, Row] = {}
-        loose = [row for path in self._paths() for row in self._read(path)]
-        for row in self._compacted() + loose:
+        for row in in_segments + in_chunks:
             found.setdefault(row.item, row)
         return found
+
+    def _look_up(self) -> None:
+        """Where the cell lies in segments. After a compaction a chunk may have the name that another one had."""
+        places = self.store.places(self.key)
+        if places != self._places:
+            self._places = places
+            self._chunks.clear()
 
     def note(self, notes: Iterable[str]) -> None:
         """Keep beside the rows what a reader must know of how they were made, each once; compacting keeps it too."""
@@ -192,7 +245,7 @@ class Cell:
 
     @property
     def _notes(self) -> Path:
-        return self._store.root / "notes" / f"{self.key}.json"
+        return self.store.root / "notes" / f"{self.key}.json"
 
     def missing(self, items: Iterable[str]) -> list[str]:
         """Those of the items that have no row yet, in the order given."""
@@ -214,41 +267,62 @@ class Cell:
         count = len(self.rows())
         if not count:
             raise StoreError(f"cell {self.key[:12]} has no rows; expected some before it is finished.")
-        write_atomic(self._folder / DONE, json.dumps({"rows": count}))
+        write_atomic(self._folder / loose.DONE, json.dumps({"rows": count}))
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether it has a folder of its own; what is appended to it now must come after what is in there."""
+        return self._folder.exists()
 
     @property
     def finished(self) -> bool:
-        return _read_done(self._folder) is not None or self.key in self._store.places()
+        return loose.read_done(self._folder) is not None or bool(self.store.places(self.key))
 
-    def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("[0-9][0-9][0-9][0-9][0-9][0-9].jsonl"))
-
-    def _read(self, path: Path) -> list[Row]:
-        if path.name not in self._chunks:
+    def _read(self, name: str) -> list[Row]:
+        if name not in self._chunks:
+            self.store.used(self)
             rows: list[Row] = []
             try:
-                rows = decode(path.read_bytes())
+                rows = decode((self._folder / name).read_bytes())
             except FileNotFoundError:
                 return []  # compacted by another process since the folder was listed: the segment has it
             except (OSError, TornError) as error:
-                self._store.warn(str(path), str(error))
-            self._chunks[path.name] = rows
-        return self._chunks[path.name]
+                self.store.warn(str(self._folder / name), str(error))
+            self._chunks[name] = rows
+        return self._chunks[name]
 
-    def _compacted(self) -> list[Row]:
-        place = self._store.places().get(self.key)
-        if place is None:
-            return []
-        folder = self._store.root / "segments"
+    def _compacted(self, place: segments.Place) -> list[Row]:
+        folder = self.store.segments
         try:
-            return segments.read_rows(folder, place)
+            return decode(segments.read_body(folder, place))
+        except FileNotFoundError as error:
+            if place not in self.store.places(self.key):
+                return []  # merged by another process since the index was read
+            self.store.warn(str(folder / place.segment), str(error))
         except (OSError, TornError) as error:
-            self._store.warn(f"{folder / place.segment} at byte {place.start}", str(error))
-            return []
+            self.store.warn(f"{folder / place.segment} at byte {place.start}", str(error))
+        return []
 
 
-def _read_done(folder: Path) -> int | None:
-    try:
-        return int(json.loads((folder / DONE).read_text("utf-8"))["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def append_all(batch: Iterable[tuple[Cell, Sequence[Row]]]) -> None:
+    """Append to several cells of one store at the price of one: the rows of all are on the disk, by three flushes, when
+    this returns. They go into a segment, of which a reader sees all or nothing; a cell that is in chunks gets one more
+    chunk, because what is in segments counts as earlier.
+
+    Raises:
+        StoreError: As :meth:`Cell.append`; where a number is not finite nothing is written.
+    """
+    chunks: list[tuple[Cell, bytes]] = []
+    parts: list[segments.Part] = []
+    encoded = [(cell, encode(rows), len(rows)) for cell, rows in batch if rows]
+    for cell, body, count in encoded:
+        if len(encoded) == 1 or cell.in_chunks:
+            chunks.append((cell, body))
+        else:
+            parts.append(segments.Part(cell.key, cell.conditions, body, count))
+    if parts:
+        store = encoded[0][0].store
+        segments.write_segment(store.segments, parts)
+        store.used(appended=True)
+    for cell, body in chunks:
+        cell.write(body)

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from catchment.errors import InputError, StoreError
 from catchment.records import Row
 from catchment.runs import Cell, CellInfo, Store, StoreWarning, cell_key
-from catchment.runs import store as store_module
 from catchment.runs.chunks import decode, encode
 
 CONDITIONS = {"task": "recall", "model": "tiny"}
@@ -200,12 +199,15 @@ def test_compaction_that_is_cut_off_loses_nothing(tmp_path: Path, monkeypatch: p
     cell.append(_rows("a", "b"))
     cell.finish()
 
-    def power_cut(path: Path) -> None:
-        os.unlink(path / "000001.jsonl")
-        raise KeyboardInterrupt
+    unlink = os.unlink
+
+    def power_cut(path: Any) -> None:
+        unlink(path)
+        if Path(path).name == "000001.jsonl" and "cells" in Path(path).parts:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(store_module.shutil, "rmtree", power_cut)
+        patched.setattr(os, "unlink", power_cut)
         with pytest.raises(KeyboardInterrupt):
             Store(tmp_path).compact()
     assert _cell(tmp_path).done(["a", "b"])

@@ -96,6 +96,7 @@ def run(
         if pair.out is not None:
             write_atomic(pair.out / FILE, to_json(comparison))
             write_page(comparison, pair.out / "report.html")
+        pair.store.compact_used()
         return comparison
 
 

@@ -77,6 +77,7 @@ def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, start
         if settings.out is not None and writes:
             write_atomic(settings.out / FILE, to_json(record))
             write_page(record, settings.out / "report.html")
+    opened.store.compact_used()
     return record
 
 
