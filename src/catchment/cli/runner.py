@@ -72,7 +72,7 @@ def _show(command: Command, record: Any, json: bool, console: Any, page: Path) -
 
 
 def _clock(settings: Any, started: float) -> dict[str, Any]:
-    """A command with a budget is told when it began."""
+    """A command with a budget is told when it began, on ``time.perf_counter``."""
     from catchment.options import BudgetOption
 
     return {"started": started} if isinstance(settings, BudgetOption) else {}

@@ -20,7 +20,7 @@ class Clock:
     Attributes:
         budget: Seconds in all.
         spent_before: Seconds that earlier runs spent.
-        started: Reading of ``time.monotonic`` when this run began.
+        started: Reading of ``time.perf_counter`` when this run began.
         later: Seconds that are kept for the self-check, beside the reserve.
         open: Whether measuring may be stopped; what comes after it, and what is only looked up, is not.
     """
@@ -28,7 +28,7 @@ class Clock:
     def __init__(self, budget: float, spent: float = 0.0, started: float | None = None) -> None:
         self.budget = budget
         self.spent_before = spent
-        self.started = time.monotonic() if started is None else started
+        self.started = time.perf_counter() if started is None else started
         self.later = 0.0
         self.open = True
         self._until = math.inf
@@ -38,7 +38,7 @@ class Clock:
         return float(processes.agreed(self._spent()))
 
     def _spent(self) -> float:
-        return self.spent_before + time.monotonic() - self.started
+        return self.spent_before + time.perf_counter() - self.started
 
     @property
     def reserve(self) -> float:

@@ -74,7 +74,7 @@ class Opened:
 
 def open_scan(settings: ScanSettings, progress: Progress, tokenizer: Any, started: float | None = None) -> Opened:
     """Load, refuse what cannot be scanned, take up what an earlier run left in OUT. ``started``: when the command
-    began, on ``time.monotonic``; now by default."""
+    began, on ``time.perf_counter``; now by default."""
     processes.join(settings.device)
     clock = Clock(settings.seconds, started=started)
     progress.clock(clock.remaining)

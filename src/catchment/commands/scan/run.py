@@ -60,7 +60,7 @@ def scan(model: Any, *, progress: Progress | None = None, tokenizer: Any = None,
 
 
 def run(settings: ScanSettings, progress: Progress, tokenizer: Any = None, started: float | None = None) -> Scan:
-    """:func:`scan` with checked settings. ``started``: when the command began, on ``time.monotonic``."""
+    """:func:`scan` with checked settings. ``started``: when the command began, on ``time.perf_counter``."""
     opened = open_scan(settings, progress, tokenizer, started)
     writes = settings.out is not None and processes.is_main()
     with Store(settings.out).lock("scan") if settings.out is not None and writes else nullcontext():

@@ -44,7 +44,7 @@ def ground(count: int = 40) -> Ground:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that the clock reads, to be set."""
     reading = [100.0]
-    monkeypatch.setattr(clocks.time, "monotonic", lambda: reading[0])
+    monkeypatch.setattr(clocks.time, "perf_counter", lambda: reading[0])
     return reading
 
 
