@@ -32,10 +32,6 @@ from catchment.landscape import Evaluator, Towards
 from catchment.measuring import OutOfTimeError, task_result
 from catchment.records import Recovered, TaskResult
 
-STRENGTHS: tuple[tuple[Literal["interpolation", "truncation"], float], ...] = (
-    ("interpolation", 0.25), ("interpolation", 0.5), ("interpolation", 0.75),
-    ("truncation", 0.1), ("truncation", 0.25), ("truncation", 0.5),
-)  # fmt: skip
 CHOOSING_ITEMS = 200
 RECOVER_SHARE = 0.4
 """Of the time left after the pilot that is kept for all of it."""
@@ -66,7 +62,10 @@ class Candidate:
         return landscape.truncated(way, self.strength), 1.0
 
 
-CANDIDATES = tuple(Candidate(*strength) for strength in STRENGTHS)
+CANDIDATES = (
+    Candidate("interpolation", 0.25), Candidate("interpolation", 0.5), Candidate("interpolation", 0.75),
+    Candidate("truncation", 0.1), Candidate("truncation", 0.25), Candidate("truncation", 0.5),
+)  # fmt: skip
 TUNED = Candidate("interpolation", 1.0)
 Changes = dict[str, float]
 """Mean change of the score by task."""
@@ -295,8 +294,9 @@ def _save(pair: Pair, model: Any, target: Path, best: Candidate) -> None:
     """The model as it stands as an ordinary folder with its tokenizer; written beside and renamed."""
     beside = target.with_name(f".{target.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    own = copy.copy(model)  # the same weights; what saving writes into its config stays out of the base's
-    own.config = copy.deepcopy(model.config)
+    own = copy.copy(model)  # the same weights; what saving writes into its configs stays out of the base's
+    for name in ("config", "generation_config"):
+        setattr(own, name, copy.deepcopy(getattr(model, name, None)))
     try:
         models.save_model(own, beside)
         pair.base.loaded.tokenizer.save_pretrained(beside)
