@@ -122,22 +122,22 @@ def _interval(own: float, redrawn: np.ndarray) -> dict[str, Any]:
 
 def result(bench: Any) -> dict[str, Any]:
     """Everything that was measured of one model, as JSON."""
-    job, profiles = bench.job, bench.profiles
-    seen = [t for t in job.admitted if any(len(u) > 1 for (name, _), u in profiles[t].units.items() if name == t)]
+    opened, admitted, profiles = bench.opened, bench.admitted, bench.profiles
+    seen = [t for t in admitted.tasks if any(len(u) > 1 for (name, _), u in profiles[t].units.items() if name == t)]
     tasks = {task: _task(bench, task) for task in seen}
     rows = {
         "name": bench.subject.name,
-        "weights": job.side.card.weights_hash,
-        "parameters": job.side.card.parameters,
-        "dtype": job.side.card.dtype,
+        "weights": opened.subject.card.weights_hash,
+        "parameters": opened.subject.card.parameters,
+        "dtype": opened.subject.card.dtype,
         "stored_as": words.STORED.get(bench.subject.name, ""),
-        "moved": job.card.size,
-        "rms": job.card.rms,
-        "ruler": dataclasses.asdict(job.ruler),
+        "moved": opened.card.size,
+        "rms": opened.card.rms,
+        "ruler": dataclasses.asdict(opened.ruler),
         "ladder": list(bench.brackets.design.ladder),
         "error_per_decision": bench.brackets.design.error,
         "search_items_each": bench.brackets.design.items_each,
-        "admissions": [dataclasses.asdict(a) for a in job.admissions],
+        "admissions": [dataclasses.asdict(a) for a in admitted.admissions],
         "cells": bench.done,
         "tasks": tasks,
         "gradients": {task: _gradients(found) for task, found in bench.gradients.items()},

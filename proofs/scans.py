@@ -25,12 +25,15 @@ from typing import Any
 
 import scan_tables as tables
 import scan_words as words
-from catchment.commands.scan.job import ScanJob, admit, open_scan, split, unit_scales
 
 from catchment import landscape
 from catchment.capabilities import packs
-from catchment.commands.scan.gradients import claims
+from catchment.commands.scan.admission import Admitted, admit
+from catchment.commands.scan.design import unit_scales
+from catchment.commands.scan.gradients import gradients_of
+from catchment.commands.scan.opened import Opened, open_scan
 from catchment.commands.scan.settings import ScanSettings
+from catchment.commands.scan.worst import split
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
 from catchment.measuring import Progress
@@ -104,7 +107,8 @@ class Bench:
     """One model at work, and what came out so far."""
 
     subject: Subject
-    job: ScanJob
+    opened: Opened
+    admitted: Admitted
     evaluator: Evaluator
     profiles: dict[str, Field]
     brackets: Field
@@ -132,14 +136,15 @@ def open_bench(subject: Subject, store: Path | None) -> Bench:
     settings = ScanSettings(
         subject.spec, tasks=(*subject.tasks, *subject.extra), limit=subject.items, text="none", seed=SEED, store=store,
     )  # fmt: skip
-    job = open_scan(settings, Told(), None)
-    admit(job)
-    evaluator, design = job.evaluator(), job.design()
+    opened = open_scan(settings, Told(), None)
+    admitted = admit(opened)
+    evaluator, design = opened.evaluator(admitted.grounds), admitted.design
     able = [g for g in evaluator.grounds.values() if 1.25 * tables.needed(g, design) <= len(g.items)]
     design = dataclasses.replace(design, items_each=landscape.items_each(able, design.error))
     many, few = (Field(evaluator, dataclasses.replace(design, items_each=n)) for n in (ITEMS_EACH, ITEMS_EXTRA))
-    profiles = {task: few if task in subject.extra else many for task in job.admitted}
-    return Bench(subject, job, evaluator, profiles, Field(evaluator, dataclasses.replace(design, seed=SEARCH_SEED)))
+    profiles = {task: few if task in subject.extra else many for task in admitted.tasks}
+    brackets = Field(evaluator, dataclasses.replace(design, seed=SEARCH_SEED))
+    return Bench(subject, opened, admitted, evaluator, profiles, brackets)
 
 
 def cells(subject: Subject) -> Iterator[Cell]:
@@ -168,7 +173,7 @@ def cells(subject: Subject) -> Iterator[Cell]:
 
 def _profiles(bench: Bench, tasks: Sequence[str], tokens: float, pairs: int = PAIRS, part: slice = slice(None)) -> str:
     scales = unit_scales(bench.brackets.design)[part]
-    tasks = [task for task in tasks if task in bench.job.admitted]
+    tasks = [task for task in tasks if task in bench.admitted.tasks]
     return _fill(bench, tasks, scales, pairs, tokens) if tasks else "not admitted"
 
 
@@ -195,7 +200,7 @@ def _refine(bench: Bench, tasks: Sequence[str], tokens: float) -> str:
 
 def _brackets(bench: Bench) -> str:
     """Tasks that can be shown to be inside with the items there are come first; the rest with what is left."""
-    design, f, tasks = bench.brackets.design, bench.brackets, bench.job.admitted
+    design, f, tasks = bench.brackets.design, bench.brackets, bench.admitted.tasks
     for task in tasks:
         crossed = landscape.estimate(bench.profiles[task], task)
         f.guesses[task] = crossed.estimate if crossed else None
@@ -213,7 +218,7 @@ def _brackets(bench: Bench) -> str:
 
 
 def _worst(bench: Bench, task: str) -> str:
-    if task not in bench.job.admitted:
+    if task not in bench.admitted.tasks:
         return "not admitted"
     s, ground = bench.subject, bench.evaluator.grounds[task]
     attack, judged = split(ground, s.attack_items)
@@ -228,12 +233,10 @@ def _worst(bench: Bench, task: str) -> str:
 
 
 def _claims(bench: Bench, task: str) -> str:
-    if task not in bench.job.admitted:
+    if task not in bench.admitted.tasks:
         return "not admitted"
     try:
-        bench.gradients[task] = claims(
-            bench.job, bench.evaluator, lambda g, i: landscape.batches_of(bench.evaluator, g, i), task
-        )
+        bench.gradients[task] = gradients_of(bench.opened, bench.evaluator, bench.evaluator.grounds[task])
     except NotStoredError:
         return "not reached"
     return ""
@@ -289,7 +292,7 @@ def main() -> None:
         written()
         with bench.evaluator:
             measure(bench, deadline, written)
-        bench.job.side.loaded.release()
+        bench.opened.subject.loaded.release()
     print((args.out / f"{tables.name()}.md").read_text("utf-8"))
 
 

@@ -10,7 +10,7 @@ from catchment import landscape, models
 from catchment.commands.scan.bench import Allotment, Bench, Stage, half_of_budget
 from catchment.commands.scan.opened import Opened
 from catchment.errors import InputError
-from catchment.landscape import Batch, Direction, Ground, Mover, Stored, gaussian
+from catchment.landscape import Batch, Direction, Evaluator, Ground, Mover, Stored, gaussian
 from catchment.records import Gradients, Oscillation, Share, from_json, to_json
 
 ITEMS = 16
@@ -23,32 +23,38 @@ Kind = Literal["pretrained", "random"]
 
 
 def claims(bench: Bench, time: Allotment) -> Iterator[Gradients]:
+    """Both, on the flagship."""
+    yield gradients_of(bench.opened, bench.evaluator, bench.evaluator.grounds[bench.flagship])
+
+
+def gradients_of(opened: Opened, evaluator: Evaluator, ground: Ground) -> Gradients:
     """Shares of the gradient in its largest entries, and the loss along random and gradient directions, both for the
-    model and for random weights. Kept in the store, because it takes a second model."""
-    task, opened = bench.flagship, bench.opened
-    ground = bench.evaluator.grounds[task]
+    model and for random weights. Kept in the store, because it takes a second model.
+
+    Raises:
+        NotStoredError: It is not in the store, and nothing may be measured.
+    """
+    task = ground.name
     family = {
         "kind": "gradients", "subspace": opened.subspace.hash, "seed": opened.settings.seed,
         "relative": list(RELATIVE), "to": "RMS of the matrices", "task": ground.prepared.task.hash(),
         "items": sorted(ground.items[: 2 * ITEMS]),
     }  # fmt: skip
-    stored = bench.evaluator.kept(task, family, f"{ITEMS}")
+    stored = evaluator.kept(task, family, f"{ITEMS}")
     if stored is not None:
-        yield from_json(Gradients, stored)
-        return
+        return from_json(Gradients, stored)
     if opened.subspace.kind not in ("all", "glob"):
         raise InputError("--gradients looks at whole tensors; expected --subspace all or patterns of names.")
-    gradients = _measured(bench, ground)
-    bench.evaluator.keep(task, family, f"{ITEMS}", to_json(gradients))
-    yield gradients
+    gradients = _measured(opened, evaluator, ground)
+    evaluator.keep(task, family, f"{ITEMS}", to_json(gradients))
+    return gradients
 
 
-def _measured(bench: Bench, ground: Ground) -> Gradients:
-    opened = bench.opened
+def _measured(opened: Opened, evaluator: Evaluator, ground: Ground) -> Gradients:
     opened.clock.check()
-    bench.evaluator.home()
-    chosen, other = (bench.batches(ground, ground.items[at : at + ITEMS]) for at in (0, ITEMS))
-    model = bench.evaluator.engine.model
+    evaluator.home()
+    chosen, other = (landscape.batches_of(evaluator, ground, ground.items[at : at + ITEMS]) for at in (0, ITEMS))
+    model = evaluator.engine.model
     opened.progress.status("gradients · random weights")
     random = landscape.random_init(model, opened.settings.seed)
     family = models.family_of(model)
