@@ -290,9 +290,23 @@ def calibration() -> str:
 def contenders(before: str | None) -> Iterator[tuple[str, str]]:
     """Names, and the source tree that each runs from."""
     here = str(Path(__file__).parents[1] / "src")
+    yield from ((name, here) for name in (*OURS, *PEERS))
     if before:
         yield "ours before, cell by cell", before
-    yield from ((name, here) for name in (*OURS, *PEERS))
+
+
+def write_record(found: dict[str, Any], conditions: dict[str, Any]) -> None:
+    met = {
+        name: {
+            "write": f["write_seconds"] + f["end_seconds"] < BARS["write"],
+            "list": f["open_and_list_seconds"] < BARS["list"],
+        }
+        for name, f in found.items()
+    }
+    today = datetime.date.today().isoformat()
+    record = {"date": today, "found": found, "limits": BARS, "met": met, "conditions": conditions}
+    path = Path(__file__).parent / "results" / f"{today}-store.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
@@ -314,16 +328,7 @@ def main() -> None:
             found[contender] = contend(contender, folder, options.cells, source)
             conditions["flush_ms"].append(flush_milliseconds(folder))
             conditions["load"].append(round(os.getloadavg()[0], 1))
-    met = {
-        name: {"write": f["write_seconds"] + f["end_seconds"] < BARS["write"],
-               "list": f["open_and_list_seconds"] < BARS["list"]}
-        for name, f in found.items()
-    }  # fmt: skip
-    today = datetime.date.today().isoformat()
-    record = {"date": today, "found": found, "limits": BARS, "met": met, "conditions": conditions}
-    path = Path(__file__).parent / "results" / f"{today}-store.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record, indent=1))
+            write_record(found, conditions)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""``python -m tests.unit.runs.crashes HOW FOLDER``: a store whose writer is killed, or finds the disk full, at each of
-its calls to the system in turn. Prints how many there were. Nothing is flushed: a power cut is not looked at here."""
+"""``python -m tests.unit.runs.crashes HOW STRIDE FOLDER``: a store whose writer is killed, or finds the disk full, at
+every STRIDE-th of its calls to the system. Prints how many there were. Nothing is flushed."""
 
 from __future__ import annotations
 
@@ -123,13 +123,13 @@ def full(root: Path, at: int) -> tuple[set[str], bool]:
     return acknowledged, fault.count < at
 
 
-def main(how: str, folder: Path) -> int:
+def main(how: str, stride: int, folder: Path) -> int:
     warnings.simplefilter("error")
     compaction.MANY = 2
     everything = {f"{name} {number}" for name in NAMES for number in range(LAST)}
-    at, ended = 0, False
+    at, ended = 1 - stride, False
     while not ended:
-        at += 1
+        at += stride
         root = folder / str(at)
         acknowledged, ended = {"kill": killed, "full": full}[how](root, at)
         found = kept(root)
@@ -143,4 +143,4 @@ def main(how: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], Path(sys.argv[2])))
+    print(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

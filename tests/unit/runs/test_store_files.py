@@ -123,11 +123,12 @@ def test_rows_are_on_the_disk_before_a_name_is_and_before_a_chunk_is_dropped(tmp
     assert ("fsync", "segments") in calls[index:dropped]
 
 
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", ["kill", "full"])
-def test_nothing_that_was_acknowledged_is_lost_at_any_point(tmp_path: Path, how: str) -> None:
-    """A writer that is killed, or finds the disk full, at each call in turn: see ``crashes``."""
+def test_nothing_that_was_acknowledged_is_lost_at_any_point(tmp_path: Path, how: str, stride: int) -> None:
+    """A writer that is killed, or finds the disk full, at its calls in turn: see ``crashes``."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.runs.crashes", how, str(tmp_path)],
+        [sys.executable, "-m", "tests.unit.runs.crashes", how, str(stride), str(tmp_path)],
         capture_output=True, text=True, cwd=HERE.parents[2],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -223,6 +224,34 @@ def test_the_first_row_of_an_item_counts_through_chunks_batches_compaction_and_m
         assert [cell(Store(tmp_path), name).rows()["a"].score for name in ("x", "y")] == [0.0, 0.0]
         assert len(cell(Store(tmp_path), "x").rows()) == number + 2
     assert [info.rows for info in Store(tmp_path).cells()] == [13, 13]
+
+
+def test_a_batch_that_is_written_while_segments_are_merged_counts_as_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "MANY", 2)
+    store, other = Store(tmp_path), Store(tmp_path)
+
+    def batch(of: Store, score: float) -> list[tuple[Cell, list[Row]]]:
+        return [(cell(of, name), [Row("a", score, ""), Row(str(score), score, "")]) for name in ("x", "y")]
+
+    append_all(batch(store, 0.0))
+    append_all(batch(store, 0.1))
+    write = compaction.write_segment
+
+    def meanwhile(folder: Path, parts: Any, *place: Any) -> int:
+        if place:
+            append_all(batch(other, 0.2))
+        return write(folder, parts, *place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "write_segment", meanwhile)
+        store.compact_used()
+    assert len(list((tmp_path / "segments").glob("*.index.json"))) == 2
+    for reader in (store, other, Store(tmp_path)):
+        found = cell(reader, "x").rows()
+        assert list(found) == ["a", "0.0", "0.1", "0.2"]
+        assert found["a"].score == 0.0
 
 
 def test_many_small_commands_leave_few_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
