@@ -37,7 +37,7 @@ WHERE = {
     ("training/fence.py", "_rows"): "fence", ("training/callbacks.py", "_evaluate"): "callback",
     ("training/generation.py", "answered"): "replay", ("compare/run.py", "run"): "judge",
     ("compare/recover.py", "recover"): "recover", ("compare/room.py", "measure_rooms"): "room",
-    ("compare/extras.py", "_agreement"): "agreement", ("scan/run.py", "_work"): "scan",
+    ("compare/extras.py", "_agreement"): "agreement", ("scan/run.py", "run"): "scan",
 }  # fmt: skip
 """Functions within which items are put to a model, and what for; the innermost counts."""
 Seen = dict[str, dict[str, list[prompts.Encoded]]]
