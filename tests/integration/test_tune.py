@@ -245,7 +245,7 @@ def test_a_failed_tune_gives_the_base_back_too(tmp_path: Path, monkeypatch: pyte
     def broken(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("catchment.commands.tune.train._save", broken)
+    monkeypatch.setattr("catchment.methods.Fitted.save", broken)
     model = tiny.tiny_llama()
     before = weights(model)
     with pytest.raises(KeyboardInterrupt):

@@ -221,7 +221,7 @@ def test_the_plain_run_breaks_no_bound() -> None:
     lost = tuple(replace(t, difference=Interval(-0.5, -0.6, -0.4, 0.95, "wald")) for t in record.runs[0].tasks)
     kept = tuple(replace(t, difference=Interval(0.0, -0.01, 0.01, 0.95, "wald")) for t in record.runs[0].tasks)
     runs = (replace(record.runs[0], tasks=kept), replace(record.runs[1], tasks=lost))
-    assert tuning.broken_fence(replace(record, runs=runs)) == []
+    assert tuning.broken(replace(record, runs=runs), TuneSettings("m", "d")) == []
 
 
 def test_a_dry_run_writes_nothing(

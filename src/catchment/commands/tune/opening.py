@@ -10,8 +10,9 @@ from typing import Any
 from catchment import models
 from catchment.capabilities import PromptOptions, Task, context_length, gates, resolve_tasks, sample
 from catchment.commands.tune.opened import Opened
-from catchment.commands.tune.protection import refuse_what_it_cannot_do, spared, split_by_use
+from catchment.commands.tune.protection import affordable, check_admission, split_by_use
 from catchment.commands.tune.settings import TuneSettings
+from catchment.commands.tune.warned import kept_warnings
 from catchment.errors import InputError, did_you_mean
 from catchment.measuring import Progress
 from catchment.methods import METHODS, Method, encode_for
@@ -25,12 +26,12 @@ OWN = "held_out"
 
 def open_tune(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Opened:
     """Read and check everything; nothing is written yet."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with kept_warnings() as texts:
         opened = _open(settings, progress, tokenizer)
-    notes = [f"{opened.loaded.card.name}: {note}" for note in opened.loaded.card.notes]
-    said = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
-    return dataclasses.replace(opened, warnings=(*opened.warnings, *notes, *said))
+    told = [*(f"{opened.loaded.card.name}: {note}" for note in opened.loaded.card.notes), *texts]
+    of_held_out = opened.warnings
+    told = [*told, *of_held_out] if opened.classifies else [*of_held_out, *told]
+    return dataclasses.replace(opened, warnings=tuple(told))
 
 
 def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> Opened:
@@ -49,24 +50,35 @@ def _open(settings: TuneSettings, progress: Progress, tokenizer: Any) -> Opened:
         warnings.warn(f"max-length {settings.max_length} is lowered to the model's context of {longest}", stacklevel=2)
     encoded = encode_for(loaded, train, longest, asked)
     few = held.of(_drawn(held.rows, settings.seed))
-    own, said = own_task(settings, held)
+    with kept_warnings() as of_held_out:
+        own = as_task(held, OWN, limit=settings.limit, seed=settings.seed) if len(held) else None
     opened = Opened(
-        settings, asked, None if tokenizer is None else loaded.tokenizer, _with_new_head(method, loaded), loaded,
-        train, held, encoded,
-        pack(encoded.examples, longest, model=loaded.model) if settings.packing else encoded.examples,
-        encode_for(loaded, few, longest, asked) if len(few) else None,
-        own, protected, tuple(tasks), progress, tuple(said),
-    )  # fmt: skip
-    opened = dataclasses.replace(opened, protected=spared(opened))
+        settings=settings,
+        asked=asked,
+        tokenizer=None if tokenizer is None else loaded.tokenizer,
+        method=_with_new_head(method, loaded),
+        loaded=loaded,
+        train=train,
+        held=held,
+        encoded=encoded,
+        examples=pack(encoded.examples, longest, model=loaded.model) if settings.packing else encoded.examples,
+        held_encoded=encode_for(loaded, few, longest, asked) if len(few) else None,
+        own=own,
+        protected=protected,
+        tasks=tuple(tasks),
+        progress=progress,
+        warnings=tuple(of_held_out),
+    )
+    opened = dataclasses.replace(opened, protected=affordable(opened))
     _check_asked(opened)
-    refuse_what_it_cannot_do(opened)
+    check_admission(opened)
     return opened
 
 
 def _split(settings: TuneSettings, rows: Rows) -> tuple[Rows, Rows]:
     """Rows to train on, and those that are held out."""
     share = settings.held_out if settings.held_out < 1 else int(settings.held_out)
-    return split_rows(rows, _held(share, len(rows)), settings.seed) if share else (rows, rows.of([]))
+    return split_rows(rows, _held_count(share, len(rows)), settings.seed) if share else (rows, rows.of([]))
 
 
 def _tasks(settings: TuneSettings, rows: Rows) -> tuple[list[Task], list[Task]]:
@@ -129,7 +141,7 @@ def _drawn(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     return [rows[i] for i in chosen]
 
 
-def _held(asked: float, rows: int) -> int:
+def _held_count(asked: float, rows: int) -> int:
     count = int(asked) if asked >= 1 else max(1, round(asked * rows))
     if count >= rows:
         raise InputError(f"held-out {asked:g} of {rows} rows leaves nothing to train on; expected fewer, e.g. 0.1.")
@@ -170,16 +182,6 @@ def _with_new_head(method: Method, loaded: models.LoadedModel) -> Method:
         return method
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in loaded.newly_initialised))
     return dataclasses.replace(method, modules_to_save=modules)  # type: ignore[type-var]
-
-
-def own_task(settings: TuneSettings, held: Rows) -> tuple[Task | None, list[str]]:
-    """The held-out rows as a task, where they have short answers, and what was said of them."""
-    if not len(held):
-        return None, []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        task = as_task(held, OWN, limit=settings.limit, seed=settings.seed)
-    return task, [str(w.message) for w in caught]
 
 
 def _check_asked(opened: Opened) -> None:

@@ -30,7 +30,7 @@ def _fewer(limit: int | None, task: Task) -> int | None:
     return None if limit is None or limit >= len(task.items) else limit
 
 
-def spared(opened: Opened) -> tuple[Protected, ...]:
+def affordable(opened: Opened) -> tuple[Protected, ...]:
     """Fewer guard items where looking at all of them would cost more than the training: a trained token counts for
     three, because its backward pass costs two forward passes."""
     if not opened.protected:
@@ -46,7 +46,7 @@ def spared(opened: Opened) -> tuple[Protected, ...]:
     )
 
 
-def refuse_what_it_cannot_do(opened: Opened) -> None:
+def check_admission(opened: Opened) -> None:
     """Refuse to protect what the base cannot do: there a drop cannot be seen."""
     for item in opened.protected:
         opened.progress.status(f"what the base can do · {item.guard.name}")

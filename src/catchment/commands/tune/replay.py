@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 from catchment.commands.tune.opened import Opened
-from catchment.commands.tune.setup import kept_warnings
+from catchment.commands.tune.warned import kept_warnings
 from catchment.errors import InputError
 from catchment.runs import processes, read_json, write_atomic
 from catchment.training import Collator, Replay, Sampling, answered, encode_rows, read_rows, self_generated
@@ -33,14 +33,14 @@ def make_replay(opened: Opened) -> Replay:
     path, notes = opened.out / "replay.jsonl", opened.out / "replay-warnings.json"
     if path.is_file():
         rows = read_json(path, lines=True)
-        said = read_json(notes) if notes.is_file() else []
+        texts = read_json(notes) if notes.is_file() else []
     else:
-        with kept_warnings() as said:
+        with kept_warnings() as texts:
             rows = _base_texts(opened, per_batch)
         if processes.is_main():
-            write_atomic(notes, json.dumps(said))
+            write_atomic(notes, json.dumps(texts))
             write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    for text in said:  # in every run's record, not only where the texts were written
+    for text in texts:  # in every run's record, not only where the texts were written
         warnings.warn(text, stacklevel=2)
     examples = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
     opened.progress.status("the base's next-token probabilities on what is replayed")
@@ -50,7 +50,7 @@ def make_replay(opened: Opened) -> Replay:
 def _base_texts(opened: Opened, per_batch: float) -> list[dict[str, Any]]:
     """Each text with where it is from, its words, token ids and labels."""
     s, tokenizer, model = opened.settings, opened.loaded.tokenizer, opened.loaded.model
-    found: list[tuple[str, Any]] = []
+    written: list[tuple[str, Any]] = []
     for item in opened.protected:
         opened.progress.status(f"the base answers what is replayed · {item.guard.name}")
         answers = answered(model, tokenizer, item.replayed, max_new_tokens=ANSWER_TOKENS, prompt_options=opened.asked)
@@ -61,7 +61,7 @@ def _base_texts(opened: Opened, per_batch: float) -> list[dict[str, Any]]:
                 f"their prompts they are longer than max-length {opened.max_length}",
                 stacklevel=2,
             )
-        found += [(item.guard.name, example) for example in short]
+        written += [(item.guard.name, example) for example in short]
     opened.progress.status("the base writes what is replayed")
     wanted = math.ceil(per_batch * opened.steps * s.accumulation * processes.count())
     sampling = Sampling(
@@ -72,18 +72,18 @@ def _base_texts(opened: Opened, per_batch: float) -> list[dict[str, Any]]:
         batch_size=REPLAY_BATCH,
     )
     own = self_generated(model, tokenizer, max(8, min(wanted, REPLAY_ROWS)), sampling, prompt_options=opened.asked)
-    found += [("", example) for example in _replayed(opened, own, needed=not found)]
+    written += [("", example) for example in fitting(opened, own, needed=not written)]
     return [
         {
             "task": task,
             "text": tokenizer.decode(example["input_ids"]),
             **{n: example[n] for n in ("input_ids", "labels")},
         }
-        for task, example in found
+        for task, example in written
     ]
 
 
-def _replayed(opened: Opened, rows: list[dict[str, Any]], *, needed: bool = True) -> list[Any]:
+def fitting(opened: Opened, rows: list[dict[str, Any]], *, needed: bool = True) -> list[Any]:
     """The base's texts as examples; those whose prompt fills ``max_length`` are left out, with one warning."""
     cut = [bool(row.pop("cut", False)) for row in rows]
     tokenizer, most = opened.loaded.tokenizer, opened.max_length
@@ -94,19 +94,19 @@ def _replayed(opened: Opened, rows: list[dict[str, Any]], *, needed: bool = True
     ends = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     whole = [_without_end(e, ends) if was else e for e, was in zip(examples, cut, strict=True)]
     short = [{name: values[:most] for name, values in example.items()} for example in whole]
-    found = [example for example in short if any(label != -100 for label in example["labels"])]
-    if not found and needed:
+    learnable = [example for example in short if any(label != -100 for label in example["labels"])]
+    if not learnable and needed:
         raise InputError(
             f"--replay {opened.settings.replay:g}: none of the base's {len(rows)} texts leaves a token to learn within "
             f"max-length {most}; raise --max-length, or use --replay 0."
         )
-    if len(found) < len(rows):
+    if len(learnable) < len(rows):
         warnings.warn(
-            f"{len(rows) - len(found)} of {len(rows)} texts of the base are not replayed: their prompts fill "
+            f"{len(rows) - len(learnable)} of {len(rows)} texts of the base are not replayed: their prompts fill "
             f"max-length {most}",
             stacklevel=2,
         )
-    return found
+    return learnable
 
 
 def _without_end(example: dict[str, Any], ends: set[int]) -> dict[str, Any]:

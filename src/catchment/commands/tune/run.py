@@ -15,8 +15,9 @@ from catchment.commands.tune.page import write_page
 from catchment.commands.tune.record import FILE, Tune
 from catchment.commands.tune.room import measure_rooms
 from catchment.commands.tune.settings import TuneSettings
-from catchment.commands.tune.setup import PLAIN, PROTECTED, kept_warnings, training_arguments, try_set_up
+from catchment.commands.tune.setup import PLAIN, PROTECTED, training_arguments, try_set_up
 from catchment.commands.tune.train import train
+from catchment.commands.tune.warned import kept_warnings
 from catchment.commands.tune.words import tune_sentence
 from catchment.errors import InputError
 from catchment.measuring import Progress, environment, shown_drops
@@ -72,11 +73,11 @@ def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tu
         try_set_up(opened)
     claim(opened)
     with Store(opened.out).lock("tune") if processes.is_main() else nullcontext():
-        with kept_warnings() as said:
+        with kept_warnings() as of_rooms:
             rooms = measure_rooms(opened)
         opened, runs = _trainings(opened)
         outcome = compared(opened, runs) if processes.is_main() else Compared(runs)
-        record = _record(opened, rooms, outcome, _warnings(opened, said, rooms, runs))
+        record = _record(opened, rooms, outcome, _warnings(opened, of_rooms, rooms, runs))
         if processes.is_main():
             write_atomic(opened.out / FILE, to_json(record))
             write_page(record, opened.out / "report.html")
@@ -89,17 +90,17 @@ def _trainings(opened: Opened) -> tuple[Opened, tuple[TuneRun, ...]]:
     names += [PLAIN] if opened.protected and not opened.settings.no_plain else []
     runs = []
     for name in names:
-        trained = train(opened, name, fenced=name == PROTECTED)
+        trained = train(opened, name)
         opened = trained.opened
         runs.append(trained.run)
     return opened, tuple(runs)
 
 
 def _warnings(
-    opened: Opened, said: Sequence[str], rooms: Sequence[PilotSteps], runs: Sequence[TuneRun]
+    opened: Opened, of_rooms: Sequence[str], rooms: Sequence[PilotSteps], runs: Sequence[TuneRun]
 ) -> tuple[str, ...]:
-    """Of opening, of the room (``said``), and of each training what was not said before."""
-    before = [*opened.warnings, *said, *(room.warning for room in rooms if room.warning)]
+    """Of opening, of measuring the rooms, of the rooms, and of each training what was not said before."""
+    before = [*opened.warnings, *of_rooms, *(room.warning for room in rooms if room.warning)]
     return (*before, *(f"{run.name}: {text}" for run in runs for text in run.warnings if text not in before))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +27,8 @@ OURS = {
 """Training arguments that are settings of the tune, and so of its record."""
 
 
-def fit_options(opened: Opened, name: str, *, decay: float = 0.0) -> FitOptions:
-    """How one of the trainings is done; ``decay``: weight decay of its optimizer.
+def fit_options(opened: Opened, name: str) -> FitOptions:
+    """How one of the trainings is done. ``--pull`` is the weight decay of a protected SIFT.
 
     Raises:
         InputError: ``--training-args`` with an unknown argument, or one that is a setting of the tune.
@@ -44,7 +43,7 @@ def fit_options(opened: Opened, name: str, *, decay: float = 0.0) -> FitOptions:
         output_dir=opened.out / name,
         checkpoints=opened.out / "checkpoints" / name,
         learning_rate=opened.rate,
-        weight_decay=decay,
+        weight_decay=s.pull if name == PROTECTED and isinstance(opened.method, SIFT) else 0.0,
         training_args=given,
         prompt_options=opened.asked,
         recipe={"method": opened.method.name, "data": opened.train.name, "data_fingerprint": opened.train.fingerprint},
@@ -98,6 +97,11 @@ def _check_sharding(opened: Opened) -> None:
         )
 
 
+def method_of(opened: Opened, name: str) -> Method:
+    """The method of one of the trainings."""
+    return protected_method(opened) if name == PROTECTED else opened.method
+
+
 def protected_method(opened: Opened) -> Method:
     """The method, with a decay towards the base where ``--pull`` asks for one.
 
@@ -130,19 +134,7 @@ def try_set_up(opened: Opened) -> None:
         InputError: With what transformers, accelerate or torch said.
     """
     name = PROTECTED if opened.protected else PLAIN
-    method = protected_method(opened) if opened.protected else opened.method
+    method = method_of(opened, name)
     training_arguments(opened, name)
     with as_option(opened.settings.training_args):
         try_out(opened.loaded, opened.examples, method, fit_options(opened, name))
-
-
-@contextmanager
-def kept_warnings() -> Iterator[list[str]]:
-    """Inside, warnings for users are kept for the record instead of printed."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield said
-        finally:
-            said += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))

@@ -1,25 +1,23 @@
-"""What cannot work is said before a folder is claimed; what watches and protects a tune sees no judged item."""
+"""Steps and arguments of a training; what cannot work is said before a folder is claimed."""
 
 from __future__ import annotations
 
-import json
-import warnings
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from catchment.commands.tune.job import _fingerprint, settings_told
-from catchment.commands.tune.protect import _replayed, make_replay, watch_of
 from catchment.commands.tune.settings import TuneSettings
-from catchment.commands.tune.setup import try_set_up
+from catchment.commands.tune.setup import protected_method, training_arguments, try_set_up
 from catchment.errors import InputError
-from catchment.methods import SIFT
+from catchment.methods import METHODS, SIFT, make_trainer
 from catchment.models import weights_hash
 from catchment.options import parse_pairs
+from catchment.runs import processes
 from tests import tiny
-from tests.unit.commands.tune.test_job import SUMS, opened, preferred
+from tests.unit.commands.tune.test_opening import SUMS, opened, preferred
 
 REFUSED = [
     ("report_to=tensorbord", "tensorbord"),
@@ -94,60 +92,6 @@ def test_values_of_another_kind(text: str) -> None:
         parse_pairs((text,), SIFT, "method-args", "of sift")
 
 
-def test_the_watch_sees_no_judged_item() -> None:
-    task = preferred("echo", 240)
-    job = opened(protect=(task,), tasks=(task,), eval_steps=1, limit=None)
-    watch = watch_of(job, "protected")
-    assert watch is not None
-    seen = {item.id for watched in watch.tasks for item in watched.items}
-    assert seen == {item.id for item in job.protected[0].guard.items}
-    assert not seen & {item.id for item in job.protected[0].judged.items}
-
-
-def test_what_stops_a_tune_is_part_of_what_it_is() -> None:
-    task = preferred("echo", 240)
-    stops = _fingerprint(opened(tasks=(task,), eval_steps=1, on_drop="stop", eval_limit=50))
-    assert (stops["eval_limit"], stops["tasks"], stops["margin"]) == (50, ["echo"], 0.02)
-    assert "eval_limit" not in _fingerprint(opened(tasks=(task,), eval_steps=1))
-    assert _fingerprint(opened(protect=(task,), alpha=0.1))["alpha"] == 0.1
-    assert "alpha" not in _fingerprint(opened(alpha=0.1))
-
-
-def test_what_a_record_tells_of_a_protection() -> None:
-    told = settings_told(opened(protect=(preferred("echo", 240),), pull=0.1, training_args=("adam_beta1=0.8",)))
-    assert (told["pull"], told["replay"], told["training_args"]) == (0.1, 0.25, ["adam_beta1=0.8"])
-    assert "pull" not in settings_told(opened())
-
-
-# ------------------------------------------------------------------------------------------------------------- replay
-
-
-def chats(*questions: str) -> list[dict[str, Any]]:
-    return [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": "Rome"}], "cut": False}
-        for q in questions
-    ]
-
-
-def test_texts_of_the_base_that_do_not_fit_are_left_out() -> None:
-    job = opened(tokenizer=tiny.tiny_tokenizer(chat=True), max_length=64)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        replay = _replayed(job, chats("hello", "Paris and " * 60, "and"))
-    assert [str(w.message) for w in caught] == [
-        "1 of 3 texts of the base are not replayed: their prompts fill max-length 64"
-    ]
-    assert len(replay) == 2
-    assert all(len(e["input_ids"]) == len(e["labels"]) <= 64 for e in replay)
-
-
-@pytest.mark.parametrize("rows", [[], chats("Paris and " * 60)], ids=["none", "too long"])
-def test_a_base_without_a_text_that_fits(rows: list[dict[str, Any]]) -> None:
-    job = opened(tokenizer=tiny.tiny_tokenizer(chat=True), max_length=64)
-    with pytest.raises(InputError, match=r"none of the base's \d texts leaves a token .* or use --replay 0"):
-        _replayed(job, rows)
-
-
 def test_the_modes_of_all_modules_are_given_back(tmp_path: Path) -> None:
     from catchment import measuring
     from catchment.commands.tune.run import run
@@ -169,28 +113,73 @@ def test_the_modes_of_all_modules_are_given_back(tmp_path: Path) -> None:
     assert not any(torch.is_tensor(p.grad) for p in model.parameters())
 
 
-def test_what_is_replayed_is_from_items_that_nothing_else_uses(tmp_path: Path) -> None:
-    job = opened(
-        tokenizer=tiny.tiny_tokenizer(chat=True), max_length=128, out=tmp_path, protect=(preferred("echo", 240),),
-        replay=0.5, replay_weight=3.0, batch_size=4, max_steps=3,
-    )  # fmt: skip
-    with warnings.catch_warnings(record=True) as first:
-        warnings.simplefilter("always")
-        replay = make_replay(job)
-    assert any("are not replayed" in str(w.message) for w in first)  # some texts of a tiny model are too long
-    (kept,) = job.protected
-    used = {item.id for part in (kept.guard, kept.judged) for item in part.items}
-    assert not used & {item.id for item in kept.replayed.items}
-    assert {item.id for item in kept.pilot.items} <= {item.id for item in kept.replayed.items}
-    rows = [json.loads(line) for line in (tmp_path / "replay.jsonl").read_text(encoding="utf-8").splitlines()]
-    answers = [row for row in rows if row["task"] == "echo"]
-    assert len(answers) == 3 * len(kept.replayed.items)  # three choices each
-    assert len(rows) > len(answers)
-    assert (replay.per_batch, replay.weight, len(replay.examples)) == (4, 3.0, len(rows))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        again = make_replay(job)  # from the file
-    assert sorted(str(w.message) for w in caught) == sorted(str(w.message) for w in first)
-    assert again.examples == replay.examples
-    for ours, theirs in zip(replay._base, again._base, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+# ------------------------------------------------------------------------------------------------- steps and arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, 5), ({"batch_size": 7}, 6), ({"batch_size": 7, "accumulation": 2}, 3), ({"epochs": 2.5}, 13),
+     ({"max_steps": 3, "epochs": 9.0}, 3), ({"epochs": 0.01}, 1)],
+)  # fmt: skip
+def test_steps_are_those_that_the_trainer_makes(tmp_path: Path, options: dict[str, Any], steps: int) -> None:
+    job = opened(**options, out=tmp_path / "out")
+    args = training_arguments(job, "plain")
+    tuning = job.method.attach(job.loaded.model, seed=0)
+    trainer = make_trainer(job.loaded, tuning, args, job.examples)
+    loader = trainer.get_train_dataloader()
+    per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    made = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    tuning.remove()
+    assert job.steps == made == steps
+
+
+def test_tokens_are_counted_for_what_a_batch_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch trains on every token once, in rows or in packed blocks; with twice the processes a step does twice."""
+    rows, packed = opened(), opened(packing=True, max_length=64)
+    assert len(packed.examples) < len(rows.examples)
+    for job in (rows, packed):
+        assert job.tokens_per_row * len(job.examples) == job.encoded.tokens
+    assert packed.tokens_per_row > 2 * rows.tokens_per_row
+    long = opened(max_steps=6, batch_size=4, accumulation=2)
+    alone = long.tokens
+    assert alone == pytest.approx(6 * 8 * long.tokens_per_row)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    assert long.tokens == 2 * alone
+
+
+def test_a_protected_training_takes_the_same_steps(tmp_path: Path) -> None:
+    job = opened(max_steps=6, out=tmp_path / "out", protect=(preferred("echo", 240),))
+    assert training_arguments(job, "plain").max_steps == training_arguments(job, "protected").max_steps == 6
+
+
+def test_given_arguments_win(tmp_path: Path) -> None:
+    pairs = ("warmup_steps=0", "lr_scheduler_type=constant", "save_total_limit=3")
+    args = training_arguments(opened(out=tmp_path / "out", training_args=pairs), "plain")
+    assert (args.warmup_steps, args.lr_scheduler_type, args.save_total_limit) == (0, "constant", 3)
+
+
+def test_fsdp_with_sift_names_what_to_use(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"with sift: only full and lora .* torchrun"):
+        training_arguments(opened(out=tmp_path / "out", training_args=("fsdp=true",)), "plain")
+
+
+def test_fsdp_with_a_base_in_memory_names_what_to_use(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a model in memory cannot be given back .* by its name or folder"):
+        training_arguments(opened(out=tmp_path / "out", method="full", training_args=("fsdp=true",)), "plain")
+
+
+def pulled(method: str) -> Any:
+    return opened(method=method, pull=0.1, protect=(preferred("echo", 240),))
+
+
+@pytest.mark.parametrize(("method", "name"), [("sift", "sift"), ("full", "l2-sp")])
+def test_a_pull_towards_the_base(method: str, name: str) -> None:
+    chosen = protected_method(pulled(method))
+    assert chosen.name == name
+    if method == "sift":
+        assert chosen.decay == "base"  # type: ignore[attr-defined]
+    else:
+        assert chosen.strength == 0.1  # type: ignore[attr-defined]
+    assert protected_method(opened(method=method)) == METHODS[method]()
+    with pytest.raises(InputError, match="only sift and full"):
+        protected_method(pulled("lora"))
