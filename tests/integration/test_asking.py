@@ -33,7 +33,7 @@ OTHER = (
 )
 """A template that writes BOS and an empty thought."""
 WHERE = {
-    ("tune/job.py", "_admit"): "admission", ("training/pilot.py", "pilot_room"): "pilot",
+    ("tune/protection.py", "check_admission"): "admission", ("training/pilot.py", "pilot_room"): "pilot",
     ("training/fence.py", "_rows"): "fence", ("training/callbacks.py", "_evaluate"): "callback",
     ("training/generation.py", "answered"): "replay", ("compare/run.py", "run"): "judge",
     ("compare/recover.py", "recover"): "recover", ("compare/room.py", "measure_rooms"): "room",

@@ -6,14 +6,7 @@ from collections.abc import Iterable, Mapping
 
 STRANGERS: set[str] = set()
 MISSING_PARTS: set[str] = set()
-TRESPASSES = {
-<<<<<<< HEAD
-    "catchment.commands.tune.run: imports verdicts, which is not public in catchment.measuring",
-=======
-    "catchment.commands.scan.run: imports failures, which is not public in catchment.measuring",
-    "catchment.commands.scan.stages: imports failures, which is not public in catchment.measuring",
->>>>>>> 863aaf2 (Tune: held-out rows and kept warnings in a file each, the watchers of a training in one function; tests follow the files)
-}
+TRESPASSES: set[str] = set()
 CIRCLES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 MANY_PARAMETERS: set[str] = set()
