@@ -66,8 +66,9 @@ def problems(n: int, seed: int) -> list[dict[str, str]]:
 
 def main() -> None:
     """Write the rows, tune, copy the two increments."""
-    from catchment import workflows
+    from catchment.commands.tune.run import run
     from catchment.commands.tune.settings import TuneSettings
+    from catchment.measuring import Progress
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
@@ -77,14 +78,14 @@ def main() -> None:
     rows = problems(PROBLEMS, SETTINGS["seed"])
     (args.work / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    class Told(workflows.Progress):
+    class Told(Progress):
         def status(self, text: str) -> None:
             print(text, flush=True)
 
-    found = workflows.run_tune(TuneSettings(BASE, rows, out=args.work / "tune", **SETTINGS), Told())  # type: ignore[arg-type]
-    for run in found.runs:
-        shutil.copyfile(Path(run.path) / "increment.safetensors", args.out / f"{run.name}.safetensors")
-    print(found.sentence)
+    record = run(TuneSettings(BASE, rows, out=args.work / "tune", **SETTINGS), Told())  # type: ignore[arg-type]
+    for made in record.runs:
+        shutil.copyfile(Path(made.path) / "increment.safetensors", args.out / f"{made.name}.safetensors")
+    print(record.sentence)
 
 
 if __name__ == "__main__":
