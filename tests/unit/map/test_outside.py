@@ -43,5 +43,6 @@ def test_what_is_imported_is_there(path: Path) -> None:
 
 
 def test_what_is_not_there_is_told() -> None:
-    text = "import catchment.nowhere\nfrom catchment import records\ndef f():\n    from catchment.records import Row, Raw\n"
+    text = "import catchment.nowhere\nfrom catchment import records\n"
+    text += "def late():\n    from catchment.records import Row, Raw\n"
     assert absent(text) == ["catchment.nowhere", "catchment.records.Raw"]
