@@ -49,14 +49,19 @@ def allowed(room: str) -> frozenset[str]:
 
 
 def strangers(source: Path) -> list[str]:
-    """Folders and files that the map does not know, and rooms of the map that do not exist."""
+    """Folders and files that the map does not know, rooms of the map that do not exist, and names used twice."""
     files = [path.relative_to(source).with_suffix("") for path in source.rglob("*.py")]
     there = {path.parts[0] for path in files} - set(SURFACE)
     inner = {".".join(path.parent.parts) for path in files if len(path.parts) > 2}
     known = {*INNER, *(f"commands.{name}" for name in COMMANDS)}
     unknown = sorted((there - set(BELOW)) | (inner - known))
     missing = sorted((set(BELOW) - there) | (known - inner))
-    return [f"{name} is not in the map" for name in unknown] + [f"{name} of the map is not there" for name in missing]
+    twice = sorted(".".join(path.parts) for path in files if (source / path).is_dir())
+    return [
+        *(f"{name} is not in the map" for name in unknown),
+        *(f"{name} of the map is not there" for name in missing),
+        *(f"{name} is a file and a folder" for name in twice),
+    ]
 
 
 def missing_parts(source: Path) -> list[str]:

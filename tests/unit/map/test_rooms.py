@@ -70,6 +70,7 @@ def test_the_made_package_is_in_order(tree: Tree) -> None:
         ("attic.py", "attic is not in the map"),
         ("runs/attic/notes.py", "runs.attic is not in the map"),
         ("commands/rank/__init__.py", "commands.rank is not in the map"),
+        ("runs.py", "runs is a file and a folder"),
     ],
 )
 def test_a_new_folder_or_file_does_not_escape(tree: Tree, path: str, told: str) -> None:
