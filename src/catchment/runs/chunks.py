@@ -11,6 +11,8 @@ from typing import Any
 from catchment.errors import StoreError
 from catchment.records import Row
 
+_ENCODER = json.JSONEncoder(allow_nan=False)
+
 
 class TornError(Exception):
     """A chunk that is not whole; the message says in which way."""
@@ -73,7 +75,7 @@ def _line(row: Row) -> str:
         "flags": list(row.flags),
     }
     # ASCII: a lone surrogate from a byte-level tokenizer survives, and no line separator hides in a text
-    return json.dumps(fields, allow_nan=False) + "\n"
+    return _ENCODER.encode(fields) + "\n"
 
 
 def _row(fields: dict[str, Any]) -> Row:
