@@ -75,8 +75,11 @@ def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tu
     with Store(opened.out).lock("tune") if processes.is_main() else nullcontext():
         with kept_warnings() as of_rooms:
             rooms = measure_rooms(opened)
-        opened, runs = _trainings(opened)
-        outcome = compared(opened, runs) if processes.is_main() else Compared(runs)
+        runs: list[TuneRun] = []
+        for name in _names(opened):
+            trained = train(opened, name)
+            opened, runs = trained.opened, [*runs, trained.run]
+        outcome = compared(opened, runs) if processes.is_main() else Compared(tuple(runs))
         record = _record(opened, rooms, outcome, _warnings(opened, of_rooms, rooms, runs))
         if processes.is_main():
             write_atomic(opened.out / FILE, to_json(record))
@@ -84,16 +87,11 @@ def run(settings: TuneSettings, progress: Progress, tokenizer: Any = None) -> Tu
     return record
 
 
-def _trainings(opened: Opened) -> tuple[Opened, tuple[TuneRun, ...]]:
+def _names(opened: Opened) -> list[str]:
     """The protected training, and beside it a plain one; or the plain one alone."""
-    names = [PROTECTED] if opened.protected else [PLAIN]
-    names += [PLAIN] if opened.protected and not opened.settings.no_plain else []
-    runs = []
-    for name in names:
-        trained = train(opened, name)
-        opened = trained.opened
-        runs.append(trained.run)
-    return opened, tuple(runs)
+    if not opened.protected:
+        return [PLAIN]
+    return [PROTECTED] if opened.settings.no_plain else [PROTECTED, PLAIN]
 
 
 def _warnings(

@@ -23,7 +23,7 @@ from catchment.errors import StoreError
 from catchment.methods import Fitted, fit, sharding
 from catchment.records import TuneRun, Watched, from_json, to_json
 from catchment.runs import processes, write_atomic
-from catchment.training import CapabilityCallback, Fence, Replay
+from catchment.training import CapabilityCallback, Fence
 
 Callback = TypeVar("Callback", bound=TrainerCallback)
 
@@ -44,16 +44,21 @@ def train(opened: Opened, name: str) -> Trained:
     earlier = finished(done)
     if earlier is not None:
         return Trained(earlier, opened)
-    began = time.monotonic()
+    began, base, again = time.monotonic(), opened.loaded, opened
+    method, options, callbacks = method_of(opened, name), fit_options(opened, name), partial(watchers, opened, name)
     with kept_warnings() as texts:
         replay = make_replay(opened) if name == PROTECTED and opened.settings.replay else None
-        before = measure_held_out(opened, opened.loaded.model)
-        trained = _trained(opened, name, replay, before, began)
-    seconds = round(trained.run.seconds + time.monotonic() - began, 1)
-    run = dataclasses.replace(trained.run, seconds=seconds, warnings=tuple(texts))
+        before = measure_held_out(opened, base.model)
+        cut = sharding(training_arguments(opened, name))
+        with fit(base, opened.examples, method, options, callbacks=callbacks, replay=replay, since=began) as fitted:
+            run = _run_of(opened, name, before, fitted)
+        if cut:
+            again = dataclasses.replace(opened, loaded=load_base(opened.settings, opened.train, base.tokenizer))
+    seconds = round(run.seconds + time.monotonic() - began, 1)
+    run = dataclasses.replace(run, seconds=seconds, warnings=tuple(texts))
     if processes.is_main():
         write_atomic(done, to_json(run))
-    return dataclasses.replace(trained, run=run)
+    return Trained(run, again)
 
 
 def finished(path: Path) -> TuneRun | None:
@@ -70,17 +75,6 @@ def finished(path: Path) -> TuneRun | None:
         raise StoreError(f"{path} is damaged; delete it, and the training goes on from its last checkpoint.") from error
     folder = path.parent  # where it stands now, if it has been moved
     return dataclasses.replace(run, path=str(folder)) if any(folder.glob("*.safetensors")) else None
-
-
-def _trained(opened: Opened, name: str, replay: Replay | None, before: HeldOut, began: float) -> Trained:
-    base, method, options = opened.loaded, method_of(opened, name), fit_options(opened, name)
-    cut = sharding(training_arguments(opened, name))
-    callbacks = partial(watchers, opened, name)
-    with fit(base, opened.examples, method, options, callbacks=callbacks, replay=replay, since=began) as fitted:
-        run = _run_of(opened, name, before, fitted)
-    if cut:
-        base = load_base(opened.settings, opened.train, base.tokenizer)
-    return Trained(run, dataclasses.replace(opened, loaded=base))
 
 
 def _run_of(opened: Opened, name: str, before: HeldOut, fitted: Fitted) -> TuneRun:
