@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -77,6 +78,20 @@ EXAMPLES = {
         spoil=deliver_the_plain_tune,
     ),
 }  # fmt: skip
+
+
+CUT_SHORT = "was not written to its end and is passed over"
+
+
+def whole(part: Any) -> Any:
+    """A record without what it says of a kill: that a checkpoint was cut short, and an earlier one taken up."""
+    if isinstance(part, dict):
+        return {name: whole(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [
+            whole(value) for value in part if not str(value).endswith("was not written to its end and is passed over")
+        ]
+    return part
 
 
 def test_every_command_has_an_example_and_all_its_files() -> None:
@@ -329,7 +344,7 @@ class TestCommand:
         assert code == 0, errors
         assert last.count < done.moments  # not all was done again
         one, two = ((out / record_file(verb)).read_text(encoding="utf-8") for out in (done.out, case / "out"))
-        assert masked(json.loads(two)) == masked(json.loads(one))
+        assert masked(whole(json.loads(two))) == masked(json.loads(one))
         assert left_in(case / "out") == left_in(done.out)
 
     def test_a_second_run_on_a_finished_out(self, verb: str, case: Path, finished: Finish) -> None:
