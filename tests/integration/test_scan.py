@@ -259,6 +259,7 @@ def test_text_is_scanned_as_one_more_capability(models: Path, tmp_path: Path) ->
 # ----------------------------------------------------------------------------------------------- going on, and OUT
 
 
+@pytest.mark.soak  # one kill of every command is in the conformance test
 def test_a_killed_scan_goes_on(models: Path, tmp_path: Path, home: Path, run_cli: Cli) -> None:
     """kill -9 half-way, then the same command: nothing that is in the store is measured again, and the record equals
     that of a scan that was never killed."""
