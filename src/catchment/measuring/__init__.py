@@ -16,7 +16,7 @@ from catchment.measuring.headlines import (
 from catchment.measuring.progress import Progress
 from catchment.measuring.ranking import Ranked, State, estimate_of, gap, middle, narrower, ranked, state_of, together
 from catchment.measuring.sentences import decide_note, family, short_note, verdict_sentence, with_verdict
-from catchment.measuring.subject import CPU_BATCH, POLICY, Subject, batch_tokens, environment, with_tokenizer
+from catchment.measuring.subject import CPU_BATCH, POLICY, Subject, batch_tokens, environment, text_task, with_tokenizer
 from catchment.measuring.verdicts import (
     agreement_result,
     chance_of,
@@ -68,6 +68,7 @@ __all__ = [
     "state_of",
     "task_result",
     "text_result",
+    "text_task",
     "together",
     "too_few",
     "tune_headline",

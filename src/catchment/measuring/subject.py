@@ -24,6 +24,7 @@ from catchment.capabilities import (
     make_engine,
     measure_speed,
     prepare,
+    resolve_tasks,
 )
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Ground
@@ -203,3 +204,18 @@ def batch_tokens(subject: Subject, asked: int | None) -> int:
     engine = subject.engine(CPU_BATCH)
     engine.batch_tokens = measure_speed(engine).batch_tokens
     return engine.batch_tokens
+
+
+def text_task(name: str) -> Task:
+    """The text that ``--text`` names, as a task.
+
+    Raises:
+        InputError: Something that is scored otherwise.
+    """
+    text = resolve_tasks([name])[0]
+    if text.scorer != "text":
+        raise InputError(
+            f"--text {name!r} is scored by {text.scorer!r}; expected 'text', 'none' or a .jsonl file with "
+            'lines like {"text": "..."}.'
+        )
+    return text

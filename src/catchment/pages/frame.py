@@ -61,10 +61,8 @@ def frame(styles: Sequence[str] = (), scripts: Sequence[str] = ()) -> dict[str, 
     Args:
         styles, scripts: Files after those that all pages share, as ``package/name``.
     """
-    shared = [f"{SHARED}/page.css"], [f"{SHARED}/page.js"]
-    css, js = (
-        "".join(asset(name) for name in (*first, *more)) for first, more in zip(shared, (styles, scripts), strict=True)
-    )
+    css = "".join(asset(name) for name in (f"{SHARED}/page.css", *styles))
+    js = "".join(asset(name) for name in (f"{SHARED}/page.js", *scripts))
     return {
         "css": markup(css),
         "js": markup(js),

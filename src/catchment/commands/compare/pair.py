@@ -13,7 +13,7 @@ from catchment import models
 from catchment.capabilities import PromptOptions, Task, gates, resolve_tasks
 from catchment.commands.compare.settings import CompareSettings
 from catchment.errors import InputError, ModelError, TaskError
-from catchment.measuring import Clock, Progress, Subject
+from catchment.measuring import Clock, Progress, Subject, text_task
 from catchment.runs import Store, claim_folder
 
 
@@ -101,12 +101,7 @@ def _unscored(settings: CompareSettings, tasks: list[Task]) -> tuple[Task | None
         if task.scorer in ("text", "agreement"):
             option = "--text" if task.scorer == "text" else "--prompts"
             raise InputError(f"task {task.name!r} has no right answers to score; give it as {option} instead.")
-    text = resolve_tasks([settings.text])[0] if settings.text != "none" else None
-    if text is not None and text.scorer != "text":
-        raise InputError(
-            f"--text {settings.text!r} is scored by {text.scorer!r}; expected 'text', 'none' or a .jsonl file with "
-            'lines like {"text": "..."}.'
-        )
+    text = text_task(settings.text) if settings.text != "none" else None
     prompts = resolve_tasks([str(settings.prompts)])[0] if settings.prompts else None
     if prompts is not None and prompts.scorer != "agreement":
         raise InputError(

@@ -17,7 +17,7 @@ from catchment.commands.scan.journal import Earlier, take_up
 from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import InputError, ModelError
 from catchment.landscape import Evaluator, Ground, Mover, Subspace
-from catchment.measuring import Progress, Subject, batch_tokens
+from catchment.measuring import Progress, Subject, batch_tokens, text_task
 from catchment.records import Ruler, SubspaceCard
 from catchment.runs import Cell, Store, claim_folder, processes
 
@@ -112,12 +112,7 @@ def scan_tasks(settings: ScanSettings) -> list[Task]:
         gates.check_task(task)
     if settings.text == "none" or any(task.scorer == "text" for task in tasks):
         return tasks
-    text = resolve_tasks([settings.text])[0]
-    if text.scorer != "text":
-        raise InputError(
-            f"--text {settings.text!r} is scored by {text.scorer!r}; expected 'text', 'none' or a .jsonl file with "
-            'lines like {"text": "..."}.'
-        )
+    text = text_task(settings.text)
     return tasks if text.name in {task.name for task in tasks} else [*tasks, text]
 
 
