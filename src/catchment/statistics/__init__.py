@@ -3,8 +3,11 @@ tolerance. Nothing here knows models."""
 
 from catchment.statistics.binomial import clopper_pearson
 from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
+from catchment.statistics.changes import RatioOfChange, chance_adjusted, ratio_of_change, retention, sensitivity
 from catchment.statistics.decisions import ABOVE_CHANCE, FEW, Decision, admission, decide
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
+from catchment.statistics.matrices import ForgettingMatrix, Transfer, forgetting_matrix, transfer
+from catchment.statistics.noise import NoiseFloor, SignalToNoise, checkpoint_noise, seed_noise, signal_to_noise
 from catchment.statistics.rulers import Tally, is_matrix, ruler
 from catchment.statistics.search import (
     bracket,
@@ -24,10 +27,17 @@ __all__ = [
     "ABOVE_CHANCE",
     "FEW",
     "Decision",
+    "ForgettingMatrix",
+    "NoiseFloor",
+    "RatioOfChange",
+    "SignalToNoise",
     "Tally",
+    "Transfer",
     "admission",
     "bracket",
     "certified_radius",
+    "chance_adjusted",
+    "checkpoint_noise",
     "clopper_pearson",
     "cluster_band",
     "crossing",
@@ -35,6 +45,7 @@ __all__ = [
     "decide",
     "decide_mean",
     "expected_half_width",
+    "forgetting_matrix",
     "hoeffding",
     "is_matrix",
     "ladder",
@@ -46,11 +57,17 @@ __all__ = [
     "next_node",
     "node_error",
     "paired_interval",
+    "ratio_of_change",
     "required_n",
+    "retention",
     "ruler",
     "rungs_below",
+    "seed_noise",
+    "sensitivity",
+    "signal_to_noise",
     "strict",
     "strong_law",
+    "transfer",
     "unbounded_paired_interval",
     "units_needed",
     "weak_law",

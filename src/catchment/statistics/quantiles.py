@@ -14,7 +14,7 @@ def normal_quantile(error: float) -> float:
     return -NormalDist().inv_cdf(error)
 
 
-def student_quantile(error: float, freedom: int) -> float:
+def student_quantile(error: float, freedom: float) -> float:
     """The t that Student's distribution exceeds with probability ``error``.
 
     >>> round(student_quantile(0.025, 9), 3)
@@ -23,6 +23,17 @@ def student_quantile(error: float, freedom: int) -> float:
     from scipy.special import stdtrit
 
     return float(-stdtrit(freedom, error))
+
+
+def chi_square_quantile(probability: float, freedom: float) -> float:
+    """The x with P(chi-square with ``freedom`` degrees of freedom <= x) = ``probability``.
+
+    >>> round(chi_square_quantile(0.95, 1), 2)
+    3.84
+    """
+    from scipy.special import gammaincinv
+
+    return 2 * float(gammaincinv(freedom / 2, probability))
 
 
 def beta_quantile(a: float, b: float, probability: float) -> float:
