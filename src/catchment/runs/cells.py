@@ -11,6 +11,10 @@ from typing import Any
 from catchment.errors import InputError
 from catchment.records import SCHEMA_VERSION
 
+_LEAVES = frozenset({str, int, bool, type(None)})
+"""Types that need neither a check nor a copy."""
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
 
 def cell_key(parts: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of ``parts`` and the schema version.
@@ -19,18 +23,21 @@ def cell_key(parts: Mapping[str, Any]) -> str:
     and 1.0 are two; tuples count as lists.
 
     Raises:
-        InputError: A part is NaN or infinite, or not a JSON type; the message names the part.
+        InputError: A part is NaN or infinite, or not a JSON type; the message names the part. Text with a lone surrogate.
 
     >>> cell_key({"task": "recall", "limit": 400}) == cell_key({"limit": 400, "task": "recall"})
     True
     """
-    content = canonical_json({"schema_version": SCHEMA_VERSION, "parts": _plain(parts, "parts")})
-    return hashlib.sha256(content.encode()).hexdigest()
+    content = _encode({"schema_version": SCHEMA_VERSION, "parts": _plain(parts, "parts")})
+    try:
+        return hashlib.sha256(content.encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        raise InputError(f"parts hold {content[error.start]!r}; expected text that UTF-8 can encode.") from None
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal bytes. Raises InputError as :func:`cell_key`."""
-    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _encode(_plain(value, "value"))
 
 
 def _plain(value: Any, name: str) -> Any:
@@ -43,12 +50,16 @@ def _plain(value: Any, name: str) -> Any:
             raise InputError(f"{name} is {value}; expected a finite number, because an address must equal itself.")
         return float(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(entry, f"{name}[{place}]") for place, entry in enumerate(value)]
+        return [
+            entry if type(entry) in _LEAVES else _plain(entry, f"{name}[{place}]") for place, entry in enumerate(value)
+        ]
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise InputError(f"{name} has the key {key!r}; expected text. Use str(key).")
-        return {key: _plain(entry, f"{name}.{key}") for key, entry in value.items()}
+        return {
+            key: entry if type(entry) in _LEAVES else _plain(entry, f"{name}.{key}") for key, entry in value.items()
+        }
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     raise InputError(
         f"{name} is a {kind}; expected text, a number, true/false, null, a list or a mapping. "
