@@ -2,6 +2,7 @@
 
 from catchment.runs import processes
 from catchment.runs.cells import canonical_json, cell_key
+from catchment.runs.columns import Columns
 from catchment.runs.executors import LocalExecutor, Outcome
 from catchment.runs.files import make_folder, read_json, write_atomic
 from catchment.runs.folders import claim_folder
@@ -10,6 +11,7 @@ from catchment.runs.store import Cell, CellInfo, Store, StoreWarning, append_all
 __all__ = [
     "Cell",
     "CellInfo",
+    "Columns",
     "LocalExecutor",
     "Outcome",
     "Store",

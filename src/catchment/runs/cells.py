@@ -23,7 +23,7 @@ def cell_key(parts: Mapping[str, Any]) -> str:
     and 1.0 are two; tuples count as lists.
 
     Raises:
-        InputError: A part is NaN or infinite, or not a JSON type; the message names the part. Text with a lone surrogate.
+        InputError: A part is NaN or infinite, not a JSON type, or text that UTF-8 cannot encode; the message names it.
 
     >>> cell_key({"task": "recall", "limit": 400}) == cell_key({"limit": 400, "task": "recall"})
     True

@@ -32,20 +32,15 @@ def encode(rows: Iterable[Row]) -> bytes:
 
 def decode(data: bytes) -> list[Row]:
     """The rows of a whole chunk. Raises :class:`TornError` otherwise."""
-    lines, count = _checked(data)
-    rows = [_row(json.loads(line)) for line in lines]
+    body, count = checked(data)
+    rows = [_row(json.loads(line)) for line in body.decode().split("\n")[:-1]]
     if len(rows) != count:
         raise TornError(f"it has {len(rows)} rows and names {count}")
     return rows
 
 
-def count(data: bytes) -> int:
-    """How many rows a whole chunk has. Raises :class:`TornError` where it is not whole."""
-    return _checked(data)[1]
-
-
-def _checked(data: bytes) -> tuple[list[str], int]:
-    """The lines of a chunk with a right checksum, and the number of rows that its end names."""
+def checked(data: bytes) -> tuple[bytes, int]:
+    """The lines of a chunk with a right checksum, and the number of rows that its end names. Raises TornError."""
     body, _, last = data.rstrip(b"\n").rpartition(b"\n")
     body = body + b"\n" if body else b""
     try:
@@ -55,7 +50,7 @@ def _checked(data: bytes) -> tuple[list[str], int]:
         raise TornError("its end is missing") from None
     if hashlib.sha256(body).hexdigest() != digest:
         raise TornError("its content does not match its checksum")
-    return body.decode().split("\n")[:-1], rows
+    return body, rows
 
 
 def _line(row: Row) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from catchment.records import Row
-from catchment.runs.chunks import TornError, count, decode, encode
+from catchment.runs.chunks import TornError, checked, decode, encode
+from catchment.runs.columns import parse
 from catchment.runs.files import explained, is_old, is_stale
 from catchment.runs.loose import chunk_names, drop_chunks
+from catchment.runs.reading import chunk_part, segment_part
 from catchment.runs.segments import (
     DATA,
     INDEX,
@@ -60,32 +62,28 @@ def _parts(index: Index, cells: Mapping[Path, Mapping[str, Any]], taken: dict[Pa
         if len(whole) == 1 and not places:
             (body,) = whole.values()
         else:
-            have = {row.item for place in places for row in _readable(index, place)}
+            had = [segment_part(index, folder.name, place, parse) for place in places]
+            have = {item for part in had if part is not None for item in part.items}
             fresh = _first([row for data in whole.values() for row in decode(data) if row.item not in have])
             if not fresh:
                 continue
             body = encode(fresh)
-        yield Part(folder.name, conditions, body, count(body))
+        yield Part(folder.name, conditions, body, len(set(parse(body).items)))
 
 
 def _whole_chunks(index: Index, folder: Path) -> dict[str, bytes]:
     whole: dict[str, bytes] = {}
     for name in chunk_names(folder):
-        try:
-            data = (folder / name).read_bytes()
-            count(data)
-            whole[name] = data
-        except (OSError, TornError) as error:
-            index.warn(str(folder / name), str(error))
+        with suppress(FileNotFoundError):
+            data = chunk_part(index, folder / name, _whole)
+            whole |= {} if data is None else {name: data}
     return whole
 
 
-def _readable(index: Index, place: Place) -> list[Row]:
-    try:
-        return decode(read_body(index.folder, place))
-    except (OSError, TornError) as error:
-        index.warn(f"{index.folder / place.segment} at byte {place.start}", str(error))
-        return []
+def _whole(data: bytes) -> bytes:
+    """The same bytes. Raises TornError where they are not a whole chunk."""
+    checked(data)
+    return data
 
 
 def _first(rows: list[Row]) -> list[Row]:
@@ -131,10 +129,13 @@ def _merged(folder: Path, last: list[Segment]) -> Iterator[Part]:
         for key, place in segment.cells.items():
             places.setdefault(key, []).append(place)
     for key, found in places.items():
-        bodies = [read_body(folder, place) for place in found]
-        rows = [count(body) for body in bodies]
-        body = bodies[0] if len(bodies) == 1 else encode(_first([row for data in bodies for row in decode(data)]))
-        yield Part(key, read_conditions(folder, found[0]), body, rows[0] if len(bodies) == 1 else count(body))
+        bodies = [_whole(read_body(folder, place)) for place in found]
+        if len(bodies) == 1:
+            body, rows = bodies[0], found[0].rows
+        else:
+            first = _first([row for data in bodies for row in decode(data)])
+            body, rows = encode(first), len(first)
+        yield Part(key, read_conditions(folder, found[0]), body, rows)
 
 
 def sweep(index: Index) -> None:

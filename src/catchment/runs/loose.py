@@ -28,11 +28,22 @@ _CHUNK = re.compile(r"\d{6,}\.jsonl")
 
 def chunk_names(folder: Path) -> list[str]:
     """Names of the chunks, earliest first; none where there is no folder."""
+    return sorted((name for name in _names(folder) if _CHUNK.fullmatch(name)), key=_number)
+
+
+def keys(cells: Path) -> set[str]:
+    """The cells that have a folder under this one."""
+    found: set[str] = set()
+    for prefix in _names(cells):
+        found.update(name for name in _names(cells / prefix) if name.startswith(prefix))
+    return found
+
+
+def _names(folder: Path) -> list[str]:
     try:
-        names = [name for name in os.listdir(folder) if _CHUNK.fullmatch(name)]
+        return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(names, key=_number)
 
 
 def next_number(folder: Path) -> int:

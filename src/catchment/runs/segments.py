@@ -8,24 +8,29 @@ counts as the earlier one has it. Segments never change. Several may be merged i
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from catchment.runs.chunks import TornError
 from catchment.runs.files import explained, flush, make_folder, sync_folder, temporary, write_numbered
 
 INDEX, DATA = ".index.json", ".jsonl"
+READ_BYTES = 1 << 18
+"""Bytes that are read ahead where many cells of a segment are read."""
 NUMBERED = re.compile(r"\d{6,}\.(index\.json|jsonl)")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that go into a segment: of which cell, its conditions, the rows encoded as a chunk, and their number."""
+    """Rows that go into a segment: of which cell, its conditions, the rows encoded as a chunk, and how many items they
+    are of."""
 
     key: str
     conditions: Mapping[str, Any]
@@ -33,9 +38,10 @@ class Part:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
-    """Where rows of a cell lie: ``head`` bytes of conditions at ``start``, then ``body`` bytes of rows."""
+    """Where rows of a cell lie: ``head`` bytes of conditions at ``start``, then ``body`` bytes of rows, which are of
+    ``rows`` items."""
 
     segment: str
     start: int
@@ -69,14 +75,18 @@ class Index:
 
     folder: Path
     warn: Callable[[str, str], None]
+    _listed: list[str] = field(default_factory=list)
     _files: dict[str, Segment | None] = field(default_factory=dict)
     _segments: list[Segment] = field(default_factory=list)
     _places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
 
     def places(self) -> Mapping[str, tuple[Place, ...]]:
         """Where each cell lies, earliest first. Only index files that are new are read."""
-        while (names := index_files(self.folder)) != self._files.keys():
-            self._read(names)
+        while (listed := _listed(self.folder)) != self._listed:
+            names = {name for name in listed if NUMBERED.fullmatch(name) and name.endswith(INDEX)}
+            if names != self._files.keys():
+                self._read(names)
+            self._listed = listed
         return self._places
 
     def segments(self) -> list[Segment]:
@@ -119,12 +129,11 @@ def number_of(name: str) -> int:
     return int(name.split(".")[0])
 
 
-def index_files(folder: Path) -> set[str]:
-    """Names of the index files in a folder that may not exist."""
+def _listed(folder: Path) -> list[str]:
     try:
-        return {name for name in os.listdir(folder) if NUMBERED.fullmatch(name) and name.endswith(INDEX)}
+        return os.listdir(folder)
     except FileNotFoundError:
-        return set()
+        return []
 
 
 def write_segment(folder: Path, parts: Iterable[Part], rank: int | None = None, replaces: Sequence[str] = ()) -> int:
@@ -167,6 +176,32 @@ def read_body(folder: Path, place: Place) -> bytes:
     if len(data) != place.body:
         raise TornError("it ends early")
     return data
+
+
+def read_all(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, bytes, bytes]]:
+    """Many cells in the order in which they lie in the files: key, conditions and rows, encoded. Both are cut short or
+    empty where they cannot be read."""
+    ordered = sorted(places.items(), key=lambda entry: (number_of(entry[1].segment), entry[1].start))
+    for segment, cells in groupby(ordered, key=lambda entry: entry[1].segment):
+        with _opened(folder / segment) as file:
+            for key, place in cells:
+                yield key, *_read(file, place)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file, or an empty one where it cannot be opened."""
+    try:
+        return open(path, "rb", buffering=READ_BYTES)
+    except OSError:
+        return io.BytesIO()
+
+
+def _read(file: BinaryIO, place: Place) -> tuple[bytes, bytes]:
+    try:
+        file.seek(place.start)
+        return file.read(place.head), file.read(place.body)
+    except OSError:
+        return b"", b""
 
 
 def read_conditions(folder: Path, place: Place) -> dict[str, Any]:

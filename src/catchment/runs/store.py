@@ -12,7 +12,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from catchment.records import Row
 from catchment.runs import compaction, loose, segments
 from catchment.runs.cells import canonical_json
 from catchment.runs.chunks import TornError, decode, encode
+from catchment.runs.columns import Columns, Part, join, parse
 from catchment.runs.files import make_folder, write_atomic
 from catchment.runs.folders import locked
+from catchment.runs.reading import Seen, parts
 
 PATIENCE = 10.0
 """Seconds that compaction waits for another process that is compacting."""
@@ -60,8 +62,8 @@ class Store:
         self.root = Path(root)
         self.segments = self.root / "segments"
         self._named: set[str] = set()
-        self._index = segments.Index(self.segments, self.warn)
-        self._loose_cells: dict[str, Mapping[str, Any]] = {}
+        self.index = segments.Index(self.segments, self.warn)
+        self._loose_cells: dict[str, Mapping[str, Any] | None] = {}
         self._appended = False
 
     def lock(self, purpose: str) -> AbstractContextManager[None]:
@@ -80,13 +82,52 @@ class Store:
 
     def cells(self) -> list[CellInfo]:
         """All cells, sorted by key. Compacted cells cost one index read together; others one folder look each."""
-        places = self._index.places()
+        places = self.index.places()
         found = {key: CellInfo(key, True, sum(place.rows for place in places[key])) for key in places}
         for folder in self._loose():
             if folder.name not in found:
                 done = loose.read_done(folder)
                 found[folder.name] = CellInfo(folder.name, done is not None, done)
         return [found[key] for key in sorted(found)]
+
+    def counts(self) -> dict[str, int]:
+        """How many items have a row, by the key of every cell that has rows, sorted.
+
+        A cell that lies in one segment costs no look of its own: the index says how many items its rows are of. One
+        that lies in several, which may hold the same item, or in chunks is read. Rows in a segment count until
+        somebody reads the cell and finds them damaged.
+        """
+        places = self.index.places()
+        in_chunks = loose.keys(self.root / "cells")
+        counts = {key: places[key][0].rows for key in places if len(places[key]) == 1 and key not in in_chunks}
+        for key, columns in self.columns(in_chunks.union(places).difference(counts)):
+            counts[key] = len(columns.items)
+        return {key: counts[key] for key in sorted(counts) if counts[key]}
+
+    def columns(self, keys: Iterable[str]) -> Iterator[tuple[str, Columns]]:
+        """:meth:`Cell.columns` of many cells, each once, in the order in which they lie on the disk; those that lie in
+        several segments or in chunks come last. A cell that the store does not have has no rows. One cell is in memory
+        at a time; 10 million rows take about 20 seconds."""
+        wanted = set(keys)
+        in_chunks = loose.keys(self.root / "cells")
+        places = self.index.places()
+        alone = {key: places[key][0] for key in wanted - in_chunks if len(places.get(key, ())) == 1}
+        apart = wanted.difference(alone)
+        for key, _, body in segments.read_all(self.segments, alone):
+            try:
+                yield key, join([parse(body)])
+            except TornError:
+                apart.add(key)  # damaged, or merged into another segment meanwhile
+        for key in sorted(apart):
+            yield key, self.read_columns(key)
+
+    def read_columns(self, key: str, conditions: Mapping[str, Any] | None = None) -> Columns:
+        """:meth:`Cell.columns` of the cell with this key."""
+        seen = Seen[Part]()
+        columns = join(parts(self.index, self.folder(key), parse, seen))
+        if seen.chunks:
+            self._loose_cells[key] = conditions or self._loose_cells.get(key)
+        return columns
 
     def conditions(self, key: str) -> dict[str, Any]:
         """The conditions a cell was made under. Raises StoreError when the store has no such cell."""
@@ -126,7 +167,7 @@ class Store:
                 except StoreError:  # its rows stay in chunks
                     self.warn(str(folder / loose.CONDITIONS), "it cannot be read")
         with locked(self.segments, "compaction", PATIENCE):
-            return compaction.compact(self._index, done)
+            return compaction.compact(self.index, done)
 
     def compact_used(self) -> int:
         """Merge into segments what this object read from chunks or appended to them, and small segments into larger
@@ -140,13 +181,22 @@ class Store:
             return 0
         try:
             with locked(self.segments, "compaction", PATIENCE):
-                cells = compaction.compact(self._index, {self.folder(k): c for k, c in self._loose_cells.items()})
-                compaction.merge(self._index)
+                cells = compaction.compact(self.index, self._to_compact())
+                compaction.merge(self.index)
         except StoreError as error:
             if self._appended:
                 warnings.warn(f"rows of this run are kept, in many small files: {error}", StoreWarning, stacklevel=2)
             return 0
         self._loose_cells, self._appended = {}, False
+        return cells
+
+    def _to_compact(self) -> dict[Path, Mapping[str, Any]]:
+        """Folders of cells that were read from chunks, with conditions. Where these cannot be read, rows stay in chunks
+        until a command comes that knows them."""
+        cells: dict[Path, Mapping[str, Any]] = {}
+        for key, conditions in self._loose_cells.items():
+            with suppress(StoreError):
+                cells[self.folder(key)] = self.conditions(key) if conditions is None else conditions
         return cells
 
     def used(self, chunks_of: Cell | None = None, *, appended: bool = False) -> None:
@@ -160,7 +210,7 @@ class Store:
 
     def places(self, key: str) -> tuple[segments.Place, ...]:
         """Where the rows of a cell lie in segments, earliest first."""
-        return self._index.places().get(key, ())
+        return self.index.places().get(key, ())
 
     def warn(self, path: str, what: str) -> None:
         """One warning per damaged file."""
@@ -184,8 +234,7 @@ class Cell:
         self.conditions = conditions
         self.store = store
         self._folder = store.folder(key)
-        self._chunks: dict[str, list[Row]] = {}
-        self._places: tuple[segments.Place, ...] = ()
+        self._seen = Seen[list[Row]]()
         self._next = 0
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -208,23 +257,17 @@ class Cell:
     def rows(self) -> dict[str, Row]:
         """All rows by item. An item that two chunks hold counts as the earlier chunk has it. A damaged chunk is left
         out with one warning that names it."""
-        while True:
-            self._look_up()
-            in_chunks = [row for name in loose.chunk_names(self._folder) for row in self._read(name)]
-            in_segments = [row for place in self._places for row in self._compacted(place)]
-            if self._places == self.store.places(self.key):  # else chunks were compacted while they were read
-                break
         found: dict[str, Row] = {}
-        for row in in_segments + in_chunks:
-            found.setdefault(row.item, row)
+        for part in parts(self.store.index, self._folder, decode, self._seen):
+            for row in part:
+                found.setdefault(row.item, row)
+        if self._seen.chunks:
+            self.store.used(self)
         return found
 
-    def _look_up(self) -> None:
-        """Where the cell lies in segments. After a compaction a chunk may have the name that another one had."""
-        places = self.store.places(self.key)
-        if places != self._places:
-            self._places = places
-            self._chunks.clear()
+    def columns(self) -> Columns:
+        """:meth:`rows` as arrays: the same items in the same order by the same rules, at about a fifth of the cost."""
+        return self.store.read_columns(self.key, self.conditions)
 
     def note(self, notes: Iterable[str]) -> None:
         """Keep beside the rows what a reader must know of how they were made, each once; compacting keeps it too."""
@@ -278,31 +321,6 @@ class Cell:
     def finished(self) -> bool:
         return loose.read_done(self._folder) is not None or bool(self.store.places(self.key))
 
-    def _read(self, name: str) -> list[Row]:
-        if name not in self._chunks:
-            self.store.used(self)
-            rows: list[Row] = []
-            try:
-                rows = decode((self._folder / name).read_bytes())
-            except FileNotFoundError:
-                return []  # compacted by another process since the folder was listed: the segment has it
-            except (OSError, TornError) as error:
-                self.store.warn(str(self._folder / name), str(error))
-            self._chunks[name] = rows
-        return self._chunks[name]
-
-    def _compacted(self, place: segments.Place) -> list[Row]:
-        folder = self.store.segments
-        try:
-            return decode(segments.read_body(folder, place))
-        except FileNotFoundError as error:
-            if place not in self.store.places(self.key):
-                return []  # merged by another process since the index was read
-            self.store.warn(str(folder / place.segment), str(error))
-        except (OSError, TornError) as error:
-            self.store.warn(f"{folder / place.segment} at byte {place.start}", str(error))
-        return []
-
 
 def append_all(batch: Iterable[tuple[Cell, Sequence[Row]]]) -> None:
     """Append to several cells of one store at the price of one: the rows of all are on the disk, by three flushes, when
@@ -314,7 +332,7 @@ def append_all(batch: Iterable[tuple[Cell, Sequence[Row]]]) -> None:
     """
     chunks: list[tuple[Cell, bytes]] = []
     parts: list[segments.Part] = []
-    encoded = [(cell, encode(rows), len(rows)) for cell, rows in batch if rows]
+    encoded = [(cell, encode(rows), len({row.item for row in rows})) for cell, rows in batch if rows]
     for cell, body, count in encoded:
         if len(encoded) == 1 or cell.in_chunks:
             chunks.append((cell, body))

@@ -138,7 +138,7 @@ def main(how: str, stride: int, folder: Path) -> int:
         assert kept(root) == everything, at
         assert {info.rows for info in Store(root).cells()} == {LAST}, at
         assert not list(root.glob("cells/*/*/*.jsonl")), at
-        assert len(Store(root)._index.segments()) <= 2, at
+        assert len(Store(root).index.segments()) <= 2, at
     return at
 
 

@@ -8,8 +8,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from catchment.errors import StoreError
 from catchment.records import Row
 from catchment.runs import Cell, Store, StoreWarning, append_all, cell_key, compaction
 from catchment.runs.folders import locked
+from tests.unit.runs.conftest import Log
 
 HERE = Path(__file__).parent
-CALLS = ("open", "mkdir", "link", "fsync", "unlink", "replace", "rmdir", "listdir", "scandir", "stat")
 
 
 def cell(store: Store, name: Any) -> Cell:
@@ -31,37 +29,6 @@ def cell(store: Store, name: Any) -> Cell:
 
 def rows(*items: str) -> list[Row]:
     return [Row(item, 1.0, "") for item in items]
-
-
-class Log(list[tuple[str, str]]):
-    """Calls to the system with the path they are about, in order; nothing is flushed, which is slow."""
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(name for name, _ in self)
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
-    calls = Log()
-    paths: dict[int, str] = {}
-
-    def logged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def logging(*args: Any, **options: Any) -> Any:
-            calls.append((name, paths.get(args[0], "") if name == "fsync" else str(args[0] if args else ".")))
-            if name == "link":
-                calls[-1] = (name, str(args[1]))
-            found = None if name == "fsync" else call(*args, **options)
-            if name == "open":
-                paths[found] = str(args[0])
-            return found
-
-        return logging
-
-    for name in CALLS:
-        monkeypatch.setattr(os, name, logged(name, getattr(os, name)))
-    yield calls
-    monkeypatch.undo()
 
 
 def test_an_append_costs_the_same_however_many_chunks_there_are(tmp_path: Path, log: Log) -> None:
