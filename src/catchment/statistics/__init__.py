@@ -5,6 +5,7 @@ from catchment.statistics.binomial import clopper_pearson
 from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
 from catchment.statistics.changes import RatioOfChange, chance_adjusted, ratio_of_change, retention, sensitivity
 from catchment.statistics.decisions import ABOVE_CHANCE, FEW, Decision, admission, decide
+from catchment.statistics.hierarchy import hierarchical_interval
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
 from catchment.statistics.matrices import ForgettingMatrix, Transfer, forgetting_matrix, transfer
 from catchment.statistics.noise import NoiseFloor, SignalToNoise, checkpoint_noise, seed_noise, signal_to_noise
@@ -46,6 +47,7 @@ __all__ = [
     "decide_mean",
     "expected_half_width",
     "forgetting_matrix",
+    "hierarchical_interval",
     "hoeffding",
     "is_matrix",
     "ladder",
