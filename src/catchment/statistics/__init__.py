@@ -5,6 +5,7 @@ from catchment.statistics.binomial import clopper_pearson
 from catchment.statistics.bootstrap import cluster_band, crossing, crossing_interval
 from catchment.statistics.changes import RatioOfChange, chance_adjusted, ratio_of_change, retention, sensitivity
 from catchment.statistics.decisions import ABOVE_CHANCE, FEW, Decision, admission, decide
+from catchment.statistics.discovery import Discovery, chance_p_value, discoveries, improvement_p_value
 from catchment.statistics.hierarchy import hierarchical_interval
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
 from catchment.statistics.matrices import ForgettingMatrix, Transfer, forgetting_matrix, transfer
@@ -28,6 +29,7 @@ __all__ = [
     "ABOVE_CHANCE",
     "FEW",
     "Decision",
+    "Discovery",
     "ForgettingMatrix",
     "NoiseFloor",
     "RatioOfChange",
@@ -38,6 +40,7 @@ __all__ = [
     "bracket",
     "certified_radius",
     "chance_adjusted",
+    "chance_p_value",
     "checkpoint_noise",
     "clopper_pearson",
     "cluster_band",
@@ -45,10 +48,12 @@ __all__ = [
     "crossing_interval",
     "decide",
     "decide_mean",
+    "discoveries",
     "expected_half_width",
     "forgetting_matrix",
     "hierarchical_interval",
     "hoeffding",
+    "improvement_p_value",
     "is_matrix",
     "ladder",
     "mean_interval",
