@@ -14,7 +14,7 @@ import harness
 import torch
 import verdicts
 
-from catchment.capabilities import CHOICE_SCORERS, GENERATED_SCORERS, Item, Task
+from catchment.capabilities import CHOICE_SCORERS, JUDGED_SCORERS, Item, Task
 from catchment.commands.compare.record import Comparison
 from catchment.records import Row
 
@@ -31,7 +31,7 @@ def task_row(task: Task, items: list[Item], tables: list[dict[str, Any]], result
     chance = sum(1 / len(i.choices) for i in items) / len(items) if task.scorer in CHOICE_SCORERS else 0.0
     interval = result.difference
     opinion = verdicts.opinion(
-        *theirs, chance=chance, generated=task.scorer in GENERATED_SCORERS, margin=margin,
+        *theirs, chance=chance, generated=task.scorer in JUDGED_SCORERS, margin=margin,
         alpha=(1 - interval.level) * interval.family, family=interval.family,
     )  # fmt: skip
     differing = [

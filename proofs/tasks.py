@@ -12,7 +12,7 @@ import datetime
 from pathlib import Path
 
 from catchment import models
-from catchment.capabilities import GENERATED_SCORERS, Engine, Task, context_length, packs, prepare, run, sample
+from catchment.capabilities import JUDGED_SCORERS, Engine, Task, context_length, packs, prepare, run, sample
 from catchment.records import Row
 from catchment.runs import Store, cell_key
 from catchment.statistics import decide, mean_interval
@@ -48,7 +48,7 @@ def rows_of(loaded: models.LoadedModel, store: Store, task: Task, items: int) ->
 def line(task: Task, rows: list[Row]) -> str:
     scores = [row.score for row in rows]
     own = mean_interval(scores)
-    generated = task.scorer in GENERATED_SCORERS
+    generated = task.scorer in JUDGED_SCORERS
     decision = decide(scores, scores, chance=task.chance_level, generated=generated)
     admitted = "yes" if decision.admitted else "no"
     return f"| {task.name} | {len(rows)} | {own.estimate:.3f} | {own.low:.3f} to {own.high:.3f} | {admitted} |"

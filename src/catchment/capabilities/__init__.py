@@ -10,6 +10,7 @@ from typing import Any
 from catchment.capabilities import classifiers, gates
 from catchment.capabilities.agreement import agreement, agreement_rows
 from catchment.capabilities.delimited import local_options, parse_table
+from catchment.capabilities.duplicates import Overlap, overlap
 from catchment.capabilities.engine import Engine, context_length
 from catchment.capabilities.evaluate import evaluate, make_engine
 from catchment.capabilities.jsonl import DoubleKeyError, distinct_keys
@@ -29,16 +30,19 @@ from catchment.capabilities.scores import OnRows, Scores
 from catchment.capabilities.sources import resolve_tasks
 from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
 from catchment.capabilities.tables import task_from_dataset
+from catchment.capabilities.tallies import Tally, tally
 from catchment.capabilities.tasks import (
     ASK,
     CHOICE_SCORERS,
     CONTINUE,
     GENERATED_SCORERS,
+    JUDGED_SCORERS,
     SCORERS,
     Format,
     Item,
     Task,
 )
+from catchment.capabilities.variants import variant
 from catchment.models import without_trace
 
 __all__ = [
@@ -47,6 +51,7 @@ __all__ = [
     "CONTINUE",
     "DATE",
     "GENERATED_SCORERS",
+    "JUDGED_SCORERS",
     "NON_FINITE",
     "SCORERS",
     "AllTooLongError",
@@ -56,11 +61,13 @@ __all__ = [
     "Format",
     "Item",
     "OnRows",
+    "Overlap",
     "Pace",
     "Prepared",
     "PromptOptions",
     "Scores",
     "Speed",
+    "Tally",
     "Task",
     "Work",
     "agreement",
@@ -80,6 +87,7 @@ __all__ = [
     "measure_pace",
     "measure_speed",
     "non_finite_note",
+    "overlap",
     "packs",
     "parse_table",
     "prepare",
@@ -89,7 +97,9 @@ __all__ = [
     "seeded_halves",
     "seeded_order",
     "settle_path",
+    "tally",
     "task_from_dataset",
+    "variant",
     "without_trace",
     "workload",
 ]

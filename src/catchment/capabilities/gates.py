@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
+from catchment.capabilities.duplicates import Asked, near_duplicates, overlap
+from catchment.capabilities.rouge import words
+from catchment.capabilities.scorers import normalise_answer
+from catchment.capabilities.tallies import Tally, tally
 from catchment.capabilities.tasks import CHOICE_SCORERS, Item, Task
 from catchment.errors import GateError
 from catchment.records import Row
 
-NEAR = 0.9
-"""Two items whose word 3-grams overlap by more (Jaccard) are near-duplicates."""
-
-
-_PUNCTUATION = re.compile(r"[.,;:!?\"'`\u2018\u2019\u201c\u201d](?!\d)")
-
-
-def _normalised(item: Item) -> str:
-    """What makes an item the same question: words, numbers and operators (``7 - 2`` is not ``7 + 2``), the choices,
-    and the second text of a pair; case, blanks and punctuation aside."""
-    text = " ".join([item.prompt, *item.choices, str(item.meta.get("pair") or "")])
-    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
-
-
-def _question(item: Item) -> str:
-    """As :func:`_normalised`, with the choices in any order: a shot gives the answer away either way."""
-    return _normalised(Item(item.prompt, tuple(sorted(item.choices)), id="question", meta=item.meta))
+FEW = 10
+"""Rows, or items, below which nothing is said of constant answers."""
+CONSTANT = 0.95
+"""Share of one answer above which a model is called a constant predictor."""
+MANY = 0.05
+"""Share of items that repeat others, or stand in training rows, above which a task is refused."""
 
 
 def _labelled(item: Item, scorer: str) -> bool:
@@ -42,14 +37,23 @@ def _labelled(item: Item, scorer: str) -> bool:
     return bool(golds) and all(gold is not None and gold != -1 and str(gold).strip() for gold in golds)
 
 
+def _unlabelled(task: Task) -> list[Item]:
+    missing = [item for item in task.items if not _labelled(item, task.scorer)]
+    if not missing and task.scorer in ("exact", "rouge_l") and len(task.items) > 1:
+        golds = [item.gold if isinstance(item.gold, tuple) else (item.gold,) for item in task.items]
+        missing = list(task.items) if all(str(gold).strip() == "-1" for group in golds for gold in group) else []
+    return missing
+
+
 def check_labels(task: Task) -> None:
-    """Refuse unlabelled gold (``None``, -1, an index outside the choices) and constant gold.
+    """Refuse unlabelled gold (``None``, -1, an index outside the choices), choices that are none, and constant gold.
 
     Constant gold makes a model that always answers the same look perfect.
     """
     if task.scorer in ("text", "agreement", "callable"):
         return
-    missing = [item for item in task.items if not _labelled(item, task.scorer)]
+    _check_choices(task)
+    missing = _unlabelled(task)
     if missing:
         raise GateError(
             f"task {task.name!r}: {len(missing)} of {len(task.items)} items have no label that {task.scorer!r} can "
@@ -58,12 +62,51 @@ def check_labels(task: Task) -> None:
         )
     if task.scorer == "regex":
         _check_patterns(task)
-    golds = Counter(str(item.gold) for item in task.items)
-    if task.scorer != "regex" and len(task.items) >= 10 and len(golds) == 1:
+    if task.scorer == "rouge_l":
+        _check_references(task)
+    constant = _constant_gold(task)
+    if constant is not None and len(task.items) >= FEW:
         raise GateError(
-            f"task {task.name!r}: the right answer is {next(iter(golds))!r} for all {len(task.items)} items; a model "
+            f"task {task.name!r}: the right answer is {constant!r} for all {len(task.items)} items; a model "
             f"that always says so would score 1. Shuffle the choices or add items of the other classes."
         )
+
+
+def _constant_gold(task: Task) -> str | None:
+    """What would be right for every item, if anything is; a pattern is a form and no answer."""
+    items = task.items
+    if task.scorer == "regex":
+        return None
+    groups = [{str(item.gold)} for item in items]
+    if task.scorer in ("exact", "rouge_l"):
+        golds = [item.gold if isinstance(item.gold, tuple) else (item.gold,) for item in items]
+        groups = [{normalise_answer(str(gold)) for gold in group} for group in golds]
+    shared = set.intersection(*groups)
+    if not shared and task.scorer in CHOICE_SCORERS:
+        shared = set.intersection(*({item.choices[item.gold]} for item in items if isinstance(item.gold, int)))
+    return min(shared, default=None)
+
+
+def _check_choices(task: Task) -> None:
+    """Refuse items without a choice to make."""
+    if task.scorer not in CHOICE_SCORERS:
+        return
+    for item in task.items:
+        if len(item.choices) < 2 or not all(choice.strip() for choice in item.choices):
+            raise GateError(
+                f"task {task.name!r}, item {item.id}: its choices are {list(item.choices)!r}; expected at least 2 "
+                f"visible texts. Fill the columns of the choices, or leave the item out."
+            )
+
+
+def _check_references(task: Task) -> None:
+    for item in task.items:
+        golds = item.gold if isinstance(item.gold, tuple) else (item.gold,)
+        if not any(words(str(gold)) for gold in golds):
+            raise GateError(
+                f"task {task.name!r}, item {item.id}: the right answer {golds[0]!r:.80} holds no ASCII letter or "
+                f"digit, which is all that ROUGE reads, so every answer would score 0. Use scorer 'exact'."
+            )
 
 
 def _check_patterns(task: Task) -> None:
@@ -77,50 +120,22 @@ def _check_patterns(task: Task) -> None:
             ) from error
 
 
-def check_shots(task: Task) -> None:
-    """Refuse shots that are also scored."""
-    scored = {_question(item) for item in task.items}
-    shared = [shot.id for shot in task.shots if _question(shot) in scored]
+def check_shots(task: Task) -> list[str]:
+    """Refuse shots that are also scored, choices in any order; warn of those that nearly repeat a scored item."""
+    if not task.shots:
+        return []
+    asked = Asked(task.items)
+    shared = [shot.id for shot in task.shots if asked.same(shot) is not None]
     if shared:
         raise GateError(
             f"task {task.name!r}: {len(shared)} of its {len(task.shots)} shots are among the scored items (first: "
             f"{shared[0]}); take the shots from another split."
         )
-
-
-def near_duplicates(items: Sequence[Item]) -> list[tuple[str, str]]:
-    """Pairs of near-duplicate items: equal after normalisation, or word 3-grams overlapping by more than NEAR.
-
-    Compares only items that share their rarest 3-gram's bucket, so the cost is near linear in the items.
-    """
-    pairs: list[tuple[str, str]] = []
-    seen: dict[str, str] = {}
-    shingles: dict[str, frozenset[tuple[str, ...]]] = {}
-    for item in items:
-        if "image" in item.meta:
-            continue  # what is asked is in the picture
-        text = _normalised(item)
-        if text in seen:
-            pairs.append((seen[text], item.id))
-            continue
-        seen[text] = item.id
-        words = text.split()
-        if len(words) >= 12:
-            shingles[item.id] = frozenset(zip(words, words[1:], words[2:], strict=False))
-    counts = Counter(s for group in shingles.values() for s in group)
-    buckets: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name, group in shingles.items():
-        # With more than NEAR in common, two sets share one of their rarest (1 - NEAR) * size + 1 members.
-        rare = sorted(group, key=lambda s: (counts[s], s))[: int((1 - NEAR) * len(group)) + 1]
-        near = {other for s in rare for other in buckets[s][:50]}
-        for other in near:
-            both = len(group & shingles[other])
-            if both > NEAR * (len(group) + len(shingles[other]) - both):
-                pairs.append((other, name))
-                break
-        for s in rare:
-            buckets[s].append(name)
-    return pairs
+    near = {shot.id: name for shot in task.shots if (name := asked.near(shot)) is not None}
+    if not near:
+        return []
+    first, item = next(iter(near.items()))
+    return [f"{len(near)} of {len(task.shots)} shots nearly repeat a scored item (first: {first} repeats {item})"]
 
 
 def check_duplicates(task: Task) -> list[str]:
@@ -129,7 +144,7 @@ def check_duplicates(task: Task) -> list[str]:
     if not pairs:
         return []
     text = f"{len(pairs)} of {len(task.items)} items nearly repeat another (first: {pairs[0][1]} repeats {pairs[0][0]})"
-    if len(pairs) > 0.05 * len(task.items):
+    if len(pairs) > MANY * len(task.items):
         raise GateError(f"task {task.name!r}: {text}; intervals would claim too much. Remove the copies.")
     return [text]
 
@@ -141,8 +156,61 @@ def check_task(task: Task) -> list[str]:
         GateError: The task would give numbers that look like a result.
     """
     check_labels(task)
-    check_shots(task)
-    return [*task.notes, *check_duplicates(task)]
+    return [*task.notes, *check_shots(task), *check_duplicates(task), *_repeated_choices(task)]
+
+
+def _repeated_choices(task: Task) -> list[str]:
+    """Two equal choices are equally likely, so that the first of them is taken."""
+    if task.scorer not in CHOICE_SCORERS:
+        return []
+    twice = [item.id for item in task.items if len(set(item.choices)) < len(item.choices)]
+    return [f"{len(twice)} of {len(task.items)} items offer a choice twice (first: {twice[0]})"] if twice else []
+
+
+def check_overlap(train: Iterable[Any], task: Task, *, allow: bool = False) -> list[str]:
+    """Warn of items that stand in the rows a model is trained on; refuse where they are more than 5%.
+
+    See :func:`catchment.capabilities.overlap`, which also names the items, so that they can be left out.
+
+    Args:
+        train: The rows; texts, or objects such as ``{"prompt", "completion"}`` and ``{"messages"}``.
+        allow: Warn only, however many they are.
+
+    Raises:
+        GateError: More than 5% of the items were trained on, and ``allow`` is false.
+    """
+    met = overlap(train, task)
+    if not met.rows:
+        return []
+    if met.share > MANY and not allow:
+        raise GateError(
+            f"task {task.name!r}: {met.sentence}: the score would measure memory. Leave these items or rows out, "
+            f"take another split, or allow the overlap."
+        )
+    return [f"{met.sentence}: what is scored there was trained on"]
+
+
+def check_first_tokens(task: Task, tokenizer: Any) -> list[str]:
+    """Warn of labels that begin with one token, without or with a blank in front.
+
+    The choice scorers compare whole choices, so that their scores hold; a reading of the first token alone, as some
+    published numbers are, cannot tell such labels apart, and is no reproduction of these.
+    """
+    if task.scorer not in CHOICE_SCORERS or len({item.choices for item in task.items}) != 1:
+        return []
+    warnings = []
+    for blank, said in (("", "without"), (" ", "with")):
+        firsts: dict[int, list[str]] = {}
+        for label in dict.fromkeys(task.items[0].choices):
+            ids = tokenizer(blank + label.strip(), add_special_tokens=False)["input_ids"]
+            firsts.setdefault(ids[0], []).append(label)
+        warnings += [
+            f"the labels {', '.join(map(repr, labels))} begin with the same token {said} a blank in front: their first "
+            "token alone does not tell them apart (the score compares whole labels)"
+            for labels in firsts.values()
+            if len(labels) > 1
+        ]
+    return warnings
 
 
 def check_model(name: str, newly_initialised: Sequence[str], non_finite: Sequence[str]) -> None:
@@ -175,12 +243,12 @@ def check_lengths(task: Task, lengths: Mapping[str, int], limit: int | None) -> 
 
 
 def check_rows(task: Task, rows: Iterable[Row]) -> list[str]:
-    """Warn of completions that the token limit cut, of gibberish, and of ties."""
+    """Warn of completions that the token limit cut, of gibberish, of ties, and of a model that always says the same."""
     rows = list(rows)
-    found = []
+    found = check_constant(task, rows)
     count = Counter(flag for row in rows for flag in row.flags)
     limit = f"the limit of {task.max_new_tokens} tokens"
-    if task.scorer in ("exact", "regex", "callable") and count["cut"] > 0.1 * len(rows):
+    if task.scorer in ("exact", "regex", "rouge_l", "callable") and count["cut"] > 0.1 * len(rows):
         found.append(f"{count['cut']} of {len(rows)} answers were cut at {limit}")
     if count["incoherent"] > 0.02 * len(rows):
         found.append(f"{count['incoherent']} of {len(rows)} answers are gibberish: neither refusal nor answer")
@@ -191,21 +259,84 @@ def check_rows(task: Task, rows: Iterable[Row]) -> list[str]:
     return found
 
 
+def check_constant(task: Task, rows: Sequence[Row]) -> list[str]:
+    """Warn where (nearly) every answer is the same though the right ones are mixed, or where one answer was right for
+    every item that was measured: the score is then that of the answer and not of the model."""
+    counts = tally(task, rows)
+    if counts is None or counts.n < FEW:
+        return []
+    if len(counts.golds) == 1:
+        only = next(iter(counts.golds))
+        return [] if task.scorer in ("regex", "callable") else [
+            f"the right answer is {only!r} for all {counts.n} items that were measured: always saying so scores 1"
+        ]  # fmt: skip
+    said, times = next(iter(counts.answers.items()))
+    if times < CONSTANT * counts.n or counts.majority > 0.9:
+        return []
+    return [
+        f"constant answers: {times} of {counts.n} are {said!r} ({counts.histogram}), which is right for "
+        f"{counts.golds.get(said, 0)}; {_beside_constant(counts)}"
+    ]
+
+
+def _beside_constant(counts: Tally) -> str:
+    """What a constant answer scores, beside the score."""
+    label, n = next(iter(counts.golds.items()))
+    equal = abs(counts.score - counts.majority) < 1e-9
+    return (
+        f"the score {counts.score:.3f} {'equals' if equal else 'beside'} the majority baseline {counts.majority:.3f} "
+        f"({label[:40]!r} is right for {n}); chance {counts.chance:.3f}"
+    )
+
+
 def check_twins(base: Mapping[str, Sequence[Row]], tuned: Mapping[str, Sequence[Row]], same_weights: bool) -> None:
-    """Refuse bit-identical log-probabilities from different weights: the wrong model was measured twice.
+    """:func:`check_identical` for two models.
 
     Args:
         base, tuned: rows per task, as measured.
         same_weights: the two weight hashes are equal (then identical outputs are what one expects).
     """
-    if same_weights:
-        return
-    numbers = {(task, r.item): r.logprobs for task, rows in base.items() for r in rows if r.logprobs}
-    others = {(task, r.item): r.logprobs for task, rows in tuned.items() for r in rows if r.logprobs}
-    shared = numbers.keys() & others.keys()
-    if len(shared) >= 5 and all(numbers[key] == others[key] for key in shared):
-        raise GateError(
-            f"the two models have different weights but gave bit-identical log-probabilities on all {len(shared)} "
-            f"items; expected some difference. One of them was probably not the model its name says: check the "
-            f"paths, the revision, and that the adapter is active."
-        )
+    check_identical({"base": base, "tuned": tuned}, {"base": "", "tuned": "" if same_weights else "other"})
+
+
+def check_identical(outputs: Mapping[str, Mapping[str, Sequence[Row]]], weights: Mapping[str, str]) -> None:
+    """Refuse bit-identical log-probabilities from different weights: the wrong model was measured twice.
+
+    Two models are compared on the items that both have, and only where these are at least 5. Cost: one comparison per
+    pair of models, up to the first item where they differ.
+
+    Args:
+        outputs: For each model by its name, the rows per task (and condition), as measured.
+        weights: The hash of the weights of each; models with the same hash are expected to agree.
+
+    Raises:
+        GateError: Models with different hashes agree on all items; names them.
+    """
+    numbers = {
+        name: {(task, row.item): row.logprobs for task, rows in tasks.items() for row in rows if row.logprobs}
+        for name, tasks in outputs.items()
+    }
+    for one, other in combinations(numbers, 2):
+        shared = 0 if weights[one] == weights[other] else _identical(numbers[one], numbers[other])
+        if shared >= 5:
+            others = [name for name in numbers if weights[name] != weights[one]]
+            alike = [one, *(name for name in others if _identical(numbers[one], numbers[name]) >= 5)]
+            named = f"{', '.join(map(repr, alike[:-1]))} and {alike[-1]!r}"
+            raise GateError(
+                f"models {named} have different weights but gave bit-identical log-probabilities on all {shared} "
+                f"items; expected some difference. One of them was probably not the model its name says: check the "
+                f"paths, the revision, and that the adapter is active."
+            )
+
+
+def _identical(one: Mapping[Any, tuple[float, ...]], other: Mapping[Any, tuple[float, ...]]) -> int:
+    """How many items two models share where they agree on all of these; 0 where they differ."""
+    if len(other) < len(one):
+        one, other = other, one
+    shared = 0
+    for key, values in one.items():
+        if key in other:
+            if values != other[key]:
+                return 0
+            shared += 1
+    return shared

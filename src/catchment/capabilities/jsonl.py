@@ -26,7 +26,7 @@ SCORERS_OF = {
     "choices": CHOICE_SCORERS,
     "pattern": ("regex",),
     "refuse": ("refusal",),
-    "answer": ("exact",),
+    "answer": ("exact", "rouge_l"),
     "text": ("text",),
     "label": ("classify",),
     "prompt": ("agreement",),
@@ -250,6 +250,9 @@ def build_task(kind: str, items: Sequence[Item], options: Mapping[str, Any], whe
     options.setdefault("formats", ASK if style == "ask" else CONTINUE)
     if kind == "refuse":
         options.setdefault("max_new_tokens", 48)
+        options.setdefault("stop", ())
+    if scorer == "rouge_l":
+        options.setdefault("max_new_tokens", 60)
         options.setdefault("stop", ())
     for number, shot in enumerate(options.get("shots", ()), 1):
         if expected_answer(shot, scorer) is None:

@@ -359,7 +359,7 @@ def task_from_lm_eval(
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _refuse(name, f"its items cannot be read ({detail}).")
     described = f"lm-eval {_version()}: {name} version {loaded.VERSION}, {shots} shots, {metric}"
-    return Task(name=name, style="continue", description=described, **parts)
+    return Task(name=name, style="continue", description=described, shots_within=shots, **parts)
 
 
 def _version() -> str:

@@ -200,7 +200,7 @@ def expected_answer(item: Item, scorer: str) -> str | None:
         return item.choices[item.gold] if known else None  # type: ignore[index]
     if "answer" in item.meta:
         return str(item.meta["answer"])
-    if scorer == "exact" and item.gold is not None:
+    if scorer in ("exact", "rouge_l") and item.gold is not None:
         return str(item.gold[0]) if isinstance(item.gold, tuple) else str(item.gold)
     return None
 

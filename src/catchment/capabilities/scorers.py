@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 
 from catchment.capabilities.prompts import Encoded, expected_answer
+from catchment.capabilities.rouge import rouge_l
 from catchment.capabilities.tasks import Item, Task
 from catchment.errors import NonFiniteError, TaskError
 from catchment.records import Row
@@ -151,7 +152,7 @@ def score_answer(task: Task, item: Item, answer: str) -> tuple[float, tuple[str,
 
     ``exact``: equal to one of the right answers after :func:`normalise_answer`. ``regex``: the whole stripped answer
     matches the pattern (case ignored). ``refusal``: the answer is coherent and refuses or complies as the item asks.
-    ``callable``: what the task's function says, in [0, 1].
+    ``rouge_l``: F1, see :mod:`catchment.capabilities.rouge`. ``callable``: what the task's function says, in [0, 1].
 
     Raises:
         TaskError: the task's function fails, or returns something else than a number in [0, 1].
@@ -159,6 +160,8 @@ def score_answer(task: Task, item: Item, answer: str) -> tuple[float, tuple[str,
     if task.scorer == "exact":
         golds = item.gold if isinstance(item.gold, tuple) else (str(item.gold),)
         return float(normalise_answer(answer) in {normalise_answer(str(g)) for g in golds}), ()
+    if task.scorer == "rouge_l":
+        return rouge_l([str(g) for g in (item.gold if isinstance(item.gold, tuple) else (item.gold,))], answer), ()
     if task.scorer == "regex":
         return float(re.fullmatch(str(item.gold), answer.strip(), re.IGNORECASE | re.DOTALL) is not None), ()
     if task.scorer == "refusal":
@@ -180,7 +183,8 @@ def score_answer(task: Task, item: Item, answer: str) -> tuple[float, tuple[str,
 
 
 def answer_row(task: Task, item: Item, text: str, cut: bool, gold_logprob: float | None) -> Row:
-    """The row of a generated answer; the companion is the probability of the right answer where it is known."""
+    """The row of a generated answer; the companion is the probability of the right answer where it is known, and not
+    one of many that would do (``rouge_l``)."""
     known = () if gold_logprob is None or expected_answer(item, task.scorer) is None else (gold_logprob,)
     check_finite(item, known)
     score, flags = score_answer(task, item, text)
@@ -189,7 +193,7 @@ def answer_row(task: Task, item: Item, text: str, cut: bool, gold_logprob: float
         score=score,
         prediction=text.strip(),
         logprobs=known,
-        companion=min(1.0, math.exp(known[0])) if known else None,
+        companion=min(1.0, math.exp(known[0])) if known and task.scorer != "rouge_l" else None,
         flags=(*flags, "cut") if cut else flags,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from catchment.errors import InputError, did_you_mean
 YAML_SUFFIXES = (".yaml", ".yml")
 LM_EVAL = "lm-eval:"
 GROUPS = {"default": packs.DEFAULT, "stories": packs.STORIES}
-_DATASET_KEYS = ("prompt", "choices", "gold", "answer", "split", "subset", "shots", "shot_split", "seed")
+_DATASET_KEYS = ("prompt", "choices", "gold", "answer", "split", "subset", "shots", "shot_split", "shots_from", "seed")
 _SOURCES: dict[str, tuple[str, ...]] = {
-    "file": OPTIONS,
+    "file": (*OPTIONS, "shots_from"),
     "dataset": (*_DATASET_KEYS, *(key for key in OPTIONS if key != "shots")),
     "lm_eval": ("num_fewshot", "limit", "seed", "metric"),
 }
@@ -105,12 +106,31 @@ def task_from_yaml(path: str | Path) -> Task:
         return task_from_lm_eval(value, **content)
     beside = Path(path).parent / value
     if source == "file":
-        return task_from_jsonl(beside, **content)
+        pool = content.pop("shots_from", None)
+        return _with_pool(task_from_jsonl(beside, **content), path, pool)
     if "prompt" not in content:
         fail(where, "'prompt' is missing; expected a column or a template such as '{question}'.")
     options = {key: content.pop(key) for key in list(content) if key not in (*_DATASET_KEYS, "name", "scorer")}
-    local = value.endswith(TABLE_FILES) or beside.is_dir()
-    return task_from_dataset(str(beside) if local else value, **content, **parse_options(options, where))
+    for key, named in (("shots_from", content.get("shots_from")), (source, value)):
+        if named is not None:
+            content[key] = _beside(path, key, named)
+    return task_from_dataset(content.pop(source), **content, **parse_options(options, where))
+
+
+def _beside(path: str | Path, key: str, named: Any) -> str:
+    """A table or a folder beside the YAML file; any other name as it is."""
+    if not isinstance(named, str) or not named:
+        fail(str(path), f"{key!r} is {named!r}; expected a text.")
+    beside = Path(path).parent / named
+    return str(beside) if named.endswith(TABLE_FILES) or beside.is_dir() else named
+
+
+def _with_pool(task: Task, path: str | Path, named: Any) -> Task:
+    """The task with the items of another task file as its pool of shots."""
+    if named is None:
+        return task
+    pool = task_from_jsonl(_beside(path, "shots_from", named), scorer=task.scorer)
+    return replace(task, pool=pool.items)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ Placed = Sequence[tuple[str, Row]]
 """Rows with where each stands, for errors."""
 UNLABELLED = -1
 TASK_OPTIONS = ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version", "description")
+POOL = 1000
+"""Rows that shots can be drawn from: a seeded sample of more."""
 TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", *DELIMITED)
 
 
@@ -81,27 +83,43 @@ def gold_index(value: Any, choices: Sequence[str], labels: Sequence[str], where:
     """The index of the right choice from an index, a label of the row, the text of a choice, or a letter.
 
     A text is looked up in this order: labels, texts of the choices, letters (A is 0), digits (an index from 0).
-    ``None``, ``""`` and -1 mean unlabelled and stay -1, for the validity gate to refuse.
+    ``None``, ``""``, NaN and -1 mean unlabelled and stay -1, for the validity gate to refuse. A whole number may be of
+    any numeric type, or written as one (``1.0``, as pandas writes a column that has gaps).
 
     >>> gold_index("B", ["x", "y"], [], "here"), gold_index("2", ["x", "y"], ["1", "2"], "here")
     (1, 1)
     """
-    text = str(value)
+    value = value.item() if getattr(value, "ndim", None) == 0 else value  # numbers of numpy and torch
+    text = str(value).strip()
     index: int | None = None
     if isinstance(value, str) and text in labels:
         index = list(labels).index(text)
     elif isinstance(value, str) and text in choices:
         index = list(choices).index(text)
-    elif value is None or text in ("", "-1"):
+    elif _missing(value) or text == "" or _whole(value) == -1:
         return UNLABELLED
     elif isinstance(value, str) and len(text) == 1 and text.upper() in string.ascii_uppercase[: len(choices)]:
         index = ord(text.upper()) - 65
-    elif isinstance(value, int) or text.isdigit():
-        index = int(value)
+    else:
+        index = _whole(value)
     if index is None or not 0 <= index < len(choices):
         fail(where, f"gold is {value!r}; expected an index from 0 to {len(choices) - 1}, a label or the text of one of "
              f"{list(choices)!r}. Are the labels counted from 1?")  # fmt: skip
     return index
+
+
+def _missing(value: Any) -> bool:
+    """Nothing, or what stands for nothing in a column of numbers."""
+    return value is None or (not isinstance(value, str) and str(value) in ("nan", "<NA>", "NaT"))
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any numeric type or as text."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
 
 
 def _kind_of(scorer: str | None, choices: Any, answer: Any, gold: Any) -> str:
@@ -177,8 +195,8 @@ class _Columns:
             value = self._gold(row, where)
             return Item(text, (), words.get(str(value), str(value)))
         if self.kind == "label":
-            value = self._gold(row, where)
-            return Item(text, (), int(value) if str(value).lstrip("-").isdigit() else UNLABELLED)
+            label = _whole(self._gold(row, where))
+            return Item(text, (), UNLABELLED if label is None else label)
         return Item(text)
 
     def _gold(self, row: Row, where: str) -> Any:
@@ -190,7 +208,7 @@ class _Columns:
         value = fill(self.answer, row, where)
         if isinstance(value, Sequence) and not isinstance(value, str) and self.kind == "answer":
             return tuple(str(v) for v in value)
-        return None if value is None else str(value)
+        return None if _missing(value) else str(value)
 
 
 def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -234,16 +252,29 @@ def _file_rows(path: str, notes: list[str]) -> Placed:
     return entries
 
 
-def _rows(dataset: Any, subset: str | None, split: str, where: str, notes: list[str]) -> Placed:
+def _rows(
+    dataset: Any,
+    subset: str | None,
+    split: str,
+    where: str,
+    notes: list[str],
+    *,
+    most: int | None = None,
+    seed: int = 0,
+) -> Placed:
+    """The rows of a split, or a seeded sample of ``most`` of them; a file has no splits."""
     if isinstance(dataset, str | Path):
         if str(dataset).endswith(TABLE_FILES):
-            return _file_rows(str(dataset), notes)
+            rows = _file_rows(str(dataset), notes)
+            return [rows[i] for i in _sampled(len(rows), most, seed)]
         dataset = _load(str(dataset), subset, split)
     if isinstance(dataset, Mapping):  # a DatasetDict
         if split not in dataset:
             raise InputError(f"no split {split!r}; it has {', '.join(dataset)}.{did_you_mean(split, dataset)}")
         dataset = dataset[split]
-    return [(f"{where}, {split} row {number}", row) for number, row in enumerate(dataset)]
+    if most is None or len(dataset) <= most:
+        return [(f"{where}, {split} row {number}", row) for number, row in enumerate(dataset)]
+    return [(f"{where}, {split} row {i}", dataset[i]) for i in _sampled(len(dataset), most, seed)]
 
 
 def _name(dataset: Any) -> str:
@@ -266,6 +297,7 @@ def task_from_dataset(
     scorer: str | None = None,
     shots: int = 0,
     shot_split: str | None = None,
+    shots_from: Any = None,
     seed: int = 0,
     **task_options: Any,
 ) -> Task:
@@ -285,6 +317,8 @@ def task_from_dataset(
         scorer: default: choice with choices, exact with an answer, otherwise agreement.
         shots: solved examples, a seeded sample of ``shot_split``; without one, of the rows themselves, which are then
             not scored.
+        shot_split, shots_from: the split, and the file or data set, of rows that are not scored. 1,000 of them, a
+            seeded sample, are the task's pool, of which :func:`catchment.capabilities.variant` draws other shots.
         **task_options: style, formats, chance, max_new_tokens, stop, system, version, description.
 
     Raises:
@@ -306,20 +340,25 @@ def task_from_dataset(
     check_keys(task_options, TASK_OPTIONS, where)
     notes: list[str] = []
 
-    def items_of(part: str) -> list[Item]:
-        return columns.items(_rows(dataset, subset, part, where, notes))
-
-    items = items_of(split)
-    examples: list[Item] = []
-    if shots:
-        examples = _draw(items if shot_split is None else items_of(shot_split), shots, seed, where)
-        taken = {shot.id for shot in examples}
-        items = [item for item in items if item.id not in taken]
+    items = columns.items(_rows(dataset, subset, split, where, notes))
+    apart: list[Item] = []
+    separate = shot_split is not None or shots_from is not None
+    if separate:
+        source, part = dataset if shots_from is None else shots_from, shot_split or "train"
+        apart = columns.items(_rows(source, subset, part, where, notes, most=None if shots else POOL, seed=seed))
+    examples = _draw(apart if separate else items, shots, seed, where) if shots else []
+    taken = {shot.id for shot in examples}
+    items = [item for item in items if item.id not in taken]
     if not items:
         fail(where, "holds no rows to score; expected at least one.")
     options = {**task_options, "shots": examples, **({} if scorer is None else {"scorer": scorer})}
     task = build_task(columns.kind, distinct(items), options, where, name or _name(dataset))
-    return replace(task, notes=tuple(dict.fromkeys(notes)))
+    pool = tuple({apart[i].id: apart[i] for i in _sampled(len(apart), POOL, seed)}.values())
+    return replace(task, notes=tuple(dict.fromkeys(notes)), pool=pool)
+
+
+def _sampled(n: int, most: int | None, seed: int) -> Sequence[int]:
+    return range(n) if most is None or n <= most else sorted(random.Random(seed).sample(range(n), most))
 
 
 def _draw(pool: Sequence[Item], shots: int, seed: int, where: str) -> list[Item]:

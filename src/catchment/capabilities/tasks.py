@@ -18,6 +18,7 @@ SCORERS = (
     "choice_per_byte",
     "exact",
     "regex",
+    "rouge_l",
     "refusal",
     "text",
     "agreement",
@@ -25,7 +26,15 @@ SCORERS = (
     "callable",
 )
 CHOICE_SCORERS = ("choice", "choice_per_token", "choice_per_byte")
-GENERATED_SCORERS = ("exact", "regex", "refusal", "callable")
+JUDGED_SCORERS = ("exact", "regex", "refusal", "callable")
+"""Generated answers that are right or wrong, so that a model that does the task gets at least half of them right."""
+GENERATED_SCORERS = (*JUDGED_SCORERS, "rouge_l")
+
+
+def _as_gold(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's, lists as tuples."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Item:
     Attributes:
         prompt: The question or the text to continue; for ``text`` the passage itself.
         choices: Possible answers, for the choice scorers.
-        gold: Index of the right choice; or the right answer(s) (``exact``); or a pattern (``regex``);
+        gold: Index of the right choice; or the right answer(s) (``exact``, ``rouge_l``); or a pattern (``regex``);
             or ``"refuse"`` / ``"comply"`` (``refusal``); ``None`` for unlabelled prompts and text.
         id: Content hash; computed when empty. A classifier's second text, ``meta["pair"]``, is content too.
         meta: Free information kept with the item (e.g. a category); never part of the prompt.
@@ -48,6 +57,8 @@ class Item:
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "gold", _as_gold(self.gold))
+        object.__setattr__(self, "choices", tuple(self.choices))
         if not self.id:
             pair = [self.meta["pair"]] if "pair" in self.meta else []
             content = json.dumps([self.prompt, self.choices, self.gold, *pair], ensure_ascii=False)
@@ -112,6 +123,8 @@ class Task:
         keeps_system: It does not, because the items belong with this one, as rows that were trained under it do.
         version: Raised when the items or their meaning change.
         notes: What a user is to know of how the items were read; a comparison gives them as warnings.
+        pool: Solved items that other shots can be drawn from; see :func:`catchment.capabilities.variant`.
+        shots_within: Shots that stand in the items and formats themselves, as in tasks of lm-eval.
     """
 
     name: str
@@ -129,6 +142,8 @@ class Task:
     version: int = 1
     keeps_system: bool = False
     notes: tuple[str, ...] = ()
+    pool: tuple[Item, ...] = field(default=(), repr=False)
+    shots_within: int = 0
 
     def __post_init__(self) -> None:
         if self.scorer not in SCORERS:

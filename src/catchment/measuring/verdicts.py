@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from catchment.capabilities import GENERATED_SCORERS, Format, Task, expected_answer, gates
+from catchment.capabilities import JUDGED_SCORERS, Format, Task, expected_answer, gates
 from catchment.records import (
     AgreementResult,
     Companion,
@@ -39,7 +39,7 @@ def task_result(
     chance = chance_of(task, before)
     decision = decide(
         x, y, chance=chance, margin=margin, alpha=alpha, family=family,
-        generated=task.scorer in GENERATED_SCORERS,
+        generated=task.scorer in JUDGED_SCORERS,
     )  # fmt: skip
     found = [f"base: {w}" for w in gates.check_rows(task, before)]
     found += [f"tuned: {w}" for w in gates.check_rows(task, after)]

@@ -5,6 +5,7 @@ from catchment.training.callbacks import CapabilityCallback, Evaluation
 from catchment.training.data import Rows, read_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence
+from catchment.training.gates import check_completions
 from catchment.training.generation import Sampling, answered, self_generated
 from catchment.training.moves import Move
 from catchment.training.optimizers import MasterWeights, SharpnessAware, check_number, decay_groups, pull_to_base
@@ -28,6 +29,7 @@ __all__ = [
     "SharpnessAware",
     "answered",
     "as_task",
+    "check_completions",
     "check_number",
     "completion_losses",
     "decay_groups",

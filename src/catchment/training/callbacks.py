@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from catchment.capabilities import GENERATED_SCORERS, PromptOptions, Scores, Task, evaluate, sample
+from catchment.capabilities import JUDGED_SCORERS, PromptOptions, Scores, Task, evaluate, sample
 from catchment.errors import InputError
 from catchment.records import Row
 from catchment.runs import make_folder, processes, read_json, write_atomic
@@ -217,7 +217,7 @@ class CapabilityCallback(TrainerCallback):
                 margin=self.margin,
                 alpha=self.alpha,
                 family=family,
-                generated=task.scorer in GENERATED_SCORERS,
+                generated=task.scorer in JUDGED_SCORERS,
             )
         return decisions
 

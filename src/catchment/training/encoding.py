@@ -32,6 +32,7 @@ class Encoded:
         trained_tokens: Labels other than -100; examples in classification.
         truncated: Examples that were cut at ``max_length``.
         kind: Of the rows.
+        cut_tokens: Tokens that would have been learned and were cut off.
     """
 
     examples: list[Example]
@@ -39,6 +40,7 @@ class Encoded:
     trained_tokens: int
     truncated: int
     kind: str
+    cut_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -108,11 +110,12 @@ def _encode_texts(rows: Rows, marked: Sequence[_Marked], tokenizer: Any, max_len
     if tokenizer.eos_token_id is None and any(text.ends for text in marked):
         warnings.warn("the tokenizer has no end token (eos_token): the model will not learn to stop", stacklevel=3)
     examples: list[Example] = []
-    truncated, across, full = 0, 0, []
+    truncated, across, cut, full = 0, 0, 0, []
     starts = rows.kind == "prompt"
     for number, (ids, learned, straddles) in enumerate(_tokenise(tokenizer, marked, starts), 1):
         truncated += len(ids) > max_length
         across += straddles
+        cut += sum(learned[max_length:])
         labels = [i if learn else IGNORE for i, learn in zip(ids, learned, strict=True)][:max_length]
         labels[:1] = [IGNORE] * bool(labels)
         if all(label == IGNORE for label in labels):
@@ -120,7 +123,7 @@ def _encode_texts(rows: Rows, marked: Sequence[_Marked], tokenizer: Any, max_len
         examples.append({"input_ids": ids[:max_length], "labels": labels})
     _report(rows, max_length, full=full, truncated=truncated, across=across)
     trained = sum(label != IGNORE for example in examples for label in example["labels"])
-    return Encoded(examples, sum(len(e["input_ids"]) for e in examples), trained, truncated, rows.kind)
+    return Encoded(examples, sum(len(e["input_ids"]) for e in examples), trained, truncated, rows.kind, cut)
 
 
 def _report(rows: Rows, max_length: int, *, truncated: int, full: Sequence[int] = (), across: int = 0) -> None:

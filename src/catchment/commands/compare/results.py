@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from catchment import models
-from catchment.capabilities import GENERATED_SCORERS, Task, gates
+from catchment.capabilities import JUDGED_SCORERS, Task, gates
 from catchment.commands.compare.allocation import Plan
 from catchment.commands.compare.extras import Extras, short_extras
 from catchment.commands.compare.pair import Pair
@@ -122,7 +122,7 @@ def _conditions(pair: Pair, plan: Plan) -> dict[str, Any]:
         "dtype": pair.base.card.dtype,
         "attention": pair.base.card.attention,
         "batch_policy": f"{POLICY}, {plan.batch_tokens} padded tokens",
-        "generated_tasks": [t.name for t in pair.tasks if t.scorer in GENERATED_SCORERS],
+        "generated_tasks": [t.name for t in pair.tasks if t.scorer in JUDGED_SCORERS],
         "task_hashes": {t.name: t.hash() for t in pair.tasks},
         **environment(pair.base.card),
     }

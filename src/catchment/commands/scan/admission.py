@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from catchment.capabilities import GENERATED_SCORERS, Prepared, Task, sample, seeded_order
+from catchment.capabilities import JUDGED_SCORERS, Prepared, Task, sample, seeded_order
 from catchment.commands.scan.design import design_of, out_of_reach
 from catchment.commands.scan.opened import Opened
 from catchment.commands.scan.settings import ScanSettings
@@ -195,7 +195,7 @@ def _admission(ground: Ground, task: Task) -> Admission:
     if task.scorer == "text":
         admitted, reason = True, ""
     else:
-        admitted, reason = admission(values, ground.chance, task.scorer in GENERATED_SCORERS)
+        admitted, reason = admission(values, ground.chance, task.scorer in JUDGED_SCORERS)
     if admitted and len(values) < LEAST:
         admitted, reason = False, f"{len(values)} items; expected at least {LEAST} to draw from"
     companions = [c for item in ground.items if (c := ground.base[item].companion) is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from catchment.capabilities import GENERATED_SCORERS, Task, evaluate, sample
+from catchment.capabilities import JUDGED_SCORERS, Task, evaluate, sample
 from catchment.commands.tune.opened import Opened, Protected
 from catchment.commands.tune.settings import TuneSettings
 from catchment.errors import InputError
@@ -55,7 +55,7 @@ def check_admission(opened: Opened) -> None:
             batch_tokens=opened.batch_tokens,
         )  # fmt: skip
         admitted, reason = admission(
-            [row.score for row in scores.rows], scores.chance, generated=item.guard.scorer in GENERATED_SCORERS
+            [row.score for row in scores.rows], scores.chance, generated=item.guard.scorer in JUDGED_SCORERS
         )
         if not admitted:
             raise InputError(f"--protect {item.guard.name}: {reason} Protect tasks that the base can do.")
