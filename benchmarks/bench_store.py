@@ -101,8 +101,9 @@ def write_ours(root: Path, cells: int, batch: int) -> dict[str, float]:
 def list_ours(root: Path) -> tuple[int, int]:
     from catchment.runs import Store
 
-    found = Store(root).cells()
-    return len(found), sum(info.rows or 0 for info in found)
+    store = Store(root)
+    counts = store.counts() if hasattr(store, "counts") else {info.key: info.rows for info in store.cells()}
+    return len(counts), sum(counts.values())
 
 
 def read_ours(root: Path, numbers: list[int]) -> int:

@@ -131,10 +131,10 @@ class Ours:
         """All rows of this model and task under the default format."""
         wanted = (self.cards[role].weights_hash, task.hash(), task.formats[0].name)
         store, found = Store(CACHE / "store"), {}
-        for info in store.cells():
-            conditions = store.conditions(info.key)
+        for key in store.counts():
+            conditions = store.conditions(key)
             if (conditions["weights"], conditions["task"], conditions.get("format")) == wanted:
-                found.update(store.cell(info.key, conditions).rows())
+                found.update(store.cell(key, conditions).rows())
         return found
 
 

@@ -7,11 +7,10 @@ from catchment.runs.executors import LocalExecutor, Outcome
 from catchment.runs.files import make_folder, read_json, write_atomic
 from catchment.runs.folders import claim_folder
 from catchment.runs.leases import Holder, Lease, Leases
-from catchment.runs.store import Cell, CellInfo, Store, StoreWarning, append_all
+from catchment.runs.store import Cell, Store, StoreWarning, append_all
 
 __all__ = [
     "Cell",
-    "CellInfo",
     "Columns",
     "Holder",
     "Lease",

@@ -1,4 +1,4 @@
-"""The folder of a cell that is not compacted: numbered chunks, the conditions, and a mark when it is finished."""
+"""The folder of a cell that is not compacted: numbered chunks and the conditions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from catchment.runs.files import (
     write_numbered,
 )
 
-CONDITIONS, DONE = "conditions.json", "DONE"
+CONDITIONS = "conditions.json"
+OLD_MARK = "DONE"
+"""A file that version 0.1.0 wrote; it has no meaning."""
 ATTEMPTS = 100
 """How often a folder may be removed by compaction while one chunk is written to it."""
 _CHUNK = re.compile(r"\d{6,}\.jsonl")
@@ -81,7 +83,7 @@ def drop_chunks(folder: Path, names: Sequence[str], conditions: Mapping[str, Any
             with suppress(FileNotFoundError):
                 os.unlink(folder / name)
         left = os.listdir(folder)
-        if any(name not in (CONDITIONS, DONE) and not is_stale(folder / name) for name in left):
+        if any(name not in (CONDITIONS, OLD_MARK) and not is_stale(folder / name) for name in left):
             return
         for name in left:
             with suppress(FileNotFoundError):
@@ -90,14 +92,6 @@ def drop_chunks(folder: Path, names: Sequence[str], conditions: Mapping[str, Any
         os.rmdir(folder)
         return
     write_new(folder / CONDITIONS, _encoded(conditions), sync=False)  # somebody was quicker
-
-
-def read_done(folder: Path) -> int | None:
-    """How many rows the mark of a finished cell names; ``None`` without one."""
-    try:
-        return int(json.loads((folder / DONE).read_text("utf-8"))["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _encoded(conditions: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,6 @@ PATIENCE = 10.0
 
 class StoreWarning(UserWarning):
     """Something in the store was damaged and is left out; what it held will be evaluated again."""
-
-
-@dataclass(frozen=True)
-class CellInfo:
-    """One line of a listing. ``rows`` is known for finished cells."""
-
-    key: str
-    finished: bool
-    rows: int | None
 
 
 class Store:
@@ -80,16 +70,6 @@ class Store:
             raise InputError(f"cell key {key!r}; expected 64 hex digits, as cell_key returns them.")
         return Cell(self, key, json.loads(canonical_json(conditions)))
 
-    def cells(self) -> list[CellInfo]:
-        """All cells, sorted by key. Compacted cells cost one index read together; others one folder look each."""
-        places = self.index.places()
-        found = {key: CellInfo(key, True, sum(place.rows for place in places[key])) for key in places}
-        for folder in self._loose():
-            if folder.name not in found:
-                done = loose.read_done(folder)
-                found[folder.name] = CellInfo(folder.name, done is not None, done)
-        return [found[key] for key in sorted(found)]
-
     def counts(self) -> dict[str, int]:
         """How many items have a row, by the key of every cell that has rows, sorted.
 
@@ -97,10 +77,10 @@ class Store:
         that lies in several, which may hold the same item, or in chunks is read. Rows in a segment count until
         somebody reads the cell and finds them damaged.
         """
+        in_chunks = loose.keys(self.root / "cells")  # first: a cell that is compacted meanwhile is in the index then
         places = self.index.places()
-        in_chunks = loose.keys(self.root / "cells")
         counts = {key: places[key][0].rows for key in places if len(places[key]) == 1 and key not in in_chunks}
-        for key, columns in self.columns(in_chunks.union(places).difference(counts)):
+        for key, columns in self._columns(in_chunks.union(places).difference(counts), in_chunks):
             counts[key] = len(columns.items)
         return {key: counts[key] for key in sorted(counts) if counts[key]}
 
@@ -108,11 +88,13 @@ class Store:
         """:meth:`Cell.columns` of many cells, each once, in the order in which they lie on the disk; those that lie in
         several segments or in chunks come last. A cell that the store does not have has no rows. One cell is in memory
         at a time; 10 million rows take about 20 seconds."""
-        wanted = set(keys)
-        in_chunks = loose.keys(self.root / "cells")
+        return self._columns(set(keys), loose.keys(self.root / "cells"))
+
+    def _columns(self, keys: set[str], in_chunks: set[str]) -> Iterator[tuple[str, Columns]]:
+        """Those of ``keys``, when these cells were seen to be in chunks."""
         places = self.index.places()
-        alone = {key: places[key][0] for key in wanted - in_chunks if len(places.get(key, ())) == 1}
-        apart = wanted.difference(alone)
+        alone = {key: places[key][0] for key in keys - in_chunks if len(places.get(key, ())) == 1}
+        apart = keys.difference(alone)
         for key, _, body in segments.read_all(self.segments, alone):
             try:
                 yield key, join([parse(body)])
@@ -148,26 +130,6 @@ class Store:
             return segments.read_conditions(self.segments, place)
         except FileNotFoundError:  # merged since
             return segments.read_conditions(self.segments, self.places(key)[0])
-
-    def compact(self) -> int:
-        """Merge all finished cells into segments and drop their chunks; returns how many. It looks at every cell that
-        is in chunks; a command ends with :meth:`compact_used`.
-
-        Safe to interrupt, and safe while others read and append: the index is written after the rows, and after it only
-        those chunks are dropped that were copied.
-
-        Raises:
-            StoreError: The disk is full or read-only, or another process is compacting.
-        """
-        done: dict[Path, Mapping[str, Any]] = {}
-        for folder in self._loose():
-            if loose.read_done(folder) is not None:
-                try:
-                    done[folder] = self.conditions(folder.name)
-                except StoreError:  # its rows stay in chunks
-                    self.warn(str(folder / loose.CONDITIONS), "it cannot be read")
-        with locked(self.segments, "compaction", PATIENCE):
-            return compaction.compact(self.index, done)
 
     def compact_used(self) -> int:
         """Merge into segments what this object read from chunks or appended to them, and small segments into larger
@@ -221,9 +183,6 @@ class Store:
                 StoreWarning,
                 stacklevel=4,
             )
-
-    def _loose(self) -> Iterator[Path]:
-        yield from sorted((self.root / "cells").glob("[0-9a-f][0-9a-f]/*"))
 
 
 class Cell:
@@ -299,27 +258,10 @@ class Cell:
         """Whether every one of these items has a row."""
         return not self.missing(items)
 
-    def finish(self) -> None:
-        """Say that nothing more will be appended, so that :meth:`Store.compact` may merge the cell.
-
-        Raises:
-            StoreError: The cell has no rows.
-        """
-        if self.finished:
-            return
-        count = len(self.rows())
-        if not count:
-            raise StoreError(f"cell {self.key[:12]} has no rows; expected some before it is finished.")
-        write_atomic(self._folder / loose.DONE, json.dumps({"rows": count}))
-
     @property
     def in_chunks(self) -> bool:
         """Whether it has a folder of its own; what is appended to it now must come after what is in there."""
         return self._folder.exists()
-
-    @property
-    def finished(self) -> bool:
-        return loose.read_done(self._folder) is not None or bool(self.store.places(self.key))
 
 
 def append_all(batch: Iterable[tuple[Cell, Sequence[Row]]]) -> None:

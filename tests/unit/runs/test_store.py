@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from catchment.errors import InputError, StoreError
 from catchment.records import Row
-from catchment.runs import Cell, CellInfo, Store, StoreWarning, cell_key
+from catchment.runs import Cell, Store, StoreWarning, cell_key
 from catchment.runs.chunks import decode, encode
 
 CONDITIONS = {"task": "recall", "model": "tiny"}
@@ -135,33 +135,26 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, field: str, val
 def test_a_key_that_is_not_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="64 hex digits"):
         Store(tmp_path).cell("../../escape", {})
-    with pytest.raises(StoreError, match="no rows"):
-        _cell(tmp_path).finish()
 
 
 def test_compaction_keeps_every_row_and_drops_the_chunks(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    kept: dict[str, dict[str, Row]] = {}
+    store, other = Store(tmp_path), Store(tmp_path)
+    before: dict[str, dict[str, Row]] = {}
     for number in range(5):
         conditions = {"task": f"t{number}"}
-        cell = store.cell(cell_key(conditions), conditions)
+        cell = (other if number == 3 else store).cell(cell_key(conditions), conditions)
         cell.append(_rows("a", "b"))
         cell.append(_rows(f"c{number}"))
-        if number != 3:
-            cell.finish()
-        kept[cell.key] = cell.rows()
-    assert store.compact() == 4
-    assert store.compact() == 0
-    assert len(list(tmp_path.glob("cells/*/*/*.jsonl"))) == 2  # those of the unfinished one
+        before[cell.key] = cell.rows()
+    assert store.compact_used() == 4
+    assert store.compact_used() == 0
+    assert len(list(tmp_path.glob("cells/*/*/*.jsonl"))) == 2  # those that the other one wrote
     fresh = Store(tmp_path)
-    assert [(c.key, c.finished) for c in fresh.cells()] == sorted(
-        (key, key != cell_key({"task": "t3"})) for key in kept
-    )
+    assert fresh.counts() == dict.fromkeys(sorted(before), 3)
     for number in range(5):
         conditions = {"task": f"t{number}"}
         cell = fresh.cell(cell_key(conditions), conditions)
-        assert cell.rows() == kept[cell.key]
-        assert cell.finished == (number != 3)
+        assert cell.rows() == before[cell.key]
         assert fresh.conditions(cell.key) == conditions
 
 
@@ -172,8 +165,7 @@ def test_notes_stay_beside_the_rows_when_they_are_compacted(tmp_path: Path) -> N
     cell.append(_rows("a"))
     cell.note(["slow", "slow"])
     _cell(tmp_path).note(["halved", "slow"])
-    cell.finish()
-    assert Store(tmp_path).compact() == 1
+    assert cell.store.compact_used() == 1
     assert _cell(tmp_path).notes() == ["slow", "halved"]
     (tmp_path / "notes" / f"{KEY}.json").write_text('["slo')
     (said,) = _cell(tmp_path).notes()
@@ -185,11 +177,8 @@ def test_a_view_opened_before_compaction_still_reads(tmp_path: Path) -> None:
     reader = _cell(tmp_path)
     writer = _cell(tmp_path)
     writer.append(_rows("a"))
-    writer.finish()
-    assert reader.finished
-    Store(tmp_path).compact()
+    writer.store.compact_used()
     assert reader.done(["a"])
-    assert reader.finished
     reader.append(_rows("b"))
     assert list(_cell(tmp_path).rows()) == ["a", "b"]
 
@@ -197,7 +186,6 @@ def test_a_view_opened_before_compaction_still_reads(tmp_path: Path) -> None:
 def test_compaction_that_is_cut_off_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = _cell(tmp_path)
     cell.append(_rows("a", "b"))
-    cell.finish()
 
     unlink = os.unlink
 
@@ -209,18 +197,17 @@ def test_compaction_that_is_cut_off_loses_nothing(tmp_path: Path, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(os, "unlink", power_cut)
         with pytest.raises(KeyboardInterrupt):
-            Store(tmp_path).compact()
+            cell.store.compact_used()
     assert _cell(tmp_path).done(["a", "b"])
-    assert Store(tmp_path).compact() == 1
+    assert cell.store.compact_used() == 1
     assert _cell(tmp_path).rows() == {row.item: row for row in _rows("a", "b")}
-    assert [info.rows for info in Store(tmp_path).cells()] == [2]
+    assert Store(tmp_path).counts() == {KEY: 2}
 
 
 def test_a_damaged_segment_is_evaluated_again(tmp_path: Path) -> None:
     cell = _cell(tmp_path)
     cell.append(_rows("a", "b"))
-    cell.finish()
-    Store(tmp_path).compact()
+    cell.store.compact_used()
     segment = next(tmp_path.glob("segments/*.jsonl"))
     segment.write_bytes(segment.read_bytes().replace(b"answer to a", b"answer to X"))
     again = _cell(tmp_path)
@@ -230,11 +217,11 @@ def test_a_damaged_segment_is_evaluated_again(tmp_path: Path) -> None:
     assert again.done(["a", "b"])
     next(tmp_path.glob("segments/*.index.json")).write_text("{")
     with pytest.warns(StoreWarning, match="index.json is damaged"):
-        assert len(Store(tmp_path).cells()) == 1
+        assert Store(tmp_path).counts() == {KEY: 2}
 
 
-def _listing(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[CellInfo], int]:
-    """What is listed, and how many folders and files were opened for it."""
+def _counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, int], int]:
+    """The rows of each cell, and how many folders and files were opened to count them."""
     opened = 0
 
     def counted(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -246,26 +233,25 @@ def _listing(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[CellInfo
         return count
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "scandir", counted(os.scandir))
+        patch.setattr(os, "listdir", counted(os.listdir))
         patch.setattr(io, "open", counted(io.open))
-        cells = Store(root).cells()
-    return cells, opened
+        counts = Store(root).counts()
+    return counts, opened
 
 
-def test_compacted_cells_list_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chunks cost a look per cell, segments a look per folder of cells and a few more; counted, not timed."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # durability is not what is looked at here
+def test_cells_in_segments_are_counted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in chunks cost a look each, those in segments a look per folder of cells and a few more."""
     store = Store(tmp_path)
     for number in range(300):
         conditions = {"n": number}
-        cell = store.cell(cell_key(conditions), conditions)
-        cell.append([Row("a", 1.0, "")])
-        cell.finish()
-    before, loose = _listing(tmp_path, monkeypatch)
-    assert store.compact() == 300
-    after, compacted = _listing(tmp_path, monkeypatch)
+        store.cell(cell_key(conditions), conditions).append([Row("a", 1.0, "")])
+    before, in_chunks = _counted(tmp_path, monkeypatch)
+    assert store.compact_used() == 300
+    after, in_segments = _counted(tmp_path, monkeypatch)
     assert after == before
-    assert compacted + 290 < loose
+    assert set(after.values()) == {1}
+    assert in_segments < 270
+    assert in_segments + 600 < in_chunks
 
 
 HOLD = """
