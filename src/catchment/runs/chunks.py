@@ -39,6 +39,20 @@ def decode(data: bytes) -> list[Row]:
     return rows
 
 
+def whole(data: bytes) -> bytes:
+    """The same bytes, of a whole chunk. Raises :class:`TornError` otherwise."""
+    checked(data)
+    return data
+
+
+def first_rows(rows: Iterable[Row]) -> dict[str, Row]:
+    """The first row of every item, by item."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.item, row)
+    return first
+
+
 def checked(data: bytes) -> tuple[bytes, int]:
     """The lines of a chunk with a right checksum, and the number of rows that its end names. Raises TornError."""
     body, _, last = data.rstrip(b"\n").rpartition(b"\n")

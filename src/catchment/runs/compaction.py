@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from catchment.records import Row
-from catchment.runs.chunks import TornError, checked, decode, encode
+from catchment.runs.chunks import TornError, decode, encode, first_rows, whole
 from catchment.runs.columns import parse
 from catchment.runs.files import explained, is_old, is_stale
 from catchment.runs.loose import chunk_names, drop_chunks
@@ -52,46 +51,32 @@ def compact(index: Index, cells: Mapping[Path, Mapping[str, Any]]) -> int:
 def _parts(index: Index, cells: Mapping[Path, Mapping[str, Any]], taken: dict[Path, list[str]]) -> Iterator[Part]:
     """What goes into a segment; notes in ``taken`` which chunks are in segments then."""
     for folder, conditions in cells.items():
-        whole = _whole_chunks(index, folder)
+        chunks = _whole_chunks(index, folder)
         places = index.places().get(folder.name, ())
-        if not folder.is_dir() or not (whole or places):
+        if not folder.is_dir() or not (chunks or places):
             continue
-        taken[folder] = list(whole)
-        if not whole:
+        taken[folder] = list(chunks)
+        if not chunks:
             continue
-        if len(whole) == 1 and not places:
-            (body,) = whole.values()
+        if len(chunks) == 1 and not places:
+            (body,) = chunks.values()
         else:
             had = [segment_part(index, folder.name, place, parse) for place in places]
             have = {item for part in had if part is not None for item in part.items}
-            fresh = _first([row for data in whole.values() for row in decode(data) if row.item not in have])
+            fresh = first_rows(row for data in chunks.values() for row in decode(data) if row.item not in have)
             if not fresh:
                 continue
-            body = encode(fresh)
+            body = encode(fresh.values())
         yield Part(folder.name, conditions, body, len(set(parse(body).items)))
 
 
 def _whole_chunks(index: Index, folder: Path) -> dict[str, bytes]:
-    whole: dict[str, bytes] = {}
+    chunks: dict[str, bytes] = {}
     for name in chunk_names(folder):
         with suppress(FileNotFoundError):
-            data = chunk_part(index, folder / name, _whole)
-            whole |= {} if data is None else {name: data}
-    return whole
-
-
-def _whole(data: bytes) -> bytes:
-    """The same bytes. Raises TornError where they are not a whole chunk."""
-    checked(data)
-    return data
-
-
-def _first(rows: list[Row]) -> list[Row]:
-    """The first row of every item."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        found.setdefault(row.item, row)
-    return list(found.values())
+            data = chunk_part(index, folder / name, whole)
+            chunks |= {} if data is None else {name: data}
+    return chunks
 
 
 def merge(index: Index) -> int:
@@ -129,12 +114,12 @@ def _merged(folder: Path, last: list[Segment]) -> Iterator[Part]:
         for key, place in segment.cells.items():
             places.setdefault(key, []).append(place)
     for key, found in places.items():
-        bodies = [_whole(read_body(folder, place)) for place in found]
+        bodies = [whole(read_body(folder, place)) for place in found]
         if len(bodies) == 1:
             body, rows = bodies[0], found[0].rows
         else:
-            first = _first([row for data in bodies for row in decode(data)])
-            body, rows = encode(first), len(first)
+            first = first_rows(row for data in bodies for row in decode(data))
+            body, rows = encode(first.values()), len(first)
         yield Part(key, read_conditions(folder, found[0]), body, rows)
 
 

@@ -115,6 +115,8 @@ class Index:
     def _one(self, name: str) -> Segment | None:
         try:
             content = json.loads((self.folder / name).read_text("utf-8"))
+            if "own_sha256" in content and content.pop("own_sha256") != _digest(content):  # that of 0.1.0 has none
+                raise ValueError("checksum")
             data = name.removesuffix(INDEX) + DATA
             cells = {key: Place(data, *numbers) for key, numbers in content["cells"].items()}
             return Segment(name, int(content.get("rank", number_of(name))), tuple(content.get("replaces", ())), cells)
@@ -161,11 +163,16 @@ def write_segment(folder: Path, parts: Iterable[Part], rank: int | None = None, 
         if rank is not None:
             content |= {"rank": rank, "replaces": list(replaces)}
         number = 1 + max((number_of(name) for name in os.listdir(folder) if NUMBERED.fullmatch(name)), default=0)
-        index = json.dumps(content, separators=(",", ":")).encode()
+        index = json.dumps({**content, "own_sha256": _digest(content)}, separators=(",", ":")).encode()
         write_numbered(folder, number, jsonl=path, index_json=index)
         for parent in grown:
             sync_folder(parent)
     return len(cells)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what an index says, so that no number of rows and no key in it changes unnoticed."""
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_body(folder: Path, place: Place) -> bytes:
@@ -208,4 +215,9 @@ def read_conditions(folder: Path, place: Place) -> dict[str, Any]:
     """Conditions of one cell. Raises ValueError, KeyError or OSError when the segment is damaged."""
     with open(folder / place.segment, "rb") as file:
         file.seek(place.start)
-        return dict(json.loads(file.read(place.head))["conditions"])
+        return conditions_in(file.read(place.head))
+
+
+def conditions_in(head: bytes) -> dict[str, Any]:
+    """Conditions of one cell, from what stands before its rows. Raises ValueError, KeyError or TypeError."""
+    return dict(json.loads(head)["conditions"])

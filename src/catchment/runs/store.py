@@ -13,17 +13,19 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from catchment.errors import InputError, StoreError
 from catchment.records import Row
-from catchment.runs import compaction, loose, segments
+from catchment.runs import compaction, loose, merging, segments
 from catchment.runs.cells import canonical_json
-from catchment.runs.chunks import TornError, decode, encode
+from catchment.runs.chunks import TornError, decode, encode, first_rows, whole
 from catchment.runs.columns import Columns, Part, join, parse
 from catchment.runs.files import make_folder, write_atomic
 from catchment.runs.folders import locked
+from catchment.runs.merging import Packed
 from catchment.runs.reading import Seen, parts
 
 PATIENCE = 10.0
@@ -101,7 +103,7 @@ class Store:
             except TornError:
                 apart.add(key)  # damaged, or merged into another segment meanwhile
         for key in sorted(apart):
-            yield key, self.read_columns(key)
+            yield key, self.read_columns(key) if key in places or key in in_chunks else join([])
 
     def read_columns(self, key: str, conditions: Mapping[str, Any] | None = None) -> Columns:
         """:meth:`Cell.columns` of the cell with this key."""
@@ -130,6 +132,60 @@ class Store:
             return segments.read_conditions(self.segments, place)
         except FileNotFoundError:  # merged since
             return segments.read_conditions(self.segments, self.places(key)[0])
+
+    def merge(self, other: Store) -> int:
+        """Take over the rows of items that this store lacks, with the conditions of their cells and what is noted of
+        these; returns the number of rows. Where both have an item, this store's row stays.
+
+        Rows are written in batches of :data:`catchment.runs.merging.BATCH_BYTES`, which are on the disk after three
+        flushes each. After a kill or an error, what was written stays, and merging again takes over the rest; merging
+        once more takes over nothing. What is damaged in the other store is left out with a warning. The other store is
+        not changed.
+
+        Raises:
+            InputError: The other store is no folder.
+            StoreError: The disk is full or read-only.
+        """
+        if not other.root.is_dir():
+            raise InputError(f"{other.root} is no folder; expected a store to take rows from. Check its path.")
+        return sum(self._take(batch, other) for batch in merging.batches(other._packed()))
+
+    def _take(self, batch: Sequence[Packed], other: Store) -> int:
+        had = {key: set(columns.items) for key, columns in self.columns(cell.key for cell in batch)}
+        lacking = [
+            (self.cell(cell.key, cell.conditions), *merging.lacking(cell.chunks, had[cell.key])) for cell in batch
+        ]
+        fresh = [(cell, body, rows) for cell, body, rows in lacking if rows]
+        for cell, _, _ in fresh:  # before the rows: after a kill in between, the rows still lack, and both come again
+            cell.note(Cell(other, cell.key, cell.conditions).notes())
+        _append(fresh)
+        return sum(rows for _, _, rows in fresh)
+
+    def _packed(self) -> Iterator[Packed]:
+        """Every cell, in the order in which they lie on the disk, as :meth:`columns`. Damaged parts are left out with
+        a warning, and so is a cell whose conditions cannot be read."""
+        in_chunks = loose.keys(self.root / "cells")
+        places = self.index.places()
+        alone = {key: places[key][0] for key in places.keys() - in_chunks if len(places[key]) == 1}
+        apart = in_chunks.union(places).difference(alone)
+        for key, head, body in segments.read_all(self.segments, alone):
+            try:
+                cell = Packed(key, segments.conditions_in(head), [whole(body)])
+            except (TornError, ValueError, KeyError, TypeError):
+                apart.add(key)
+            else:
+                yield cell
+        for key in sorted(apart):
+            chunks = parts(self.index, self.folder(key), whole, Seen())
+            if chunks and (conditions := self._readable_conditions(key)) is not None:
+                yield Packed(key, conditions, chunks)
+
+    def _readable_conditions(self, key: str) -> dict[str, Any] | None:
+        try:
+            return self.conditions(key)
+        except StoreError:
+            self.warn(f"cell {key[:12]} in {self.root}", "its conditions cannot be read")
+            return None
 
     def compact_used(self) -> int:
         """Merge into segments what this object read from chunks or appended to them, and small segments into larger
@@ -216,13 +272,10 @@ class Cell:
     def rows(self) -> dict[str, Row]:
         """All rows by item. An item that two chunks hold counts as the earlier chunk has it. A damaged chunk is left
         out with one warning that names it."""
-        found: dict[str, Row] = {}
-        for part in parts(self.store.index, self._folder, decode, self._seen):
-            for row in part:
-                found.setdefault(row.item, row)
+        read = parts(self.store.index, self._folder, decode, self._seen)
         if self._seen.chunks:
             self.store.used(self)
-        return found
+        return first_rows(chain.from_iterable(read))
 
     def columns(self) -> Columns:
         """:meth:`rows` as arrays: the same items in the same order by the same rules, at about a fifth of the cost."""
@@ -272,17 +325,21 @@ def append_all(batch: Iterable[tuple[Cell, Sequence[Row]]]) -> None:
     Raises:
         StoreError: As :meth:`Cell.append`; where a number is not finite nothing is written.
     """
+    _append([(cell, encode(rows), len({row.item for row in rows})) for cell, rows in batch if rows])
+
+
+def _append(encoded: Sequence[tuple[Cell, bytes, int]]) -> None:
+    """:func:`append_all` for rows that are encoded, with the number of their items."""
     chunks: list[tuple[Cell, bytes]] = []
-    parts: list[segments.Part] = []
-    encoded = [(cell, encode(rows), len({row.item for row in rows})) for cell, rows in batch if rows]
+    together: list[segments.Part] = []
     for cell, body, count in encoded:
         if len(encoded) == 1 or cell.in_chunks:
             chunks.append((cell, body))
         else:
-            parts.append(segments.Part(cell.key, cell.conditions, body, count))
-    if parts:
+            together.append(segments.Part(cell.key, cell.conditions, body, count))
+    if together:
         store = encoded[0][0].store
-        segments.write_segment(store.segments, parts)
+        segments.write_segment(store.segments, together)
         store.used(appended=True)
     for cell, body in chunks:
         cell.write(body)

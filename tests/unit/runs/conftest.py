@@ -1,10 +1,13 @@
-"""Calls to the system, logged."""
+"""Calls to the system, logged; small disks."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +44,18 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
         monkeypatch.setattr(os, name, logged(name, getattr(os, name)))
     yield calls
     monkeypatch.undo()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A real disk of a size that is given as the parameter: ``20m``."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if not done or done.returncode != 0:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -1,5 +1,5 @@
-"""``python -m tests.unit.runs.crashes HOW STRIDE FOLDER``: a store whose writer is killed, or finds the disk full, at
-every STRIDE-th of its calls to the system. Prints how many there were. Nothing is flushed."""
+"""``python -m tests.unit.runs.crashes WHAT HOW STRIDE FOLDER``: a store whose writer is killed, or finds the disk full,
+at every STRIDE-th of its calls to the system. Prints how many there were. Nothing is flushed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from catchment.errors import StoreError
 from catchment.records import Row
-from catchment.runs import Cell, Store, append_all, cell_key, compaction
+from catchment.runs import Cell, Store, append_all, cell_key, compaction, merging
 
 CALLS = ("open", "mkdir", "link", "fsync", "unlink", "replace", "rmdir")
 NAMES = ("one", "two")
@@ -47,15 +47,40 @@ def work(root: Path, acknowledge: Callable[[str], None]) -> None:
         store.compact_used()
 
 
+def merge(root: Path, acknowledge: Callable[[str], None]) -> None:
+    """A store that has one row, in a chunk, merges another one, which has the rest in chunks and segments."""
+    other = Store(root.parent / "other")
+    if not other.root.exists():
+        cells = {name: cell(other, name) for name in NAMES}
+        append_all([(one, rows(name, 0)) for name, one in cells.items()])
+        append_all([(one, rows(name, 1)) for name, one in cells.items()])
+        cells["two"].append(rows("two", 2))
+        cells["one"].note(["slow"])
+    mine = Store(root)
+    if "one 2" not in cell(mine, "one").rows():
+        cell(mine, "one").append(rows("one", 2))
+    acknowledge("one 2")
+    store = Store(root)
+    store.merge(other)
+    for name in NAMES:
+        for number in range(LAST):
+            acknowledge(f"{name} {number}")
+    store.compact_used()
+    assert cell(store, "one").notes() == ["slow"]
+
+
+WORK = {"append": work, "merge": merge}
+
+
 def kept(root: Path) -> set[str]:
     """Items that the store has; what was damaged would be a warning, and warnings are errors here."""
     store = Store(root)
-    found: set[str] = set()
+    items: set[str] = set()
     for name in NAMES:
         table = cell(store, name).rows()
         assert list(table.values()) == rows(name, *(int(item.split()[1]) for item in table)), name
-        found |= table.keys()
-    return found
+        items |= table.keys()
+    return items
 
 
 class Fault:
@@ -84,14 +109,14 @@ class Fault:
         return counted
 
 
-def killed(root: Path, at: int) -> tuple[set[str], bool]:
+def killed(what: str, root: Path, at: int) -> tuple[set[str], bool]:
     """What a child acknowledged before it was killed at a call, and whether it came to its end instead."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
         try:
             with Fault(at, lambda: os._exit(9)):
-                work(root, lambda item: os.write(write, f"{item}\n".encode()) and None)
+                WORK[what](root, lambda item: os.write(write, f"{item}\n".encode()) and None)
             os._exit(0)
         except BaseException:
             import traceback
@@ -106,7 +131,7 @@ def killed(root: Path, at: int) -> tuple[set[str], bool]:
     return acknowledged, code == 0
 
 
-def full(root: Path, at: int) -> tuple[set[str], bool]:
+def full(what: str, root: Path, at: int) -> tuple[set[str], bool]:
     """The same where the disk is full at one call: an error that says so, or nothing at all."""
     acknowledged: set[str] = set()
 
@@ -116,25 +141,28 @@ def full(root: Path, at: int) -> tuple[set[str], bool]:
     with Fault(at, strike) as fault, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="rows of this run are kept")
         try:
-            work(root, acknowledged.add)
+            WORK[what](root, acknowledged.add)
         except StoreError as error:
             if "disk is full" not in str(error):
                 raise
     return acknowledged, fault.count < at
 
 
-def main(how: str, stride: int, folder: Path) -> int:
+def main(what: str, how: str, stride: int, folder: Path) -> int:
     warnings.simplefilter("error")
     compaction.MANY = 2
+    merging.BATCH_CELLS = 1
+    with Fault(0, lambda: None):
+        WORK[what](folder / "first", lambda item: None)
     everything = {f"{name} {number}" for name in NAMES for number in range(LAST)}
     at, ended = 1 - stride, False
     while not ended:
         at += stride
         root = folder / str(at)
-        acknowledged, ended = {"kill": killed, "full": full}[how](root, at)
+        acknowledged, ended = {"kill": killed, "full": full}[how](what, root, at)
         found = kept(root)
         assert acknowledged <= found <= everything, (at, sorted(acknowledged - found))
-        work(root, lambda item: None)
+        WORK[what](root, lambda item: None)
         assert kept(root) == everything, at
         assert set(Store(root).counts().values()) == {LAST}, at
         assert not list(root.glob("cells/*/*/*.jsonl")), at
@@ -143,4 +171,4 @@ def main(how: str, stride: int, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    print(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,49 +91,39 @@ def test_a_file_system_without_hard_links_serves(tmp_path: Path, monkeypatch: py
     assert {k: row.score for k, row in cell.rows().items()} == {"a": 1.0, "b": 0.0}
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if not done or done.returncode != 0:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+small = pytest.mark.parametrize("disk", ["64k"], indirect=True)
 
 
-def test_a_disk_that_is_really_full(tiny_disk: Path) -> None:
+@small
+def test_a_disk_that_is_really_full(disk: Path) -> None:
     """Rows written before it filled up stay; the same call works once there is room again."""
-    out = claim_folder(tiny_disk / "out", MINE, "comparison")
+    out = claim_folder(disk / "out", MINE, "comparison")
     cell = Store(out / "store").cell(cell_key({}), {})
     cell.append([Row("a", 1.0, "kept")])
-    ballast = tiny_disk / "ballast"
+    ballast = disk / "ballast"
     ballast.write_bytes(bytes(30_000))
     big = [Row("b", 1.0, "x" * 40_000)]
     with pytest.raises(StoreError, match="No space left on device; the disk is full"):
         cell.append(big)
     with pytest.raises(StoreError, match="disk is full"):
         write_atomic(out / "report.html", "x" * 40_000)
-    assert [p for p in tiny_disk.rglob("*") if p.name.endswith(".tmp")] == []
+    assert [p for p in disk.rglob("*") if p.name.endswith(".tmp")] == []
     assert list(cell.rows()) == ["a"]
     ballast.unlink()
     cell.append(big)
     assert list(cell.rows()) == ["a", "b"]
 
 
-def test_a_disk_that_is_really_read_only(tiny_disk: Path) -> None:
-    out = claim_folder(tiny_disk / "out", MINE, "comparison")
-    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+@small
+def test_a_disk_that_is_really_read_only(disk: Path) -> None:
+    out = claim_folder(disk / "out", MINE, "comparison")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(StoreError, match="read-only"):
         write_atomic(out / "comparison.json", "{}")
     with pytest.raises(StoreError, match="read-only"), Store(out).lock("compare"):
         pass
     with pytest.raises(StoreError, match="read-only"):
-        claim_folder(tiny_disk / "other", MINE, "comparison")
+        claim_folder(disk / "other", MINE, "comparison")
     claim_folder(out, MINE, "comparison")  # reading it is fine
 
 
