@@ -10,6 +10,7 @@ from catchment.statistics.hierarchy import hierarchical_interval
 from catchment.statistics.intervals import mean_interval, paired_interval, unbounded_paired_interval
 from catchment.statistics.matrices import ForgettingMatrix, Transfer, forgetting_matrix, transfer
 from catchment.statistics.noise import NoiseFloor, SignalToNoise, checkpoint_noise, seed_noise, signal_to_noise
+from catchment.statistics.plateaus import Plateau, plateau
 from catchment.statistics.rulers import Tally, is_matrix, ruler
 from catchment.statistics.search import (
     bracket,
@@ -32,6 +33,7 @@ __all__ = [
     "Discovery",
     "ForgettingMatrix",
     "NoiseFloor",
+    "Plateau",
     "RatioOfChange",
     "SignalToNoise",
     "Tally",
@@ -64,6 +66,7 @@ __all__ = [
     "next_node",
     "node_error",
     "paired_interval",
+    "plateau",
     "ratio_of_change",
     "required_n",
     "retention",

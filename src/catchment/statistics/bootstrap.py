@@ -17,7 +17,7 @@ from catchment.records import Interval
 from catchment.statistics import checks
 from catchment.statistics.binomial import wilson
 from catchment.statistics.checks import Floats
-from catchment.statistics.quantiles import normal_quantile, student_quantile
+from catchment.statistics.quantiles import normal_quantile, normal_tail, student_quantile
 
 SMALLEST_ERROR = 0.1  # of the standard error seen: a redrawn sample without its odd direction claims none
 LARGEST_STRETCH = 3.0  # of the normal half-width
@@ -161,7 +161,7 @@ def crossing_interval(
         curves, few = _redrawn_columns(rows, repeats, seed), int(each[max(after - 1, 0) : after + 1].min())
     crossings = np.sort(_first_crossings(steps, curves, tau))
     free = max(few if few > 1 else size, 2)
-    tail = _normal_tail(student_quantile((1 - level) / 2, free - 1) * math.sqrt(free / (free - 1)))
+    tail = normal_tail(student_quantile((1 - level) / 2, free - 1) * math.sqrt(free / (free - 1)))
     low = float(crossings[math.floor(tail * (repeats - 1))])
     high = float(crossings[math.ceil((1 - tail) * (repeats - 1))])
     if low < steps[0]:  # nothing was measured below the first scale, so nothing says where in that gap
@@ -265,7 +265,3 @@ def _first_crossings(scales: Floats, curves: Floats, tau: float) -> Floats:
         crossings = np.where(first, at + (tau - drop) / rise * (scale - at), crossings)
         at, drop = np.where(there, scale, at), np.where(there, column, drop)
     return crossings
-
-
-def _normal_tail(z: float) -> float:
-    return math.erfc(z / math.sqrt(2)) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 
 
@@ -12,6 +13,15 @@ def normal_quantile(error: float) -> float:
     1.96
     """
     return -NormalDist().inv_cdf(error)
+
+
+def normal_tail(z: float) -> float:
+    """The probability with which a standard normal exceeds z.
+
+    >>> round(normal_tail(1.96), 3)
+    0.025
+    """
+    return math.erfc(z / math.sqrt(2)) / 2
 
 
 def student_quantile(error: float, freedom: float) -> float:
