@@ -73,6 +73,7 @@ bench: $(VENV)/.dev $(VENV)/.model $(PEERS)/.installed
 	$(BIN)/python benchmarks/bench_basin.py
 	$(BIN)/python benchmarks/bench_sift.py
 	$(BIN)/python benchmarks/bench_store.py
+	$(BIN)/python benchmarks/bench_study.py
 
 # The real encoder of proofs: all-MiniLM-L6-v2, 90 MB, Apache-2.0.
 $(VENV)/.encoder: $(VENV)/.base

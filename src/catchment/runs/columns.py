@@ -60,19 +60,33 @@ def parse(data: bytes) -> Part:
     Raises:
         TornError: The chunk is not whole.
     """
-    body, rows = checked(data)
-    lines = _LINE.findall(body)
-    if not len(lines) == rows == body.count(b"\n"):  # another writer's: what JSON says counts
+    lines = _lines(data)
+    if lines is None:
         return _decoded(data)
-    items, scores, companions, flags = zip(*lines, strict=True) if lines else ((), (), (), ())
-    texts, distinct = _texts(b",".join(items))
+    names, scores, companions, flags = zip(*lines, strict=True) if lines else ((), (), (), ())
+    items, distinct = _texts(b",".join(names))
     return Part(
-        texts,
+        items,
         distinct,
         _numbers(scores),
         _numbers(companions),
-        [_flags(flag) for flag in flags] if any(flags) else [()] * rows,
+        [_flags(flag) for flag in flags] if any(flags) else [()] * len(lines),
     )
+
+
+def items_of(data: bytes) -> tuple[str, ...]:
+    """The item of each row of a whole chunk. Raises TornError as :func:`parse`."""
+    lines = _lines(data)
+    if lines is None:
+        return tuple(row.item for row in decode(data))
+    return _texts(b",".join([item for item, *_ in lines]))[0]
+
+
+def _lines(data: bytes) -> list[tuple[bytes, bytes, bytes, bytes]] | None:
+    """Item, score, companion and flags of each row, as JSON; ``None`` where another writer's lines must be decoded."""
+    body, rows = checked(data)
+    lines = _LINE.findall(body)
+    return lines if len(lines) == rows == body.count(b"\n") else None
 
 
 def join(parts: Sequence[Part]) -> Columns:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from catchment.runs.chunks import TornError, decode, encode, first_rows, whole
-from catchment.runs.columns import parse
+from catchment.runs.columns import items_of
 from catchment.runs.files import explained, is_old, is_stale
 from catchment.runs.loose import chunk_names, drop_chunks
 from catchment.runs.reading import chunk_part, segment_part
@@ -61,13 +61,13 @@ def _parts(index: Index, cells: Mapping[Path, Mapping[str, Any]], taken: dict[Pa
         if len(chunks) == 1 and not places:
             (body,) = chunks.values()
         else:
-            had = [segment_part(index, folder.name, place, parse) for place in places]
-            have = {item for part in had if part is not None for item in part.items}
+            had = [segment_part(index, folder.name, place, items_of) for place in places]
+            have = {item for items in had if items is not None for item in items}
             fresh = first_rows(row for data in chunks.values() for row in decode(data) if row.item not in have)
             if not fresh:
                 continue
             body = encode(fresh.values())
-        yield Part(folder.name, conditions, body, len(set(parse(body).items)))
+        yield Part(folder.name, conditions, body, len(set(items_of(body))))
 
 
 def _whole_chunks(index: Index, folder: Path) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catchment.runs.chunks import decode, encode, first_rows
-from catchment.runs.columns import parse
+from catchment.runs.columns import items_of
 
 BATCH_BYTES, BATCH_CELLS = 8 << 20, 2000
 """Bytes of rows, and cells, from which on what was read from the other store is written."""
@@ -39,7 +39,7 @@ def batches(cells: Iterable[Packed]) -> Iterator[list[Packed]]:
 def lacking(chunks: Sequence[bytes], had: Collection[str]) -> tuple[bytes, int]:
     """Rows of items that are not among those ``had``, as one chunk, and their number. A chunk that is the only one
     stays as it is where all its rows are such."""
-    items = [item for data in chunks for item in parse(data).items]
+    items = [item for data in chunks for item in items_of(data)]
     fresh = set(items).difference(had)
     if not fresh:
         return b"", 0
