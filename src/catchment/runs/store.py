@@ -110,14 +110,14 @@ class Store:
         seen = Seen[Part]()
         columns = join(parts(self.index, self.folder(key), parse, seen))
         if seen.chunks:
-            self._loose_cells[key] = conditions or self._loose_cells.get(key)
+            self._loose_cells[key] = self._loose_cells.get(key) if conditions is None else conditions
         return columns
 
     def conditions(self, key: str) -> dict[str, Any]:
         """The conditions a cell was made under. Raises StoreError when the store has no such cell."""
         try:
             return self._conditions(key)
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             raise StoreError(
                 f"the conditions of cell {key[:12]} in {self.root} cannot be read ({type(error).__name__}); "
                 "expected a cell that was written before. List the cells to see which there are."
@@ -126,7 +126,7 @@ class Store:
     def _conditions(self, key: str) -> dict[str, Any]:
         try:
             return dict(json.loads((self.folder(key) / loose.CONDITIONS).read_text("utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             place = self.places(key)[0]
         try:
             return segments.read_conditions(self.segments, place)
@@ -151,11 +151,12 @@ class Store:
         return sum(self._take(batch, other) for batch in merging.batches(other._packed()))
 
     def _take(self, batch: Sequence[Packed], other: Store) -> int:
-        had = {key: set(columns.items) for key, columns in self.columns(cell.key for cell in batch)}
-        lacking = [
-            (self.cell(cell.key, cell.conditions), *merging.lacking(cell.chunks, had[cell.key])) for cell in batch
-        ]
-        fresh = [(cell, body, rows) for cell, body, rows in lacking if rows]
+        had = {key: set(columns.items) for key, columns in self.columns(packed.key for packed in batch)}
+        fresh: list[tuple[Cell, bytes, int]] = []
+        for packed in batch:
+            body, rows = merging.lacking(packed.chunks, had[packed.key])
+            if rows:
+                fresh.append((self.cell(packed.key, packed.conditions), body, rows))
         for cell, _, _ in fresh:  # before the rows: after a kill in between, the rows still lack, and both come again
             cell.note(Cell(other, cell.key, cell.conditions).notes())
         _append(fresh)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
+import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from catchment.records import Row
-from catchment.runs import Cell, Columns, Store, StoreWarning, append_all, cell_key, chunks, columns, compaction
+from catchment.runs import Cell, Columns, Store, StoreWarning, append_all, cell_key, chunks, columns, compaction, loose
 from catchment.runs.chunks import TornError, decode, encode
 from tests.unit.runs.conftest import Log
 from tests.unit.runs.test_store_files import cell, rows
@@ -227,6 +230,54 @@ def test_what_is_damaged_is_left_out_with_one_warning(tmp_path: Path, where: str
     assert len(wanted[cells[name].key]) < COUNTS[name]
     if where in ("chunk", "index"):
         assert counts == {key: len(table) for key, table in wanted.items() if table}
+
+
+@pytest.mark.parametrize("seeds", [range(15), pytest.param(range(15, 400), marks=pytest.mark.soak)])
+def test_a_flipped_bit_in_a_store_costs_rows_and_changes_none(tmp_path: Path, seeds: range) -> None:
+    good = tmp_path / "good"
+    cells = mixed(good)
+    wanted = {name: one.rows() for name, one in cells.items()}
+    written: dict[str, list[Row]] = {name: [] for name in cells}  # also those that are not the first of their item
+    for path in [*good.glob("segments/*.jsonl"), *good.glob("cells/*/*/*.jsonl")]:
+        for line in path.read_text().splitlines():
+            fields = json.loads(line)
+            if "item" in fields:
+                row = Row(**{**fields, "logprobs": tuple(fields["logprobs"]), "flags": tuple(fields["flags"])})
+                written[row.prediction.split(" \\ ")[0]].append(row)
+    for seed in seeds:
+        draw, root = random.Random(seed), tmp_path / str(seed)
+        shutil.copytree(good, root)
+        path = draw.choice([path for path in sorted(root.rglob("*")) if path.suffix in (".jsonl", ".json")])
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        store = Store(root)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StoreWarning)
+            told = dict(store.columns(one.key for one in cells.values()))
+            for name, one in cells.items():
+                table = store.cell(one.key, {"name": name}).rows()
+                assert all(row in written[name] for row in table.values()), seed
+                agrees(told[one.key], table.values())
+            store.merge(Store(good))
+        for name, one in cells.items():
+            assert store.read_columns(one.key).items, seed
+            assert store.cell(one.key, {"name": name}).rows().keys() == wanted[name].keys(), seed
+
+
+def test_cells_that_are_compacted_while_they_are_counted_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = mixed(tmp_path)
+    writer = Store(tmp_path)
+    writer.counts()
+    names = loose.keys
+
+    def meanwhile(folder: Path) -> set[str]:
+        found = names(folder)
+        assert writer.compact_used() == 2
+        return found
+
+    monkeypatch.setattr(loose, "keys", meanwhile)
+    assert Store(tmp_path).counts() == {one.key: COUNTS[name] for name, one in cells.items()}
 
 
 def test_cells_that_are_merged_while_they_are_read_are_read_all(

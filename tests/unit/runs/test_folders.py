@@ -12,7 +12,7 @@ import pytest
 
 from catchment.errors import StoreError
 from catchment.records import Row
-from catchment.runs import Store, cell_key, claim_folder, write_atomic
+from catchment.runs import Store, append_all, cell_key, claim_folder, write_atomic
 
 MINE = {"base": "aaa", "tuned": "bbb", "tasks": {"recall": 400}, "margin": 0.02}
 
@@ -105,6 +105,10 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
     big = [Row("b", 1.0, "x" * 40_000)]
     with pytest.raises(StoreError, match="No space left on device; the disk is full"):
         cell.append(big)
+    others = [cell.store.cell(cell_key({"n": number}), {"n": number}) for number in range(2)]
+    with pytest.raises(StoreError, match="disk is full"):
+        append_all([(other, big) for other in others])
+    assert cell.store.counts() == {cell.key: 1}
     with pytest.raises(StoreError, match="disk is full"):
         write_atomic(out / "report.html", "x" * 40_000)
     assert [p for p in disk.rglob("*") if p.name.endswith(".tmp")] == []
