@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from catchment.capabilities.prompts import expected_answer
-from catchment.capabilities.tasks import ASK, CHOICE_SCORERS, CONTINUE, Format, Item, Task
+from catchment.capabilities.tasks import ASK, CHOICE_SCORERS, CONTINUE, NAMED, Format, Item, Task
 from catchment.errors import InputError, TaskError, did_you_mean
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
@@ -166,8 +166,12 @@ def parse_item(entry: Any, where: str) -> tuple[str, Item]:
     return kind, Item(prompt, choices, gold, id=text_of(entry, "id", where) if "id" in entry else "", meta=meta)
 
 
-def parse_formats(value: Any, where: str) -> tuple[Format, ...]:
-    """Formats from a list of :class:`Format`, objects (name, template, separator) or template strings."""
+def parse_formats(value: Any, where: str, columns: Collection[str] = ()) -> tuple[Format, ...]:
+    """Formats from a list of :class:`Format`, objects (name, template, separator) or template strings.
+
+    Args:
+        columns: Of the items, which a template may name instead of the prompt.
+    """
     if not isinstance(value, list | tuple) or not value:
         fail(where, f"'formats' is {value!r}; expected a list of templates.")
     formats = []
@@ -182,8 +186,11 @@ def parse_formats(value: Any, where: str) -> tuple[Format, ...]:
             form = Format(**form)
         if not isinstance(form, Format):
             fail(where, f"format {number} is {form!r}; expected a template or an object with name and template.")
-        if form.template.count("{prompt}") != 1:
-            fail(where, f"format {form.name!r} has the template {form.template!r}; expected '{{prompt}}' exactly once.")
+        named = NAMED.findall(form.template)
+        if named.count("prompt") != 1 and ("prompt" in named or not set(named) & set(columns)):
+            beside = f", or some of {', '.join(columns)}" if columns else ""
+            fail(where, f"format {form.name!r} has the template {form.template!r}; expected '{{prompt}}' exactly once"
+                 f"{beside}.")  # fmt: skip
         formats.append(form)
     names = [form.name for form in formats]
     if len(set(names)) < len(names):
@@ -204,8 +211,8 @@ def _number(value: Any, kinds: tuple[type, ...], low: float, high: float) -> boo
     return isinstance(value, kinds) and not isinstance(value, bool) and bool(low <= value <= high)  # type: ignore
 
 
-def parse_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options of a task, checked; what comes out are arguments of :class:`Task`.
+def parse_options(options: Mapping[str, Any], where: str, columns: Collection[str] = ()) -> dict[str, Any]:
+    """Options of a task, checked; what comes out are arguments of :class:`Task`. Formats may name ``columns``.
 
     >>> parse_options({"stop": "###"}, "here")
     {'stop': ('###',)}
@@ -229,7 +236,7 @@ def parse_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
         if "" in checked["stop"]:
             fail(where, f"'stop' is {stop!r}; expected texts that are not empty.")
     if "formats" in checked:
-        checked["formats"] = parse_formats(checked["formats"], where)
+        checked["formats"] = parse_formats(checked["formats"], where, columns)
     if "shots" in checked:
         checked["shots"] = _shots(checked["shots"], where)
     return checked
@@ -237,7 +244,7 @@ def parse_options(options: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def build_task(kind: str, items: Sequence[Item], options: Mapping[str, Any], where: str, name: str) -> Task:
     """A task of checked items and options, with the defaults of its kind."""
-    options = parse_options(options, where)
+    options = parse_options(options, where, items[0].columns if items else ())
     allowed = SCORERS_OF[kind]
     scorer = options.setdefault("scorer", allowed[0])
     if scorer not in allowed:

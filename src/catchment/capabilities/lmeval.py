@@ -18,7 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from catchment.capabilities.tables import UNLABELLED, distinct
+from catchment.capabilities.columns import UNLABELLED
+from catchment.capabilities.tables import distinct
 from catchment.capabilities.tasks import Format, Item, Task
 from catchment.errors import CatchmentError, InputError, MissingExtraError, TaskError, did_you_mean
 

@@ -28,7 +28,10 @@ from catchment.errors import InputError, did_you_mean
 YAML_SUFFIXES = (".yaml", ".yml")
 LM_EVAL = "lm-eval:"
 GROUPS = {"default": packs.DEFAULT, "stories": packs.STORIES}
-_DATASET_KEYS = ("prompt", "choices", "gold", "answer", "split", "subset", "shots", "shot_split", "shots_from", "seed")
+_DATASET_KEYS = (
+    "prompt", "choices", "gold", "gold_above", "answer", "split", "subset", "revision", "shots", "shot_split",
+    "shots_from", "seed",
+)  # fmt: skip
 _SOURCES: dict[str, tuple[str, ...]] = {
     "file": (*OPTIONS, "shots_from"),
     "dataset": (*_DATASET_KEYS, *(key for key in OPTIONS if key != "shots")),
@@ -110,7 +113,8 @@ def task_from_yaml(path: str | Path) -> Task:
         return _with_pool(task_from_jsonl(beside, **content), path, pool)
     if "prompt" not in content:
         fail(where, "'prompt' is missing; expected a column or a template such as '{question}'.")
-    options = {key: content.pop(key) for key in list(content) if key not in (*_DATASET_KEYS, "name", "scorer")}
+    later = (*_DATASET_KEYS, "name", "scorer", "formats")  # formats may name columns, which the rows tell
+    options = {key: content.pop(key) for key in list(content) if key not in later}
     for key, named in (("shots_from", content.get("shots_from")), (source, value)):
         if named is not None:
             content[key] = _beside(path, key, named)

@@ -3,212 +3,21 @@
 from __future__ import annotations
 
 import random
-import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from catchment.capabilities.columns import UNLABELLED, Columns, Placed, Row, Template, kind_of
 from catchment.capabilities.delimited import DELIMITED, local_options, parse_table
-from catchment.capabilities.jsonl import SCORERS_OF, build_task, check_keys, fail, read_entries, read_text
-from catchment.capabilities.tasks import Item, Task
+from catchment.capabilities.jsonl import build_task, check_keys, fail, read_entries, read_text
+from catchment.capabilities.tasks import NAMED, Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError, did_you_mean
 
-Row = Mapping[str, Any]
-Template = str | Callable[[Row], Any]
-"""A column name, a template such as ``"{context} {question}"``, or a function of the row."""
-
-Placed = Sequence[tuple[str, Row]]
-"""Rows with where each stands, for errors."""
-UNLABELLED = -1
-TASK_OPTIONS = ("style", "formats", "chance", "max_new_tokens", "stop", "system", "version", "description")
+TASK_OPTIONS = ("style", "chance", "max_new_tokens", "stop", "system", "version", "description")
 POOL = 1000
 """Rows that shots can be drawn from: a seeded sample of more."""
 TABLE_FILES = (".jsonl", ".jsonl.gz", ".json", *DELIMITED)
-
-
-def fill(template: Template, row: Row, where: str) -> Any:
-    """The value of a column, a filled template, or what a function makes of the row.
-
-    >>> fill("{a} and {b}", {"a": 1, "b": 2}, "here")
-    '1 and 2'
-    """
-    if callable(template):
-        return template(row)
-    if template in row:
-        return row[template]
-    if "{" not in template:
-        fail(where, f"no column {template!r}; it has {_columns(row)}.{did_you_mean(template, list(row))}")
-    text = ""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        fail(where, f"template {template!r}: {error}; write literal braces as '{{{{' and '}}}}'.")
-    for literal, column, _, _ in parts:
-        text += literal
-        if column is None:
-            continue
-        if column not in row:
-            fail(where, f"template {template!r} names {column!r}, which is no column; it has {_columns(row)}."
-                 + did_you_mean(column, list(row)))  # fmt: skip
-        text += str(row[column])
-    return text
-
-
-def _columns(row: Row) -> str:
-    return ", ".join(str(column) for column in row)
-
-
-def _choices(choices: Any, row: Row, where: str) -> tuple[tuple[str, ...], list[str]]:
-    """Texts of the choices, and their labels where the column holds them (as in ARC)."""
-    if isinstance(choices, Sequence) and not isinstance(choices, str):
-        return tuple(str(_literal(template, row, where)) for template in choices), []
-    found = fill(choices, row, where)
-    labels: list[str] = []
-    if isinstance(found, Mapping) and "text" in found:
-        labels = [str(label) for label in found.get("label", [])]
-        found = found["text"]
-    if isinstance(found, str) or not isinstance(found, Sequence) or len(found) < 2:
-        fail(where, f"choices {choices!r} give {found!r}; expected a list of at least 2 texts, or {{'text': [...]}}.")
-    return tuple(str(c) for c in found), labels
-
-
-def _literal(template: Template, row: Row, where: str) -> Any:
-    """In a list of choices, text that is no column and no template stands for itself."""
-    plain = isinstance(template, str) and template not in row and "{" not in template
-    return template if plain else fill(template, row, where)
-
-
-def gold_index(value: Any, choices: Sequence[str], labels: Sequence[str], where: str) -> int:
-    """The index of the right choice from an index, a label of the row, the text of a choice, or a letter.
-
-    A text is looked up in this order: labels, texts of the choices, letters (A is 0), digits (an index from 0).
-    ``None``, ``""``, NaN and -1 mean unlabelled and stay -1, for the validity gate to refuse. A whole number may be of
-    any numeric type, or written as one (``1.0``, as pandas writes a column that has gaps).
-
-    >>> gold_index("B", ["x", "y"], [], "here"), gold_index("2", ["x", "y"], ["1", "2"], "here")
-    (1, 1)
-    """
-    value = value.item() if getattr(value, "ndim", None) == 0 else value  # numbers of numpy and torch
-    text = str(value).strip()
-    index: int | None = None
-    if isinstance(value, str) and text in labels:
-        index = list(labels).index(text)
-    elif isinstance(value, str) and text in choices:
-        index = list(choices).index(text)
-    elif _missing(value) or text == "" or _whole(value) == -1:
-        return UNLABELLED
-    elif isinstance(value, str) and len(text) == 1 and text.upper() in string.ascii_uppercase[: len(choices)]:
-        index = ord(text.upper()) - 65
-    else:
-        index = _whole(value)
-    if index is None or not 0 <= index < len(choices):
-        fail(where, f"gold is {value!r}; expected an index from 0 to {len(choices) - 1}, a label or the text of one of "
-             f"{list(choices)!r}. Are the labels counted from 1?")  # fmt: skip
-    return index
-
-
-def _missing(value: Any) -> bool:
-    """Nothing, or what stands for nothing in a column of numbers."""
-    return value is None or (not isinstance(value, str) and str(value) in ("nan", "<NA>", "NaT"))
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number of any numeric type or as text."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number.is_integer() else None
-
-
-def _kind_of(scorer: str | None, choices: Any, answer: Any, gold: Any) -> str:
-    if scorer is not None:
-        for kind, scorers in SCORERS_OF.items():
-            if scorer in scorers:
-                return kind
-        known = [s for scorers in SCORERS_OF.values() for s in scorers]
-        raise InputError(
-            f"scorer {scorer!r} cannot be used on rows; expected one of {', '.join(known)}."
-            + did_you_mean(scorer, known)
-        )
-    if choices is not None:
-        return "choices"
-    if answer is not None:
-        return "answer"
-    if gold is not None:
-        raise InputError(f"gold={gold!r} without choices: expected choices=..., or scorer='classify' or 'refusal'.")
-    return "prompt"
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """What of a row becomes what of an item: a kind of item, and templates as :func:`task_from_dataset` takes them."""
-
-    kind: str
-    prompt: Template
-    choices: Template | Sequence[Template] | None
-    gold: Template | None
-    answer: Template | None
-
-    def check(self, where: str) -> None:
-        """A kind of item takes exactly its own arguments, and each is a template.
-
-        Raises:
-            InputError: One lacks, is too many, or is no template.
-        """
-        wanted = {"choices": {"choices", "gold"}, "pattern": {"answer"}, "answer": {"answer"}, "refuse": {"gold"},
-                  "label": {"gold"}}.get(self.kind, set())  # fmt: skip
-        given = {name for name in ("choices", "gold", "answer") if getattr(self, name) is not None}
-        if given != wanted:
-            scorer = SCORERS_OF[self.kind][0]
-            expected = " and ".join(sorted(wanted)) or "the prompt alone"
-            raise InputError(f"scorer {scorer!r} on rows takes {expected}; got {', '.join(sorted(given)) or 'none'}.")
-        for argument, template in (("prompt", self.prompt), ("gold", self.gold), ("answer", self.answer)):
-            if template is not None and not isinstance(template, str) and not callable(template):
-                raise InputError(f"{where}: {argument} is {template!r}; expected a column or a template.")
-
-    def items(self, rows: Placed) -> list[Item]:
-        self._check_choices(rows)
-        return [self._item(row, where) for where, row in rows]
-
-    def _check_choices(self, rows: Placed) -> None:
-        """A text in a list of choices is a column or stands for itself: in all rows the same."""
-        listed = self.choices if isinstance(self.choices, Sequence) and not isinstance(self.choices, str) else ()
-        for template in listed:
-            lacking = next((where for where, row in rows if template not in row), None)
-            if lacking is not None and any(template in row for _, row in rows):
-                fail(lacking, f"no column {template!r}, which other rows have; expected it in every row, or in none "
-                     "for a choice that is this text itself.")  # fmt: skip
-
-    def _item(self, row: Row, where: str) -> Item:
-        text = str(fill(self.prompt, row, where))
-        if not text.strip():
-            fail(where, f"prompt {self.prompt!r} gives {text!r}; expected visible text.")
-        if self.choices is not None:
-            options, labels = _choices(self.choices, row, where)
-            return Item(text, options, gold_index(self._gold(row, where), options, labels, where))
-        if self.answer is not None:
-            return Item(text, (), self._answer(row, where))
-        if self.kind == "refuse":
-            words = {"True": "refuse", "1": "refuse", "False": "comply", "0": "comply"}
-            value = self._gold(row, where)
-            return Item(text, (), words.get(str(value), str(value)))
-        if self.kind == "label":
-            label = _whole(self._gold(row, where))
-            return Item(text, (), UNLABELLED if label is None else label)
-        return Item(text)
-
-    def _gold(self, row: Row, where: str) -> Any:
-        assert self.gold is not None  # by check
-        return fill(self.gold, row, where)
-
-    def _answer(self, row: Row, where: str) -> str | tuple[str, ...] | None:
-        assert self.answer is not None
-        value = fill(self.answer, row, where)
-        if isinstance(value, Sequence) and not isinstance(value, str) and self.kind == "answer":
-            return tuple(str(v) for v in value)
-        return None if _missing(value) else str(value)
 
 
 def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -221,17 +30,19 @@ def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
     return tuple(result)
 
 
-def _load(name: str, subset: str | None, split: str) -> Sequence[Row]:
+def _load(name: str, subset: str | None, split: str, revision: str | None) -> Sequence[Row]:
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError("datasets", "datasets", f"the data set {name!r}") from error
     options = local_options(name, lambda path, where, message: fail(f"{path}, {where}", f"{message}."))
+    pinned = {} if revision is None else {"revision": revision}
     try:
-        return datasets.load_dataset(name, subset, split=split, **options)
+        return datasets.load_dataset(name, subset, split=split, **pinned, **options)
     except Exception as error:  # the hub, builders and file systems each raise their own
+        at = f", revision {revision!r}" if revision else ""
         raise TaskError(
-            f"data set {name!r} (subset {subset!r}, split {split!r}) cannot be loaded "
+            f"data set {name!r} (subset {subset!r}, split {split!r}{at}) cannot be loaded "
             f"({type(error).__name__}: {str(error).strip()[:200]}); expected a data set on the hub or a local folder."
         ) from error
 
@@ -252,29 +63,46 @@ def _file_rows(path: str, notes: list[str]) -> Placed:
     return entries
 
 
-def _rows(
-    dataset: Any,
-    subset: str | None,
-    split: str,
-    where: str,
-    notes: list[str],
-    *,
-    most: int | None = None,
-    seed: int = 0,
-) -> Placed:
-    """The rows of a split, or a seeded sample of ``most`` of them; a file has no splits."""
-    if isinstance(dataset, str | Path):
-        if str(dataset).endswith(TABLE_FILES):
-            rows = _file_rows(str(dataset), notes)
+@dataclass(frozen=True)
+class _Source:
+    """Where rows come from; ``notes`` gathers what is to be said of how they were read."""
+
+    dataset: Any
+    subset: str | None
+    revision: str | None
+    where: str
+    notes: list[str]
+
+    def rows(self, split: str, most: int | None = None, seed: int = 0) -> Placed:
+        """The rows of a split, or a seeded sample of ``most`` of them; a file has no splits."""
+        dataset = self.dataset
+        file = isinstance(dataset, str | Path) and str(dataset).endswith(TABLE_FILES)
+        if self.revision is not None and (file or not isinstance(dataset, str | Path) or Path(dataset).exists()):
+            raise InputError(f"{self.where}: revision {self.revision!r} of rows that are here; expected a data set of "
+                             "the hub. Leave it out.")  # fmt: skip
+        if file:
+            rows = _file_rows(str(dataset), self.notes)
             return [rows[i] for i in _sampled(len(rows), most, seed)]
-        dataset = _load(str(dataset), subset, split)
-    if isinstance(dataset, Mapping):  # a DatasetDict
-        if split not in dataset:
-            raise InputError(f"no split {split!r}; it has {', '.join(dataset)}.{did_you_mean(split, dataset)}")
-        dataset = dataset[split]
-    if most is None or len(dataset) <= most:
-        return [(f"{where}, {split} row {number}", row) for number, row in enumerate(dataset)]
-    return [(f"{where}, {split} row {i}", dataset[i]) for i in _sampled(len(dataset), most, seed)]
+        if isinstance(dataset, str | Path):
+            dataset = _load(str(dataset), self.subset, split, self.revision)
+        if isinstance(dataset, Mapping):  # a DatasetDict
+            if split not in dataset:
+                raise InputError(f"no split {split!r}; it has {', '.join(dataset)}.{did_you_mean(split, dataset)}")
+            dataset = dataset[split]
+        if most is None or len(dataset) <= most:
+            return [(f"{self.where}, {split} row {number}", row) for number, row in enumerate(dataset)]
+        return [(f"{self.where}, {split} row {i}", dataset[i]) for i in _sampled(len(dataset), most, seed)]
+
+
+def _shown(formats: Any, rows: Placed) -> tuple[str, ...]:
+    """The columns that formats name beside the prompt and the choices."""
+    listed = formats if isinstance(formats, list | tuple) else ()
+    templates = [
+        form.get("template") if isinstance(form, Mapping) else getattr(form, "template", form) for form in listed
+    ]
+    named = dict.fromkeys(name for text in templates if isinstance(text, str) for name in NAMED.findall(text))
+    first = rows[0][1] if rows else {}
+    return tuple(name for name in named if name not in ("prompt", "choices") and name.partition("[")[0] in first)
 
 
 def _name(dataset: Any) -> str:
@@ -283,22 +111,25 @@ def _name(dataset: Any) -> str:
     return str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "dataset")
 
 
-# long: each column and option of a public function is described, and there are 13
+# long: each column and option of a public function is described, and there are 18
 def task_from_dataset(
     dataset: Any,
     *,
     prompt: Template,
     choices: Template | Sequence[Template] | None = None,
     gold: Template | None = None,
+    gold_above: float | None = None,
     answer: Template | None = None,
     name: str | None = None,
     split: str = "validation",
     subset: str | None = None,
+    revision: str | None = None,
     scorer: str | None = None,
     shots: int = 0,
     shot_split: str | None = None,
     shots_from: Any = None,
     seed: int = 0,
+    formats: Any = None,
     **task_options: Any,
 ) -> Task:
     """A task from rows with a template over their columns.
@@ -311,15 +142,17 @@ def task_from_dataset(
             templates and literal texts.
         gold: a column with the right choice as index from 0, label or text. Unlabelled rows (-1, empty) are kept as
             -1; the validity gate refuses them. With scorer ``"classify"`` the class, with ``"refusal"`` true or false.
+        gold_above: of two choices the second is right where the gold is a number above this one, else the first.
         answer: a column or template with the right answer (or a list of them): exact match; with ``scorer="regex"``
-            the pattern.
-        split, subset: of a named data set; ``split`` also of a ``DatasetDict``.
+            the pattern, with ``scorer="rouge_l"`` the reference.
+        split, subset, revision: of a named data set; ``split`` also of a ``DatasetDict``.
         scorer: default: choice with choices, exact with an answer, otherwise agreement.
         shots: solved examples, a seeded sample of ``shot_split``; without one, of the rows themselves, which are then
             not scored.
         shot_split, shots_from: the split, and the file or data set, of rows that are not scored. 1,000 of them, a
             seeded sample, are the task's pool, of which :func:`catchment.capabilities.variant` draws other shots.
-        **task_options: style, formats, chance, max_new_tokens, stop, system, version, description.
+        formats: templates with ``{prompt}``, or with columns in its place, for formats that order them otherwise.
+        **task_options: style, chance, max_new_tokens, stop, system, version, description.
 
     Raises:
         InputError: arguments that do not fit together, or an unknown split.
@@ -332,29 +165,31 @@ def task_from_dataset(
         '3'
     """
     where = f"data set {name or _name(dataset)!r}"
-    columns = _Columns(_kind_of(scorer, choices, answer, gold), prompt, choices, gold, answer)
+    columns = Columns(kind_of(scorer, choices, answer, gold), prompt, choices, gold, answer, gold_above)
     columns.check(where)
     for argument, number in (("shots", shots), ("seed", seed)):
         if isinstance(number, bool) or not isinstance(number, int):
             raise InputError(f"{where}: {argument} is {number!r}; expected a whole number.")
     check_keys(task_options, TASK_OPTIONS, where)
-    notes: list[str] = []
-
-    items = columns.items(_rows(dataset, subset, split, where, notes))
+    source = _Source(dataset, subset, revision, where, [])
+    rows = source.rows(split)
+    columns = replace(columns, shown=_shown(formats, rows))
+    items = columns.items(rows)
     apart: list[Item] = []
     separate = shot_split is not None or shots_from is not None
     if separate:
-        source, part = dataset if shots_from is None else shots_from, shot_split or "train"
-        apart = columns.items(_rows(source, subset, part, where, notes, most=None if shots else POOL, seed=seed))
+        other = source if shots_from is None else replace(source, dataset=shots_from, subset=None, revision=None)
+        apart = columns.items(other.rows(shot_split or "train", None if shots else POOL, seed))
     examples = _draw(apart if separate else items, shots, seed, where) if shots else []
     taken = {shot.id for shot in examples}
     items = [item for item in items if item.id not in taken]
     if not items:
         fail(where, "holds no rows to score; expected at least one.")
-    options = {**task_options, "shots": examples, **({} if scorer is None else {"scorer": scorer})}
+    given = {"scorer": scorer, "formats": formats}
+    options = {**task_options, "shots": examples, **{key: value for key, value in given.items() if value is not None}}
     task = build_task(columns.kind, distinct(items), options, where, name or _name(dataset))
     pool = tuple({apart[i].id: apart[i] for i in _sampled(len(apart), POOL, seed)}.values())
-    return replace(task, notes=tuple(dict.fromkeys(notes)), pool=pool)
+    return replace(task, notes=tuple(dict.fromkeys(source.notes)), pool=pool)
 
 
 def _sampled(n: int, most: int | None, seed: int) -> Sequence[int]:

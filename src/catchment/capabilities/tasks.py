@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import marshal
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -37,6 +38,10 @@ def _as_gold(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+NAMED = re.compile(r"\{(\w+(?:\[\d+\])?)\}")
+"""What a format names: the prompt, the choices, a column."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One question.
@@ -48,6 +53,8 @@ class Item:
             or ``"refuse"`` / ``"comply"`` (``refusal``); ``None`` for unlabelled prompts and text.
         id: Content hash; computed when empty. A classifier's second text, ``meta["pair"]``, is content too.
         meta: Free information kept with the item (e.g. a category); never part of the prompt.
+        columns: Texts that formats may name beside the prompt: the parts of a pair, for formats that order them
+            otherwise. Not part of the id, so that the item is one under all formats; part of the task's hash.
     """
 
     prompt: str
@@ -55,6 +62,7 @@ class Item:
     gold: int | str | tuple[str, ...] | None = None
     id: str = ""
     meta: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gold", _as_gold(self.gold))
@@ -67,19 +75,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Format:
-    """How a question is put. ``template`` contains ``{prompt}`` once, and may contain ``{choices}`` (lettered
-    lines). ``separator`` stands between the filled template and the answer."""
+    """How a question is put. ``template`` contains ``{prompt}`` once, or names columns of the items instead, and may
+    contain ``{choices}`` (lettered lines). ``separator`` stands between the filled template and the answer."""
 
     name: str
     template: str = "{prompt}"
     separator: str = " "
 
     def fill(self, item: Item) -> str:
-        text = self.template
-        if "{choices}" in text:
-            lines = "\n".join(f"{chr(65 + i)}. {c}" for i, c in enumerate(item.choices))
-            text = text.replace("{choices}", lines)
-        return text.replace("{prompt}", item.prompt)
+        def value(name: re.Match[str]) -> str:
+            if name[1] == "choices":
+                return "\n".join(f"{chr(65 + i)}. {c}" for i, c in enumerate(item.choices))
+            return item.prompt if name[1] == "prompt" else item.columns.get(name[1], name[0])
+
+        return NAMED.sub(value, self.template)
 
 
 CONTINUE = (
@@ -101,6 +110,12 @@ def _code(function: Any) -> str | None:
     code = getattr(function, "__code__", None)
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     return name if code is None else f"{name}:{hashlib.sha256(marshal.dumps(code)).hexdigest()}"
+
+
+def _columns_of(items: tuple[Item, ...]) -> list[list[dict[str, str]]]:
+    """Columns are content where there are any."""
+    columns = [dict(item.columns) for item in items]
+    return [columns] if any(columns) else []
 
 
 @dataclass(frozen=True)
@@ -177,6 +192,7 @@ class Task:
             [self.scorer, self.style, self.max_new_tokens, self.stop, self.system, self.version],
             _code(self.function),
             *(["keeps system"] if self.keeps_system else []),
+            *_columns_of((*self.items, *self.shots)),
         ]
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
 

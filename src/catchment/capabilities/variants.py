@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NoReturn
 
 from catchment.capabilities.duplicates import Asked, question
@@ -87,7 +88,7 @@ def _own(task: Task, shots: int, shot_seed: int) -> tuple[Item, ...]:
 
 
 def _drawn(task: Task, pool: Sequence[Item], shots: int, shot_seed: int) -> tuple[Item, ...]:
-    asked = Asked(task.items)
+    asked = _asked(_Same(task.items))
     drawn: dict[str, Item] = {}
     for item in seeded_order(pool, f"shots:{shot_seed}:"):
         if len(drawn) == shots:
@@ -101,6 +102,25 @@ def _drawn(task: Task, pool: Sequence[Item], shots: int, shot_seed: int) -> tupl
             f"{shots}. Take the shots from another split."
         )
     return tuple(drawn.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A list of items as one object: equal to none but itself."""
+
+    items: tuple[Item, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.items is other.items
+
+    def __hash__(self) -> int:
+        return id(self.items)
+
+
+@lru_cache(maxsize=4)
+def _asked(same: _Same) -> Asked:
+    """Of many variants of a task one after the other its questions are read once."""
+    return Asked(same.items)
 
 
 def _scored(task: Task, scorer: str | None) -> Task:

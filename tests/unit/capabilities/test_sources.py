@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from catchment.capabilities import ASK, CONTINUE, Format, Item, Task, packs, sources, tables
+from catchment.capabilities.columns import gold_index
 from catchment.capabilities.gates import check_task
 from catchment.capabilities.jsonl import task_from_jsonl, task_from_lines
 from catchment.capabilities.sources import resolve_tasks, task_from_callable, task_from_yaml
-from catchment.capabilities.tables import gold_index, task_from_dataset
+from catchment.capabilities.tables import task_from_dataset
 from catchment.errors import GateError, InputError, MissingExtraError, TaskError
 
 ROOT = Path(__file__).parents[3]
@@ -428,7 +429,9 @@ def test_lm_eval_names(monkeypatch):
 def test_the_documented_files_are_read(tmp_path, monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(sources, "task_from_lm_eval", lambda name, **options: asked.append(options["metric"]))
-    monkeypatch.setattr(tables, "_load", lambda name, subset, split: asked.append((name, subset, split)) or HUB)
+    monkeypatch.setattr(
+        tables, "_load", lambda name, subset, split, revision: asked.append((name, subset, split)) or HUB
+    )
     text = (ROOT / "docs" / "tasks-format.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(jsonl|yaml)\n(.*?)```", text, re.DOTALL)
     assert {kind for kind, _ in blocks} == {"jsonl", "yaml"}
