@@ -3,15 +3,17 @@
 from catchment.runs import processes
 from catchment.runs.cells import canonical_json, cell_key
 from catchment.runs.columns import Columns
-from catchment.runs.executors import LocalExecutor, Outcome
+from catchment.runs.executors import Executor, LocalExecutor, executor
 from catchment.runs.files import make_folder, read_json, write_atomic
 from catchment.runs.folders import claim_folder
 from catchment.runs.leases import Holder, Lease, Leases
 from catchment.runs.store import Cell, Store, StoreWarning, append_all
+from catchment.runs.workers import Outcome
 
 __all__ = [
     "Cell",
     "Columns",
+    "Executor",
     "Holder",
     "Lease",
     "Leases",
@@ -23,6 +25,7 @@ __all__ = [
     "canonical_json",
     "cell_key",
     "claim_folder",
+    "executor",
     "make_folder",
     "processes",
     "read_json",

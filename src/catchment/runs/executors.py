@@ -1,34 +1,24 @@
-"""Who does the work: this process, or several on this machine."""
+"""Who does the work: this process, several on this machine, or a Ray cluster. One interface for all."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import signal
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from catchment.errors import InputError
+from catchment.errors import InputError, did_you_mean
+from catchment.runs.workers import Call, Crew, Outcome, failure, visible_gpus
 
-Call = tuple[Callable[..., Any], tuple[Any, ...]]
+NAMES = ("processes", "ray", "ray://HOST:PORT")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one call: its ``value``, or the ``error`` in one line with its ``trace``."""
+class Executor(Protocol):
+    """Runs calls. Functions, arguments and values must pickle; values are small, and results go through the store."""
 
-    index: int
-    value: Any = None
-    error: str | None = None
-    trace: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.error is None
+    def run(self, calls: Sequence[Call]) -> Iterator[Outcome]:
+        """Yield one outcome per call, as they come. A call that raises is an outcome with an error, and the others go
+        on. A call whose process dies runs again, a few times at most. Leaving the loop early stops what still runs."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,10 @@ class LocalExecutor:
 
     Args:
         workers: 1 runs them in order in this process; more runs them in that many fresh processes (spawned, so
-            functions, arguments and values must pickle, and a script needs ``if __name__ == "__main__"``).
+            functions, arguments and values must pickle, and a script needs ``if __name__ == "__main__"``). CPU threads
+            are divided among them.
+        gpus: Which GPUs the processes get, one each, in turns when there are fewer: values for
+            ``CUDA_VISIBLE_DEVICES``. Default: all processes see all GPUs.
 
     Raises:
         InputError: Fewer than one worker.
@@ -47,18 +40,19 @@ class LocalExecutor:
     """
 
     workers: int = 1
+    gpus: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"workers is {self.workers}; expected 1 (this process) or more.")
 
     def run(self, calls: Sequence[Call]) -> Iterator[Outcome]:
-        """Yield one outcome per call, as they come. A call that raises, or whose process dies, is an outcome with an
-        error; the others go on (after a death those that were cut off run again, one at a time). Ctrl-C, and leaving
-        the loop early, stop the workers at once."""
+        """Yield one outcome per call, as they come. A call that raises is an outcome with an error. A call whose
+        process dies runs again, after the others; when its process has died three times, that is its outcome. Ctrl-C,
+        leaving the loop early, and the death of this process stop the workers at once."""
         if self.workers == 1 or len(calls) < 2:
             return _in_process(calls)
-        return _in_processes(list(enumerate(calls)), self.workers)
+        return _in_processes(calls, min(self.workers, len(calls)), self.gpus)
 
 
 def _in_process(calls: Sequence[Call]) -> Iterator[Outcome]:
@@ -66,52 +60,40 @@ def _in_process(calls: Sequence[Call]) -> Iterator[Outcome]:
         try:
             outcome = Outcome(index, function(*arguments))
         except Exception as error:
-            outcome = _failure(index, error)
+            outcome = failure(index, error)
         yield outcome
 
 
-def _in_processes(calls: list[tuple[int, Call]], workers: int) -> Iterator[Outcome]:
-    cut_off: list[tuple[int, Call]] = []
-    with _pool(min(workers, len(calls))) as pool:
-        futures: dict[Future[Any], tuple[int, Call]] = {}
-        for index, (function, arguments) in calls:
-            try:
-                futures[pool.submit(function, *arguments)] = (index, (function, arguments))
-            except BrokenProcessPool:
-                cut_off.append((index, (function, arguments)))
-        for future in as_completed(futures):
-            error = future.exception()
-            if error is None:
-                yield Outcome(futures[future][0], future.result())
-            elif isinstance(error, BrokenProcessPool) and len(calls) > 1:
-                cut_off.append(futures[future])
-            else:
-                yield _failure(futures[future][0], error)
-    for call in cut_off:  # whose fault it was is unknown: each gets a process of its own
-        yield from _in_processes([call], 1)
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of spawned processes that are ended when the block is left by an exception."""
-    others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+def _in_processes(calls: Sequence[Call], workers: int, gpus: tuple[str, ...]) -> Iterator[Outcome]:
+    crew = Crew(workers, gpus)
     try:
-        yield pool
-    except BaseException:
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
-        raise
+        yield from crew.run(calls)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        crew.end()
 
 
-def _failure(index: int, error: BaseException) -> Outcome:
-    trace = "".join(traceback.format_exception(error))
-    return Outcome(index, error=f"{type(error).__name__}: {error}", trace=trace)
+def executor(name: str = "processes", workers: int = 1, *, gpus: bool = True) -> Executor:
+    """The executor of this name.
 
+    Args:
+        name: "processes" of this machine; "ray", a cluster that runs already or else one on this machine; or
+            "ray://HOST:PORT", a cluster elsewhere.
+        workers: Processes at a time; with Ray, calls at a time, where 1 leaves their number to the cluster.
+        gpus: Whether each call gets a GPU of its own where there are any.
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole process group; the parent decides what happens to the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Raises:
+        InputError: An unknown name, or fewer than one worker.
+        MissingExtraError: Ray is not installed.
+
+    >>> executor("processes", workers=2, gpus=False)
+    LocalExecutor(workers=2, gpus=())
+    """
+    if name == "processes":
+        return LocalExecutor(workers, visible_gpus() if gpus and workers > 1 else ())
+    if name == "ray" or (name.startswith("ray://") and name.count(":") == 2):
+        from catchment.runs.clusters import RayExecutor
+
+        address = None if name == "ray" else name
+        return RayExecutor(address, workers if workers > 1 else None, num_gpus=None if gpus else 0)
+    close = did_you_mean(name, NAMES)
+    raise InputError(f"executor is {name!r}; expected {', '.join(map(repr, NAMES[:-1]))} or {NAMES[-1]!r}.{close}")
