@@ -105,7 +105,10 @@ PROBES: dict[str, Any] = {
     "a word": "word", "a number": 0.5, "a whole number": 7, "yes or no": True, "nothing": None, "a list": ["word"],
     "a mapping": {"a": 1},
 }  # fmt: skip
-FITTING = {"items": "fixed", "memory": "low", "on_drop": "stop", "budget": "90s", "ladder": "0.001:1:8"}
+FITTING = {
+    "items": "fixed", "memory": "low", "executor": "processes", "on_drop": "stop", "budget": "90s",
+    "ladder": "0.001:1:8",
+}  # fmt: skip
 """Words for settings that do not take every word."""
 UNKNOWN = {"limitt": 40, "json": True, "config": "x.yaml", "help": True, "task": "recall"}
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from catchment.options.refusals import checked
-from catchment.options.values import Count, Duration, Integer, Object, Share, SomeNames, Text, parse_seconds
+from catchment.options.values import Check, Count, Duration, Integer, Object, Share, SomeNames, Text, parse_seconds
+
+EXECUTOR = Check(
+    '{name} {value!r}: expected "processes", "ray" or "ray://HOST:PORT".',
+    lambda name: re.fullmatch(r"processes|ray|ray://[^:/]+:\d+", name) is not None,
+)
 
 
 def cache_dir() -> Path:
@@ -153,6 +159,19 @@ class HeadOption(Options):
     """
 
     head: str = "auto"
+
+
+@checked
+class ExecutorOptions(Options):
+    """Who does the work.
+
+    Attributes:
+        workers: Processes at a time, one GPU each where there are any. With Ray 1 leaves their number to the cluster.
+        executor: "processes" of this machine, "ray" or "ray://HOST:PORT".
+    """
+
+    workers: Count = 1
+    executor: Annotated[str, EXECUTOR] = "processes"
 
 
 @checked

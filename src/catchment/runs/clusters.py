@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -67,7 +69,8 @@ class RayExecutor:
         threads = self._connect(ray)
         gpus = self.num_gpus if self.num_gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         task = ray.remote(num_cpus=self.num_cpus, num_gpus=gpus, max_retries=self.retries)(_do)
-        here = _version(), {name: os.environ[name] for name in PASSED if name in os.environ}, threads
+        variables = {name: os.environ[name] for name in PASSED if name in os.environ}
+        here = _version(), os.getcwd(), variables, threads
         due, pending = enumerate(calls), dict[object, int]()
         try:
             while True:
@@ -112,20 +115,23 @@ def _outcome(ray: ModuleType, reference: object, index: int) -> Outcome:
         return failure(index, error)
 
 
-def _do(call: bytes, version: str, variables: dict[str, str], threads: int) -> bytes:
+def _do(call: bytes, version: str, folder: str, variables: dict[str, str], threads: int) -> bytes:
     """What runs on the cluster."""
     if version != _version():
         error = f"this machine has catchment {_version()}, and {version} asks; install the same version on all machines"
         return pickle.dumps((None, error, None))
+    with suppress(OSError):  # so that relative paths mean what they mean where they were given
+        os.chdir(folder)
     os.environ.update(variables)
     take_share(threads)
     return answer(call)
 
 
 def _version() -> str:
-    from catchment import __version__
-
-    return __version__
+    try:
+        return importlib.metadata.version("catchment")
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the search path
+        return "not installed"
 
 
 def _ray(address: str | None) -> ModuleType:

@@ -15,7 +15,7 @@ from catchment.commands.scan.settings import ScanSettings
 from catchment.records import Panel
 from catchment.runs import processes, write_atomic
 
-NOT_ASKED = ("out", "budget", "store", "dry_run", "workers", "memory", "model", "tasks")
+NOT_ASKED = ("out", "budget", "store", "dry_run", "workers", "executor", "memory", "model", "tasks")
 FILE = "plan.json"
 
 

@@ -18,6 +18,7 @@ from catchment.options import (
     Count,
     DeviceMapOption,
     Duration,
+    ExecutorOptions,
     Integer,
     MeasureOptions,
     ModelOptions,
@@ -40,7 +41,14 @@ ODD = Check("{name} {value!r}: expected an odd number of points per side, e.g. 1
 
 @checked
 class ScanSettings(
-    BudgetOption, MeasureOptions, ContentOptions, AskOptions, ModelOptions, DeviceMapOption, OutputOptions
+    BudgetOption,
+    MeasureOptions,
+    ContentOptions,
+    AskOptions,
+    ModelOptions,
+    DeviceMapOption,
+    ExecutorOptions,
+    OutputOptions,
 ):
     """How far can this model move before it loses what it can do?
 
@@ -63,6 +71,7 @@ class ScanSettings(
         filter_normalised: Filter-normalised axes for the plane; its scales compare with nothing else.
         gradients: Also ask how few weights hold the gradient, and how rough the landscape is, against random weights.
         workers: Processes that measure directions; each loads the model. GPUs are given out in turns.
+        executor: Where they are: "processes" of this machine, "ray" or "ray://HOST:PORT".
         memory: Clean weights from "mapped" files, a "copy", or "low" memory; "auto" chooses.
         alpha: Error rate of all brackets together.
         text: Built-in text, or a file, as one more capability; "none" to leave out.
@@ -87,7 +96,6 @@ class ScanSettings(
     through: Texts = ()
     filter_normalised: bool = False
     gradients: bool = False
-    workers: Count = 1
     memory: Annotated[str, one_of("auto", "mapped", "copy", "low")] = "auto"
 
     def __post_init__(self) -> None:
@@ -97,6 +105,11 @@ class ScanSettings(
             )
         if self.through and (self.filter_normalised or not self.plane):
             raise InputError("through draws the plane; expected a plane above 0, and no filter-normalised axes.")
+        if self.workers == 1 and self.executor != "processes":
+            raise InputError(
+                f"executor is {self.executor!r} and workers is 1; expected 2 or more workers, which share the "
+                "directions of the profiles."
+            )
         self.scales(1.0)
 
     @property

@@ -6,8 +6,6 @@ import dataclasses
 import time
 from typing import Any
 
-import torch
-
 from catchment.commands.scan.admission import Admitted, admit
 from catchment.commands.scan.design import unit_scales
 from catchment.commands.scan.opened import Opened, open_scan
@@ -15,7 +13,7 @@ from catchment.commands.scan.settings import ScanSettings
 from catchment.errors import ModelError
 from catchment.landscape import Field, NotStoredError
 from catchment.measuring import Progress
-from catchment.runs import LocalExecutor
+from catchment.runs import executor
 
 SHARE = 0.6
 """Of the time left that workers may take; the search goes on from what they measured."""
@@ -41,10 +39,13 @@ def prefetch(opened: Opened, admitted: Admitted) -> None:
     s, seconds = opened.settings, opened.clock.left * SHARE
     if seconds <= 0:
         return
-    alone = dataclasses.replace(s, out=None, workers=1, batch_tokens=opened.batch_tokens)
+    alone = dataclasses.replace(
+        s, out=None, store=s.store_folder, workers=1, executor="processes", batch_tokens=opened.batch_tokens
+    )
     parts = [Part(number, s.workers, seconds, admitted.own) for number in range(s.workers)]
     opened.progress.status(f"directions on {s.workers} processes")
-    for outcome in LocalExecutor(s.workers).run([(_work, (alone, opened.subject.tokenizer, part)) for part in parts]):
+    spread = executor(s.executor, s.workers, gpus=s.device in (None, "cuda"))
+    for outcome in spread.run([(_work, (alone, opened.subject.tokenizer, part)) for part in parts]):
         if not outcome.ok:
             raise ModelError(f"worker {outcome.index} failed: {outcome.error}")
 
@@ -52,10 +53,6 @@ def prefetch(opened: Opened, admitted: Admitted) -> None:
 def _work(settings: ScanSettings, tokenizer: Any, part: Part) -> int:
     """One process. Returns how many units it measured."""
     deadline = time.monotonic() + part.seconds
-    if torch.cuda.is_available() and settings.device is None:
-        settings = dataclasses.replace(settings, device=f"cuda:{part.number % torch.cuda.device_count()}")
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // part.workers))
     opened = open_scan(settings, Progress(), tokenizer)
     with opened.clock.within(part.seconds - opened.clock.spent):
         admitted = admit(opened, part.own)
