@@ -169,8 +169,8 @@ def test_intervals_cover_normal_effects(seeds: int, spread: float) -> None:
 def test_intervals_cover_flips(seeds: int, unequal: bool) -> None:
     spread = 0.3 if seeds > 1 else 0.0
     for correlation in (0.99, 0.8):
-        missed = _flips_missed(seeds, 40 if unequal else 100, unequal, spread, correlation, 250, seed=seeds)
-        assert missed < above(1 - LEVEL, 250)
+        missed = _flips_missed(seeds, 40 if unequal else 100, unequal, spread, correlation, 150, seed=seeds)
+        assert missed < above(1 - LEVEL, 150)
 
 
 def test_the_harness_fails_an_interval_over_items_only() -> None:
