@@ -77,9 +77,8 @@ def tally(task: Task, rows: Sequence[Row]) -> Tally | None:
 def _reader(task: Task) -> Callable[[Item, Row], Labels] | None:
     if task.scorer in CHOICE_SCORERS:
         return _label if len({item.choices for item in task.items}) == 1 else _place
-    if task.scorer in ("exact", "regex", "rouge_l", "callable"):
-        return _answer
-    return {"classify": _class, "refusal": _refusal}.get(task.scorer)
+    whole = dict.fromkeys(("regex", "rouge_l", "callable"), _whole)
+    return {"exact": _line, "classify": _class, "refusal": _refusal, **whole}.get(task.scorer)
 
 
 def _label(item: Item, row: Row) -> Labels:
@@ -102,6 +101,14 @@ def _refusal(item: Item, row: Row) -> Labels:
     return "refuse" if is_refusal(row.prediction) else "comply", str(item.gold)
 
 
-def _answer(item: Item, row: Row) -> Labels:
-    gold = item.gold[0] if isinstance(item.gold, tuple) else item.gold
-    return normalise_answer(row.prediction), normalise_answer(str(gold))
+def _line(item: Item, row: Row) -> Labels:
+    return normalise_answer(row.prediction), normalise_answer(_first(item))
+
+
+def _whole(item: Item, row: Row) -> Labels:
+    """All lines: many answers begin with the same one."""
+    return " ".join(row.prediction.lower().split()), " ".join(_first(item).lower().split())
+
+
+def _first(item: Item) -> str:
+    return str(item.gold[0] if isinstance(item.gold, tuple) else item.gold)

@@ -34,7 +34,7 @@ def variant(
     or another shot, or lacks an answer to show. Their ids are those of ``variant(...).shots``.
 
     Args:
-        shots: How many, from 0; ``None``: as the task has them.
+        shots: How many, from 0; ``None``: those that the task has, whatever pool and seed are.
         pool: Solved items to draw from; default: the task's own ``pool``. Without either the first of the task's own
             shots are taken.
         shot_seed: Which shots are drawn.
@@ -52,11 +52,6 @@ def variant(
     """
     changed = _scored(task, scorer)
     if shots is None:
-        if shot_seed != 0 or pool:
-            raise InputError(
-                f"task {task.name!r}: shot_seed {shot_seed!r} and a pool of {len(pool)} items without shots: expected "
-                f"how many to draw, or neither."
-            )
         return changed
     for argument, value, least in (("shots", shots, 0), ("shot_seed", shot_seed, None)):
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):

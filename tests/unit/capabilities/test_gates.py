@@ -364,6 +364,14 @@ def test_constant_answers_of_every_kind(scorer: str, golds: list[Any], said: str
         assert gates.check_constant(given, mixed) == []
 
 
+def test_answers_that_begin_alike_are_not_constant() -> None:
+    given = generated("callable", [str(n) for n in range(20)])
+    begun = [Row(i.id, 0.0, f"Let us think.\nIt is {i.gold}.") for i in given.items]
+    assert gates.check_constant(given, begun) == []
+    (warning,) = gates.check_constant(given, [replace(row, prediction="Let us\nthink.") for row in begun])
+    assert "20 of 20 are 'let us think.'" in warning
+
+
 def test_places_are_counted_where_choices_differ() -> None:
     items = tuple(Item(words(i, 8), (words(i, 2), words(i, 3)), i % 2, id=f"q{i}") for i in range(20))
     (warning,) = gates.check_constant(task(items), answered(items, lambda item: 1))

@@ -93,10 +93,8 @@ def test_numbers_that_are_none(bad: dict[str, Any]) -> None:
         variant(TASK, **bad)
 
 
-def test_a_seed_without_shots_would_change_nothing() -> None:
-    for bad in ({"shot_seed": 1}, {"pool": TASK.pool}):
-        with pytest.raises(InputError, match="without shots: expected how many"):
-            variant(TASK, **bad)  # type: ignore[arg-type]
+def test_pool_and_seed_concern_nobody_where_the_shots_are_the_own() -> None:
+    assert variant(SHOWN, pool=TASK.pool, shot_seed=3) is SHOWN
 
 
 def test_shots_that_stand_in_the_items_cannot_be_changed() -> None:
