@@ -2,17 +2,19 @@
 
 A batch is one forward pass over rows laid out as
 
-    [shared prefix, from its KV cache] [left padding | rest of the prompt] [answer 1 | answer 2 | ...]
+    [shared prefix, from its KV cache] [left padding] [rest of a prompt | answer 1 | answer 2 | ...] [another prompt ...
 
-with an attention mask in which every answer sees the prefix, its prompt and itself, and no other answer.
+with an attention mask in which every answer sees the prefix, its prompt and itself, and no other answer or prompt.
 Positions continue from the prompt in every answer. So the prompt is computed once for all choices of an item, and
-shots or a system prompt that all items share are computed once for the whole task. Architectures that cannot do
+shots or a system prompt that all items share are computed once for the whole task. Short items fill a row together,
+and logits are made at the positions that predict an answer only. Architectures that cannot do
 this (no 4-D mask, no positions, recurrent state, sliding window shorter than the text) take the plain path: one row
 per answer. Which path was taken is recorded.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 
 from catchment.errors import ModelError
-from catchment.models import calls_of, expanded
+from catchment.models import calls_of, expanded, picking
 
 Ids = Sequence[int]
+ROW_LENGTHS = (64, 96, 128)
+"""Columns of a row that several prompts share."""
 
 
 @dataclass
@@ -84,17 +88,25 @@ class Prefix:
     cache: Any = None
 
 
-@dataclass
-class Packed:
-    """What one packed forward pass leaves: log-probabilities of the answers [row][answer], the greedy next token
-    of each prompt with whether its logit is finite, and what decoding needs to go on."""
+@dataclass(frozen=True)
+class Decoding:
+    """What decoding needs to go on after one packed forward pass, one row per prompt: the greedy next token of each
+    with whether its logit is finite, the cache, which of its columns are the prompt's, and the next position."""
 
-    logprobs: list[list[float]]
     next_ids: Tensor
     finite: Tensor
     cache: Any
     visible: Tensor
     positions: Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What one packed forward pass leaves: log-probabilities of the answers [prompt][answer], and where the cache was
+    kept, what decoding starts from."""
+
+    logprobs: list[list[float]]
+    decoding: Decoding | None = None
 
 
 def text_config(model: Any) -> Any:
@@ -162,41 +174,73 @@ def make_prefix(engine: Engine, ids: Ids) -> Prefix:
 
 @dataclass
 class _Layout:
-    ids: Tensor  # [rows, P + C]
-    branch: Tensor  # [rows, P + C]: -1 padding, 0 prompt, c + 1 answer c
-    positions: Tensor  # [rows, P + C]
-    lengths: Tensor  # [rows]: prompt lengths, prefix included
-    width: int  # P
-    sources: list[tuple[int, int, int, int]]  # (row, column that predicts, target token, answer)
+    ids: Tensor  # [rows, width], as are the next three
+    prompt: Tensor  # which prompt a token belongs to; -1 padding
+    branch: Tensor  # 0 prompt, c + 1 answer c
+    positions: Tensor
+    places: dict[tuple[int, int], int]  # (row, column) of every position that needs logits -> its number
+    last: list[int]  # number of the position that ends each prompt
+    targets: list[tuple[int, int, int, int]]  # (number of the position that predicts, target token, prompt, answer)
 
 
-def _layout(engine: Engine, prefix: Prefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> _Layout:
-    rests = [list(p[prefix.length :]) for p in prompts]
-    width = max(len(r) for r in rests)
-    region = max((sum(len(a) - 1 for a in group) for group in answers), default=0)
-    rows = len(rests)
-    ids = torch.full((rows, width + region), engine.pad)
-    branch = torch.full((rows, width + region), -1)
-    positions = torch.zeros((rows, width + region), dtype=torch.long)
-    sources = []
-    for row, (rest, group) in enumerate(zip(rests, answers, strict=True)):
-        start = width - len(rest)
-        ids[row, start:width] = torch.tensor(rest)
-        branch[row, start:width] = 0
-        positions[row, start:width] = torch.arange(prefix.length, prefix.length + len(rest))
-        at = width
-        for number, answer in enumerate(group):
-            n = len(answer) - 1
-            if n:
-                ids[row, at : at + n] = torch.tensor(answer[:-1])
-                branch[row, at : at + n] = number + 1
-                end = prefix.length + len(rest)
-                positions[row, at : at + n] = torch.arange(end, end + n)
-            columns = [width - 1, *range(at, at + n)]
-            sources += [(row, column, int(token), number) for column, token in zip(columns, answer, strict=True)]
-            at += n
-    lengths = torch.tensor([len(p) for p in prompts])
-    return _Layout(ids, branch, positions, lengths, width, sources)
+def _layout(
+    engine: Engine, prefix: Prefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]], rows: list[list[int]]
+) -> _Layout:
+    """``rows`` says which prompts share a row. Rows end together, so that padding comes first."""
+    sizes = _sizes(prefix, prompts, answers)
+    width = max(sum(sizes[i] for i in row) for row in rows)
+    lines: list[list[tuple[int, int, int, int]]] = []
+    places: dict[tuple[int, int], int] = {}
+    last, targets = [0] * len(prompts), []
+    for number, row in enumerate(rows):
+        line = [(engine.pad, -1, 0, 0)] * (width - sum(sizes[i] for i in row))
+        for i in row:
+            line += [(int(t), i, 0, prefix.length + k) for k, t in enumerate(prompts[i][prefix.length :])]
+            end = len(line) - 1
+            last[i] = places.setdefault((number, end), len(places))
+            for a, answer in enumerate(answers[i]):
+                columns = [end, *range(len(line), len(line) + len(answer) - 1)]
+                line += [(int(t), i, a + 1, len(prompts[i]) + k) for k, t in enumerate(answer[:-1])]
+                for column, token in zip(columns, answer, strict=True):
+                    targets.append((places.setdefault((number, column), len(places)), int(token), i, a))
+        lines.append(line)
+    ids, prompt, branch, positions = torch.tensor(lines).unbind(-1)
+    return _Layout(ids, prompt, branch, positions, places, last, targets)
+
+
+def _sizes(prefix: Prefix, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[int]:
+    """Columns of each prompt with its answers, whose last tokens are predicted and not read."""
+    return [len(p) - prefix.length + sum(len(a) - 1 for a in group) for p, group in zip(prompts, answers, strict=True)]
+
+
+def shared_rows(sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """Which prompts share a row: the fewest padded tokens of best fits, longest first, into rows of a few lengths.
+
+    Short rows are tried first, because a token is compared with every column of its row. ``limit`` is the longest row
+    that holds more than one prompt. Cost: n log n.
+
+    >>> shared_rows([30, 9, 20, 11, 28], limit=64)
+    [[0, 3], [4, 1], [2]]
+    """
+    longest = max(sizes)
+    lengths = [longest, *(length for length in ROW_LENGTHS if longest < length <= limit)]
+    packings = [_best_fit(sizes, length) for length in lengths]
+    return min(packings, key=lambda rows: len(rows) * max(sum(sizes[i] for i in row) for row in rows))
+
+
+def _best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (columns left, row), sorted
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        at = bisect_left(room, (sizes[i], -1))
+        if at == len(room):
+            left, row = length, len(rows)
+            rows.append([])
+        else:
+            left, row = room.pop(at)
+        rows[row].append(i)
+        insort(room, (left - sizes[i], row))
+    return rows
 
 
 def float_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -204,14 +248,10 @@ def float_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
-def _token_logprobs(logits: Tensor, targets: Tensor, block: int = 512) -> list[float]:
-    """log softmax(logits)[target] in fp32, a block of rows at a time: logits [n, V], targets [n]."""
-    values: list[float] = []
-    for at in range(0, len(targets), block):
-        part = logits[at : at + block].float()
-        picked = part.gather(1, targets[at : at + block, None])[:, 0]
-        values += (picked - part.logsumexp(dim=1)).tolist()
-    return values
+def _token_logprobs(logits: Tensor, rows: Tensor, targets: Tensor, block: int = 512) -> list[float]:
+    """log softmax(logits[row])[target] in fp32, a block of rows at a time: logits [n, V], rows and targets [m]."""
+    total = torch.cat([logits[at : at + block].float().logsumexp(dim=1) for at in range(0, len(logits), block)])
+    return (logits[rows, targets].float() - total[rows]).tolist()
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,17 +263,54 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def last_logits(engine: Engine, keep: int, cache: Any = None, **inputs: Any) -> tuple[Tensor, Any]:
     """Logits of the last ``keep`` positions after what ``cache`` holds, and the cache if one was asked for."""
-    engine.check()
     calls = calls_of(engine.model)
     if calls.some_logits is not None:
         inputs[calls.some_logits] = keep
+    output, cache = _ask(engine, cache, inputs)
+    return output.logits[:, -keep:], cache
+
+
+def _ask(engine: Engine, cache: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """The model's output after what ``cache`` holds, and the cache if one was asked for."""
+    engine.check()
+    calls = calls_of(engine.model)
     if cache is not None:
         if calls.cache is None:
             name = type(engine.base).__name__
             raise ModelError(f"{name}: {calls.no_cache}; expected a model that takes one. Set packed=False.")
         inputs[calls.cache] = cache
     output = engine.model(**inputs)
-    return output.logits[:, -keep:], getattr(output, calls.returned, None) if calls.cache else None
+    return output, getattr(output, calls.returned, None) if calls.cache else None
+
+
+def _logits_at(engine: Engine, layout: _Layout, picked: bool, cache: Any = None, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits [n, V] at the places of a layout, and the cache. ``picked``: the head is given these places only, and not
+    every row from the first of them on."""
+    row, column = torch.tensor(list(layout.places), device=engine.device).T
+    from_end = column - layout.ids.shape[1]
+    if picked:
+        with picking(engine.model, row, from_end):
+            output, cache = _ask(engine, cache, inputs)
+        return output.logits[0], cache
+    logits, cache = last_logits(engine, -int(from_end.min()), cache, **inputs)
+    return logits[row.to(logits.device), from_end.to(logits.device)], cache
+
+
+def _visible(layout: _Layout, device: torch.device) -> Tensor:
+    """[rows, width, width]: every token sees the tokens before it of its own prompt and of its own answer."""
+    prompt, branch = layout.prompt.to(device), layout.branch.to(device)
+    size = prompt.shape[1]
+    causal = torch.ones((size, size), dtype=torch.bool, device=device).tril()
+    same = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    allowed = same & (prompt[:, None, :] == prompt[:, :, None]) & (prompt >= 0)[:, None, :] & causal
+    return allowed | torch.eye(size, dtype=torch.bool, device=device)  # padding sees itself: no row is empty
+
+
+def _longest_row(engine: Engine, prefix: Prefix) -> int:
+    """Columns that may follow the prefix where several prompts share a row: some models count columns, not positions,
+    in their window or in the buffer of their mask."""
+    limits = [n for n in (attention_window(engine.model), context_length(engine.model)) if n is not None]
+    return min([max(ROW_LENGTHS), *(n - 1 - prefix.length for n in limits)])
 
 
 def packed_forward(
@@ -246,38 +323,45 @@ def packed_forward(
 ) -> Packed:
     """One forward pass over a batch: log-probability of every answer after its prompt.
 
-    Cost: sum over rows of (longest prompt rest + longest sum of answer lengths - 1) tokens.
+    Prompts share rows unless the cache is kept, which then has one row per prompt. Cost: the tokens of the prompts
+    behind the prefix and of the answers, and some padding.
     """
     device = engine.device
-    layout = _layout(engine, prefix, prompts, answers)
-    rows, size = layout.ids.shape
-    branch = layout.branch.to(device)
-    causal = torch.ones((size, size), dtype=torch.bool, device=device).tril()
-    same = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    allowed = same & (branch >= 0)[:, None, :] & causal
-    allowed |= torch.eye(size, dtype=torch.bool, device=device)  # padding sees itself, so that no row is empty
+    shared = not keep_cache and calls_of(engine.model).head  # without picking, every column would get logits
+    sizes = _sizes(prefix, prompts, answers)
+    rows = shared_rows(sizes, _longest_row(engine, prefix)) if shared else [[i] for i in range(len(prompts))]
+    layout = _layout(engine, prefix, prompts, answers, rows)
+    allowed = _visible(layout, device)
     if prefix.length:
-        allowed = torch.cat([allowed.new_ones(rows, size, prefix.length), allowed], dim=2)
-    logits, cache = last_logits(
+        allowed = torch.cat([allowed.new_ones(*allowed.shape[:2], prefix.length), allowed], dim=2)
+    logits, cache = _logits_at(
         engine,
-        size - layout.width + 1,
+        layout,
+        shared,
         input_ids=layout.ids.to(device),
         attention_mask=float_mask(allowed[:, None], engine.dtype),
         position_ids=layout.positions.to(device),
-        cache=expanded(prefix.cache, rows) if prefix.length else None,
+        cache=expanded(prefix.cache, len(rows)) if prefix.length else None,
         use_cache=keep_cache or prefix.length > 0,
     )
-    logprobs = [[0.0] * len(group) for group in answers]
-    if layout.sources:
-        row, column, target, _ = (torch.tensor(x, device=logits.device) for x in zip(*layout.sources, strict=True))
-        values = _token_logprobs(logits[row, column - (layout.width - 1)], target)
-        for value, (r, _, _, number) in zip(values, layout.sources, strict=True):
-            logprobs[r][number] += value
-    visible = branch == 0
+    logprobs = _summed(layout, logits, answers)
+    if not keep_cache:
+        return Packed(logprobs)
+    visible = ((layout.prompt >= 0) & (layout.branch == 0)).to(device)
     if prefix.length:
-        visible = torch.cat([visible.new_ones(rows, prefix.length), visible], dim=1)
-    kept = cache if keep_cache else None
-    return Packed(logprobs, *greedy(logits[:, 0]), kept, visible, layout.lengths.to(device))
+        visible = torch.cat([visible.new_ones(len(rows), prefix.length), visible], dim=1)
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    return Packed(logprobs, Decoding(*greedy(logits[layout.last]), cache, visible, lengths))
+
+
+def _summed(layout: _Layout, logits: Tensor, answers: Sequence[Sequence[Ids]]) -> list[list[float]]:
+    """Log-probabilities of the answers [prompt][answer] from those of their tokens."""
+    logprobs = [[0.0] * len(group) for group in answers]
+    if layout.targets:
+        place, target = torch.tensor([t[:2] for t in layout.targets], device=logits.device).T
+        for value, (_, _, i, a) in zip(_token_logprobs(logits, place, target), layout.targets, strict=True):
+            logprobs[i][a] += value
+    return logprobs
 
 
 def plain_logprobs(engine: Engine, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[list[float]]:
@@ -299,8 +383,8 @@ def plain_logprobs(engine: Engine, prompts: Sequence[Ids], answers: Sequence[Seq
         engine.check()
         logits = engine.model(input_ids=ids.to(engine.device), attention_mask=mask.to(engine.device)).logits
         for k, (i, j, p, a) in enumerate(part):
-            steps = logits[k, len(p) - 1 : len(p) - 1 + len(a)]
-            result[i][j] = sum(_token_logprobs(steps, torch.tensor(a, device=logits.device)))
+            steps, target = logits[k, len(p) - 1 : len(p) - 1 + len(a)], torch.tensor(a, device=logits.device)
+            result[i][j] = sum(_token_logprobs(steps, torch.arange(len(a), device=logits.device), target))
     return result
 
 

@@ -67,7 +67,9 @@ def generate(
     golds = golds if golds is not None else [[] for _ in prompts]
     if not engine.packed:
         return _plain_generate(engine, prompts, golds, max_new_tokens, stop)
-    state = packed_forward(engine, prefix, prompts, golds, keep_cache=True)
+    packed = packed_forward(engine, prefix, prompts, golds, keep_cache=True)
+    state = packed.decoding
+    assert state is not None
     growing = _Growing(engine, len(prompts), stop)
     rows = list(range(len(prompts)))
     tokens, finite = state.next_ids, state.finite
@@ -93,7 +95,7 @@ def generate(
             use_cache=True,
         )
         (tokens, finite), positions = greedy(logits[:, -1]), positions + 1
-    return [growing.answer(row, state.logprobs[row][0] if gold else None) for row, gold in enumerate(golds)]
+    return [growing.answer(row, packed.logprobs[row][0] if gold else None) for row, gold in enumerate(golds)]
 
 
 class _Growing:

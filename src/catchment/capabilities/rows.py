@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from typing import Literal
 
 import torch
+from torch import nn
 
 from catchment.capabilities import engine as engines
 from catchment.capabilities import scorers, speed
-from catchment.capabilities.engine import Engine, Prefix
+from catchment.capabilities.engine import Engine, Ids, Prefix
 from catchment.capabilities.generation import Answer, generate
 from catchment.capabilities.prepared import Prepared, batches, cost_tokens
 from catchment.capabilities.prompts import Encoded
@@ -75,18 +79,50 @@ def run(
 def _score_batch(
     engine: Engine, prefix: Prefix, task: Task, batch: Sequence[Encoded], non_finite: NonFinite
 ) -> list[Row]:
-    rows = []
-    for e, row in zip(batch, _scored(engine, prefix, task, batch), strict=True):
+    """Items that share a row of the batch spoil each other where one has outputs that are not finite. Those that have
+    finite ones alone get the rows of this batch with tokens of a sound item in the place of the others."""
+    rows = _rows_or_errors(engine, prefix, task, batch)
+    doubted = [i for i, row in enumerate(rows) if isinstance(row, NonFiniteError)]
+    if doubted and len(batch) > 1:
+        for i in doubted:
+            [rows[i]] = _rows_or_errors(engine, prefix, task, [batch[i]])
+        sick = [i for i in doubted if isinstance(rows[i], NonFiniteError)]
+        if 0 < len(sick) < len(doubted):
+            sound = next(e for i, e in enumerate(batch) if i not in sick)
+            healed = [_in_place_of(e, sound, prefix) if i in sick else e for i, e in enumerate(batch)]
+            again = _rows_or_errors(engine, prefix, task, healed)
+            rows = [row if i in sick or isinstance(new, NonFiniteError) else new
+                    for i, (row, new) in enumerate(zip(rows, again, strict=True))]  # fmt: skip
+    return [_row_of(e, row, non_finite) for e, row in zip(batch, rows, strict=True)]
+
+
+def _row_of(e: Encoded, row: Row | NonFiniteError, non_finite: NonFinite) -> Row:
+    if isinstance(row, Row):
+        return row
+    if non_finite == "raise":
+        raise row
+    return Row(e.item.id, 0.0, "", flags=(NON_FINITE,))
+
+
+def _rows_or_errors(engine: Engine, prefix: Prefix, task: Task, batch: Sequence[Encoded]) -> list[Row | NonFiniteError]:
+    rows: list[Row | NonFiniteError] = []
+    for make in _scored(engine, prefix, task, batch):
         try:
-            rows.append(row())
-        except NonFiniteError:
-            if non_finite == "raise":
-                raise
-            if len(batch) > 1:  # alone, in case that the outputs of another item spoiled these
-                rows += _score_batch(engine, prefix, task, [e], non_finite)
-            else:
-                rows.append(Row(e.item.id, 0.0, "", flags=(NON_FINITE,)))
+            rows.append(make())
+        except NonFiniteError as error:
+            rows.append(error)
     return rows
+
+
+def _in_place_of(e: Encoded, sound: Encoded, prefix: Prefix) -> Encoded:
+    """As many tokens as ``e`` has, behind the same prefix, of another item."""
+    tokens = cycle(sound.prompt[prefix.length :])
+
+    def other(ids: Ids) -> tuple[int, ...]:
+        return tuple(islice(tokens, len(ids)))
+
+    prompt = (*e.prompt[: prefix.length], *other(e.prompt[prefix.length :]))
+    return replace(e, prompt=prompt, answers=tuple(map(other, e.answers)))
 
 
 def _scored(engine: Engine, prefix: Prefix, task: Task, batch: Sequence[Encoded]) -> list[Callable[[], Row]]:
@@ -124,13 +160,19 @@ def non_finite_note(rows: Iterable[Row]) -> str | None:
     return f"{sum(flags)} of {len(flags)} outputs are not finite; they count as 0"
 
 
+_FLAWS: weakref.WeakKeyDictionary[nn.Module, tuple[object, str | None]] = weakref.WeakKeyDictionary()
+
+
 def settle_path(engine: Engine, prepared: Prepared) -> None:
-    """Packed or plain: by what the architecture takes, and once per engine by a check against the plain path."""
+    """Packed or plain: by what the architecture takes, and by a check against the plain path.
+
+    The check is kept for each model object as long as its forward function, attention, type and device stay.
+    """
     if not engine.packed or prepared.task.scorer == "text":
         return
     reason = engines.supports_packing(engine.model, prepared.longest)
     if reason is None and not engine.checked:
-        reason = _self_check(engine, prepared)
+        reason = _flaw(engine, prepared)
         engine.checked = True
     if reason is not None:
         engine.packed = False
@@ -138,32 +180,67 @@ def settle_path(engine: Engine, prepared: Prepared) -> None:
         engine.notes.append(f"the packed path is off for {name}, so the slower plain path was used: {reason}")
 
 
-def _self_check(engine: Engine, prepared: Prepared) -> str | None:
+def _flaw(engine: Engine, prepared: Prepared) -> str | None:
+    """Why the packed layout does not work for this model; ``None`` when it does."""
+    forward = getattr(engine.base.forward, "__func__", engine.base.forward)
+    attention = getattr(engine.base.config, "_attn_implementation", None)
+    state = id(forward), attention, engine.dtype, engine.device
+    seen = _FLAWS.get(engine.model)
+    if seen is not None and seen[0] == state:
+        return seen[1]
+    check = _self_check(engine, prepared)
+    if check.finite:
+        _FLAWS[engine.model] = state, check.flaw
+    return check.flaw
+
+
+@dataclass(frozen=True)
+class _Check:
+    """``finite``: the numbers compared were, so that they say something about the layout."""
+
+    flaw: str | None
+    finite: bool = True
+
+
+def _self_check(engine: Engine, prepared: Prepared) -> _Check:
     """Packed against one row per answer: equal within rounding, or the reason.
 
-    The texts are made from the task's own tokens so that padding, branches of several tokens and a shared prefix are
-    always in play, whatever this task happens to need.
+    The texts are made from the task's own tokens so that padding, rows of several items, branches of several tokens
+    and a shared prefix are always in play, whatever this task happens to need.
     """
     room = min(32, (engines.context_length(engine.model) or 32) - 4)
     tokens = (max((e.prompt for e in prepared.encoded), key=len) * room)[:room]
     ids = [tokens, tokens[: max(1, room - 3)]]
     answers = [[tokens[:3], tokens[1:3]], [tokens[2:4], tokens[:2], tokens[1:2]]]
-    tolerance = 2e-4 if engine.dtype in (torch.float32, torch.float64) else 0.15
     with without_trace(engine.model):
         try:
             prefix = engines.make_prefix(engine, tokens[: room // 2])
-            packed = engines.packed_forward(engine, prefix, ids, answers).logprobs
+            packed = engines.packed_forward(engine, prefix, ids * 2, answers * 2).logprobs
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            return f"the packed layout fails on {type(engine.base).__name__} ({type(error).__name__}: {error})"[:300]
+            reason = f"the packed layout fails on {type(engine.base).__name__} ({type(error).__name__}: {error})"
+            return _Check(reason[:300])
         plain = engines.plain_logprobs(engine, ids, answers)
-    worst = max(
-        _difference(a, b) / len(ids_)
-        for x, y, group in zip(packed, plain, answers, strict=True)
-        for a, b, ids_ in zip(x, y, group, strict=True)
-    )
-    return None if worst <= tolerance else f"packed log-probabilities differ by {worst:.2g} per token"
+        tolerance = _tolerance(engine, tokens)
+    pairs = [
+        (a / len(answer), b / len(answer))
+        for x, y, group in zip(packed, plain * 2, answers * 2, strict=True)
+        for a, b, answer in zip(x, y, group, strict=True)
+    ]
+    worst = max(_difference(a, b) for a, b in pairs)
+    flaw = None if worst <= tolerance else f"packed log-probabilities differ by {worst:.2g} per token"
+    return _Check(flaw, all(math.isfinite(b) for _, b in pairs))
+
+
+def _tolerance(engine: Engine, tokens: Ids) -> float:
+    """Nats per token by which two ways to compute the same may differ. In half precision a logit of size s is rounded
+    by up to s * eps / 2, and so is the sum of what made it."""
+    if engine.dtype in (torch.float32, torch.float64):
+        return 2e-4
+    logits, _ = engines.last_logits(engine, 1, input_ids=torch.tensor([list(tokens)], device=engine.device))
+    largest = float(logits[logits.isfinite()].float().abs().max()) if logits.isfinite().any() else 0.0
+    return max(0.15, 2 * torch.finfo(engine.dtype).eps * largest)
 
 
 def _difference(a: float, b: float) -> float:

@@ -1,6 +1,6 @@
 """What a model is: loading, families, weights, identity, and increments (a sparse move as a file)."""
 
-from catchment.models.compat import Calls, calls_of, check_trainer, expanded, quiet_peft
+from catchment.models.compat import Calls, calls_of, check_trainer, expanded, picking, quiet_peft
 from catchment.models.export import Export, export_merged, export_peft
 from catchment.models.families import FAMILIES, KINDS, Family, family_of, is_block, locate
 from catchment.models.files import read_header
@@ -80,6 +80,7 @@ __all__ = [
     "overlap",
     "peft_hashes",
     "persistent_buffers",
+    "picking",
     "quiet_peft",
     "read_header",
     "reshard",

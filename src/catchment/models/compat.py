@@ -4,6 +4,8 @@
   forward pass and in its output. Probe: :func:`calls_of`.
 - *Logits of some positions only*: ``num_logits_to_keep``, a number, until transformers 4.49; ``logits_to_keep``, a
   number or positions, since; models with code of their own have either or none. Probe: :func:`calls_of`.
+- *The head*: most models make the logits of each position by the module that ``get_output_embeddings`` names, called
+  once; some multiply by its weights in another way. Probe: :func:`calls_of`.
 - *Which arguments a forward pass takes*: ``position_ids`` and ``use_cache`` are missing in some models, and others take
   every keyword and ignore it. Probe: :func:`calls_of`.
 - *GGUF files*: some releases of transformers keep the weights packed unless ``GgufConfig`` says otherwise.
@@ -53,6 +55,7 @@ class Calls:
         returned: Field of the output that holds them.
         some_logits: Keyword that takes how many of the last positions get logits; ``None``: all of them always do.
         columns: That keyword takes a tensor of positions as well.
+        head: Logits of chosen positions can be had by :func:`picking`.
         position_ids: The model takes this argument (whether it heeds it, the comparison of the two paths shows).
         use_cache: The model takes this argument.
         no_cache: Why ``cache`` is ``None``.
@@ -62,6 +65,7 @@ class Calls:
     returned: str = ""
     some_logits: str | None = None
     columns: bool = False
+    head: bool = False
     position_ids: bool = False
     use_cache: bool = False
     no_cache: str = ""
@@ -75,7 +79,7 @@ def calls_of(model: nn.Module) -> Calls:
     cache when it can be copied for several rows, cut down to one of them and be added to without a change to the first.
 
     Kept for each model object as long as its forward function and attention stay: one class can stand for several
-    architectures (a wrapper), and adapters or hooks change what a model takes. Leaves no trace. Cost: 6 forward passes
+    architectures (a wrapper), and adapters or hooks change what a model takes. Leaves no trace. Cost: 7 forward passes
     over at most 6 tokens, once for each object; some more where the cache has another name than any known.
     """
     inner = getattr(model, "get_base_model", lambda: model)()
@@ -103,6 +107,29 @@ def expanded(cache: Any, rows: int) -> Any:
         twin.values = layer.values.expand(rows, -1, -1, -1)
         new.layers.append(twin)
     return new
+
+
+@contextmanager
+def picking(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """Meanwhile the logits of a model are those of n positions (row, column), as [1, n, V]: its head gets no others.
+
+    Only where :attr:`Calls.head` says so. Rows and columns are of what the head would be given, from either end.
+    """
+    inner: Any = getattr(model, "get_base_model", lambda: model)()
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        yield
+        return
+
+    def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = inputs
+        return hidden[rows.to(hidden.device), columns.to(hidden.device)][None], *rest
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Trial:
@@ -135,7 +162,8 @@ class _Trial:
         places = torch.tensor([1, 3], device=self.ids.device)
         columns = some is not None and self._keeps(some, places, places)
         cache, returned, why = self._cache(_fields(first))
-        return Calls(cache, returned, some, columns, "position_ids" in self.taken, "use_cache" in self.taken, why)
+        taken = ("position_ids" in self.taken, "use_cache" in self.taken)
+        return Calls(cache, returned, some, columns, self._picks(places), *taken, why)
 
     def _arguments(self) -> tuple[tuple[str, ...], Any]:
         """Which of the two optional arguments the model takes, and its output with them."""
@@ -160,6 +188,11 @@ class _Trial:
     def _keeps(self, keyword: str, asked: int | Tensor, places: slice | Tensor) -> bool:
         output = self._run(0, _SHARED + _OWN, (), **{keyword: asked})
         return output is not None and self._same(output.logits, self.logits[:, places])
+
+    def _picks(self, columns: Tensor) -> bool:
+        with picking(self.model, torch.zeros_like(columns), columns):
+            output = self._run(0, _SHARED + _OWN, ())
+        return output is not None and self._same(output.logits, self.logits[:, columns])
 
     def _cache(self, fields: dict[str, Any]) -> tuple[str | None, str, str]:
         """Keyword, field of the output, and why there is none of them."""

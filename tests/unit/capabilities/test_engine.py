@@ -189,6 +189,71 @@ def test_shared_prefix_and_prompts_are_computed_once() -> None:
     assert len(seen) == 1 + 12 // 3
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_hold_every_prompt_once_with_less_padding(seed: int) -> None:
+    rng = random.Random(seed)
+    sizes = [rng.randint(1, 90 if seed % 2 else 30) for _ in range(40)]
+    rows = engines.shared_rows(sizes, limit=100)
+    lengths = [sum(sizes[i] for i in row) for row in rows]
+    assert sorted(i for row in rows for i in row) == list(range(40))
+    assert max(lengths) <= max(100, *sizes)
+    assert sum(lengths) <= len(rows) * max(lengths) < 1.3 * sum(sizes) < 40 * max(sizes)
+
+
+def test_a_limit_below_the_longest_prompt_leaves_it_a_row() -> None:
+    assert sorted(engines.shared_rows([5, 70, 6], limit=10)) == [[1], [2, 0]]
+    assert engines.shared_rows([9, 9], limit=-3) == [[0], [1]]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "pythia", "gemma2", "opt"])
+def test_logits_are_made_where_an_answer_is_predicted_only(name: str) -> None:
+    """Answers of one token are all predicted by the last token of the prompt."""
+    prompts, answers = draw(12)
+    single = [[(3,), (4,)] for _ in prompts]
+    for group, places in ((answers, sum(1 + sum(len(a) - 1 for a in g) for g in answers)), (single, len(prompts))):
+        task, encoded = task_of(prompts, group)
+        engine = Engine(model_of(name), tiny.tiny_tokenizer(), batch_tokens=4096, checked=True)
+        assert engines.calls_of(engine.model).head
+        head, before = engine.model.get_output_embeddings(), set(engine.model.get_output_embeddings()._forward_hooks)
+        seen: list[int] = []
+        hook = head.register_forward_hook(lambda _, given, made, seen=seen: seen.append(made.shape[:-1].numel()))
+        with tokens_through(engine.model) as read:
+            rows = {row.item: row for row in run(engine, prepared_of(task, encoded))}
+        hook.remove()
+        assert set(head._forward_hooks) == before
+        assert not head._forward_pre_hooks
+        assert seen == [1, places]  # of the prefix, and of all items in one pass
+        assert sum(read) < 11 + 1.3 * sum(engines._sizes(Prefix(11), prompts, group))
+        for e in encoded:
+            expected = [oracle(engine.model, e.prompt, ids) for ids in e.answers]
+            assert rows[e.item.id].logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_model_that_makes_logits_in_another_way_has_a_row_per_prompt() -> None:
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    class Functional(type(model_of("llama"))):  # type: ignore[misc]
+        def forward(self, input_ids: Any = None, logits_to_keep: Any = 0, **rest: Any) -> Any:
+            output = self.model(input_ids, **rest)
+            places = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = output.last_hidden_state[:, places] @ self.lm_head.weight.T
+            return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+    model = tiny.CAUSAL["llama"]()
+    model.__class__ = Functional
+    prompts, answers = draw(13)
+    task, encoded = task_of(prompts, answers)
+    engine = Engine(model, tiny.tiny_tokenizer(), batch_tokens=4096)
+    with tokens_through(model) as seen:
+        rows = {row.item: row for row in run(engine, prepared_of(task, encoded))}
+    assert engine.packed
+    assert not engines.calls_of(model).head
+    assert seen[-1] == 7 * max(engines._sizes(Prefix(11), prompts, answers))
+    for e in encoded:
+        expected = [oracle(model, e.prompt, ids) for ids in e.answers]
+        assert rows[e.item.id].logprobs == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_gold_answer_costs_no_second_prompt() -> None:
     prompts, answers = draw(7, items=1)
     engine = Engine(model_of("llama"), tiny.tiny_tokenizer())
@@ -257,6 +322,41 @@ def test_the_self_check_catches_a_model_that_ignores_positions() -> None:
     assert not engine.packed
     assert "differ" in engine.notes[0]
     assert rows[0].logprobs == pytest.approx([oracle(model, (1, 5, 6, 7, 8), (t,)) for t in (9, 10)], abs=1e-4)
+
+
+def test_large_logits_in_half_precision_are_no_flaw_of_the_layout() -> None:
+    """A logit of 40 is rounded to 0.25 in bfloat16, so that two right ways differ by more than they do elsewhere."""
+    model = tiny.CAUSAL["llama"]().to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight *= 40 / float(model(torch.tensor([[1, 5, 6, 7, 8]])).logits.abs().max())
+    task, encoded = task_of(*draw(14))
+    prepared = prepared_of(task, encoded)
+    engine = Engine(model, tiny.tiny_tokenizer())
+    run(engine, prepared)
+    assert engine.packed
+
+    class Deaf(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: Any = None, position_ids: Any = None, **rest: Any) -> Any:
+            return super().forward(input_ids, **rest)
+
+    model.__class__ = Deaf
+    engine = Engine(model, tiny.tiny_tokenizer())
+    run(engine, prepared)
+    assert not engine.packed
+
+
+def test_the_layout_is_checked_once_for_each_model() -> None:
+    model = tiny.CAUSAL["llama"]()
+    task, encoded = task_of(*draw(15))
+    prepared = prepared_of(task, encoded)
+    passes = []
+    for dtype in (torch.float32, torch.float32, torch.bfloat16):
+        with tokens_through(model.to(dtype)) as seen:
+            run(Engine(model, tiny.tiny_tokenizer(), batch_tokens=4096), prepared)
+        passes.append(len(seen))
+    assert passes[1] == 2
+    assert passes[0] > 2
+    assert passes[2] > 2
 
 
 def test_common_prefix_leaves_every_prompt_a_token() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 from catchment.capabilities import (
     CONTINUE,
@@ -144,6 +145,23 @@ def test_items_that_another_one_spoils_in_its_batch_are_scored_alone(tokenizer: 
             assert row.logprobs == pytest.approx(healthy[row.item].logprobs, abs=1e-4)
 
 
+def test_a_token_of_a_shared_row_that_is_not_finite_spoils_its_item_only(tokenizer: Any) -> None:
+    """Attention to masked columns is 0, but 0 * NaN is NaN; the others keep their rows bit for bit all the same."""
+    llama = tiny.tiny_llama()
+    prepared, engine = prepared_of(tokenizer, TASKS["choice"]), engine_of(llama, tokenizer)
+    healthy = {row.item: row for row in run(engine, prepared)}
+    with torch.no_grad():
+        llama.get_input_embeddings().weight[tokenizer(MARK, add_special_tokens=False)["input_ids"][0]] = math.nan
+    rows = {row.item: row for row in run(engine, prepared, non_finite="isolate")}
+    assert engine.packed
+    assert flagged(list(rows.values())) == [NOUNS[SICK]]
+    assert {item: rows[item] for item in NOUNS if item != NOUNS[SICK]} == {
+        item: row for item, row in healthy.items() if item != NOUNS[SICK]
+    }
+    with pytest.raises(NonFiniteError, match=r"item garden ~: "):
+        run(engine, prepared)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_token_in_the_middle_of_an_answer(tokenizer: Any, llama: Any, packed: bool) -> None:
     """What follows a token that only one answer holds is not finite; prompts and the other answers are."""
@@ -177,11 +195,17 @@ def test_a_token_in_the_middle_of_an_answer(tokenizer: Any, llama: Any, packed: 
 def test_a_token_that_is_ruled_out_is_no_broken_output(tokenizer: Any, llama: Any) -> None:
     """Some models give minus infinity to tokens that are never to be said."""
     token = tokenizer(MARK, add_special_tokens=False)["input_ids"][0]
-    handle = llama.register_forward_hook(lambda m, a, o: o.logits[..., token].fill_(-math.inf) and None)
+
+    def rule_out(module: Any, args: Any, output: Any) -> None:
+        output.logits[..., token] = -math.inf
+
+    handle = llama.register_forward_hook(rule_out)
     try:
         for packed in (True, False):
-            rows = run(engine_of(llama, tokenizer, packed), prepared_of(tokenizer, TASKS["regex"]))
+            engine = engine_of(llama, tokenizer, packed)
+            rows = run(engine, prepared_of(tokenizer, TASKS["regex"]))
             assert flagged(rows) == []
+            assert engine.packed == packed
     finally:
         handle.remove()
 
