@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +95,9 @@ class RayExecutor:
             return self.num_cpus
         quiet = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
-            ray.init(address=self.address or "auto", **quiet)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Ray Client connection timed out")  # an InputError says it
+                ray.init(address=self.address or "auto", **quiet)
         except (ConnectionError, TimeoutError) as error:
             if self.address is not None:
                 raise InputError(
