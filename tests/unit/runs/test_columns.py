@@ -265,16 +265,20 @@ def test_a_flipped_bit_in_a_store_costs_rows_and_changes_none(tmp_path: Path, se
             assert store.cell(one.key, {"name": name}).rows().keys() == wanted[name].keys(), seed
 
 
-def test_cells_that_are_compacted_while_they_are_counted_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_cells_that_are_compacted_while_they_are_counted_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Before or after the folders of cells are listed."""
     cells = mixed(tmp_path)
     writer = Store(tmp_path)
     writer.counts()
     names = loose.keys
 
     def meanwhile(folder: Path) -> set[str]:
-        found = names(folder)
+        listed = names(folder) if when == "after" else set()
         assert writer.compact_used() == 2
-        return found
+        return listed | names(folder)
 
     monkeypatch.setattr(loose, "keys", meanwhile)
     assert Store(tmp_path).counts() == {one.key: COUNTS[name] for name, one in cells.items()}
