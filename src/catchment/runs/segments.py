@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -24,6 +25,8 @@ from catchment.runs.files import explained, flush, make_folder, sync_folder, tem
 INDEX, DATA = ".index.json", ".jsonl"
 READ_BYTES = 1 << 18
 """Bytes that are read ahead where many cells of a segment are read."""
+SETTLED_NS = 3 * 10**9
+"""Nanoseconds after which a change of a folder has another time: file systems round to 2 seconds at most."""
 NUMBERED = re.compile(r"\d{6,}\.(index\.json|jsonl)")
 
 
@@ -75,18 +78,21 @@ class Index:
 
     folder: Path
     warn: Callable[[str, str], None]
-    _listed: list[str] = field(default_factory=list)
+    _changed: int | None = None
     _files: dict[str, Segment | None] = field(default_factory=dict)
     _segments: list[Segment] = field(default_factory=list)
     _places: dict[str, tuple[Place, ...]] = field(default_factory=dict)
 
     def places(self) -> Mapping[str, tuple[Place, ...]]:
-        """Where each cell lies, earliest first. Only index files that are new are read."""
-        while (listed := _listed(self.folder)) != self._listed:
-            names = {name for name in listed if NUMBERED.fullmatch(name) and name.endswith(INDEX)}
-            if names != self._files.keys():
+        """Where each cell lies, earliest first. Only index files that are new are read; the folder is not listed where
+        its time says that nothing was added or removed."""
+        while (changed := _changed(self.folder)) is None or changed != self._changed:
+            names = index_files(self.folder)
+            if new := names != self._files.keys():
                 self._read(names)
-            self._listed = listed
+            self._changed = changed
+            if not new:
+                break
         return self._places
 
     def segments(self) -> list[Segment]:
@@ -131,11 +137,22 @@ def number_of(name: str) -> int:
     return int(name.split(".")[0])
 
 
-def _listed(folder: Path) -> list[str]:
+def index_files(folder: Path) -> set[str]:
+    """Names of the index files in a folder that may not exist."""
     try:
-        return os.listdir(folder)
+        return {name for name in os.listdir(folder) if NUMBERED.fullmatch(name) and name.endswith(INDEX)}
     except FileNotFoundError:
-        return []
+        return set()
+
+
+def _changed(folder: Path) -> int | None:
+    """When a name was added to a folder or removed from it last; ``None`` where another change may get the same time,
+    and where there is no folder."""
+    try:
+        changed = os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
+    return changed if time.time_ns() - changed > SETTLED_NS else None
 
 
 def write_segment(folder: Path, parts: Iterable[Part], rank: int | None = None, replaces: Sequence[str] = ()) -> int:

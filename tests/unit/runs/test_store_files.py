@@ -15,7 +15,7 @@ import pytest
 
 from catchment.errors import StoreError
 from catchment.records import Row
-from catchment.runs import Cell, Store, StoreWarning, append_all, cell_key, compaction
+from catchment.runs import Cell, Store, StoreWarning, append_all, cell_key, compaction, segments
 from catchment.runs.folders import locked
 from tests.unit.runs.conftest import Log
 
@@ -234,6 +234,36 @@ def test_many_small_commands_leave_few_segments(tmp_path: Path, monkeypatch: pyt
         most = max(most, len(list((tmp_path / "segments").glob("*.index.json"))))
     assert most <= compaction.MANY
     assert list(Store(tmp_path).counts().values()) == [2] * 60
+
+
+def test_the_folder_of_segments_is_listed_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "segments"
+    listed = 0
+    names = segments.index_files
+
+    def counted(path: Path) -> set[str]:
+        nonlocal listed
+        listed += 1
+        return names(path)
+
+    monkeypatch.setattr(segments, "index_files", counted)
+    writer, reader = Store(tmp_path), Store(tmp_path)
+
+    def append(number: int) -> None:
+        append_all([(cell(writer, name), rows(str(number))) for name in "xy"])
+
+    append(0)
+    now = os.stat(folder).st_mtime_ns
+    for changed, looks in ((now - 10**13, 0), (now + 10**13, 4)):  # settled; another change may have the same time
+        os.utime(folder, ns=(now, changed))
+        before = len(cell(reader, "x").rows())
+        listed = 0
+        assert len(cell(reader, "x").rows()) == len(cell(reader, "y").rows()) == before
+        assert listed == looks
+        append(before)
+        if looks:
+            os.utime(folder, ns=(now, changed))
+        assert len(cell(reader, "x").rows()) == before + 1
 
 
 def test_large_segments_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
