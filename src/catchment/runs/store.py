@@ -89,7 +89,7 @@ class Store:
     def columns(self, keys: Iterable[str]) -> Iterator[tuple[str, Columns]]:
         """:meth:`Cell.columns` of many cells, each once, in the order in which they lie on the disk; those that lie in
         several segments or in chunks come last. A cell that the store does not have has no rows. One cell is in memory
-        at a time; 10 million rows take about 20 seconds."""
+        at a time; 10 million rows take about 20 seconds of one core."""
         return self._columns(set(keys), loose.keys(self.root / "cells"))
 
     def _columns(self, keys: set[str], in_chunks: set[str]) -> Iterator[tuple[str, Columns]]:
