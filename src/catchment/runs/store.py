@@ -22,7 +22,7 @@ from catchment.records import Row
 from catchment.runs import compaction, loose, merging, segments
 from catchment.runs.cells import canonical_json
 from catchment.runs.chunks import TornError, decode, encode, first_rows, whole
-from catchment.runs.columns import Columns, Part, join, parse
+from catchment.runs.columns import ChunkColumns, Columns, join, parse
 from catchment.runs.files import make_folder, write_atomic
 from catchment.runs.folders import locked
 from catchment.runs.merging import Packed
@@ -107,7 +107,7 @@ class Store:
 
     def read_columns(self, key: str, conditions: Mapping[str, Any] | None = None) -> Columns:
         """:meth:`Cell.columns` of the cell with this key."""
-        seen = Seen[Part]()
+        seen = Seen[ChunkColumns]()
         columns = join(parts(self.index, self.folder(key), parse, seen))
         if seen.chunks:
             self._loose_cells[key] = self._loose_cells.get(key) if conditions is None else conditions
