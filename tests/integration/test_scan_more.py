@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 import importlib
 import shutil
+import sys
+import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -263,13 +266,27 @@ def _plane_items(found: Scan, task: Task) -> set[str]:
     return set(sorted(key, key=key.__getitem__)[: found.plane.items if found.plane else 0])
 
 
-def test_workers_measure_the_same_rows(models: Path, tmp_path: Path, forwards: Counter[str]) -> None:
+@pytest.fixture
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What asks for Ray gets one that is started for it, and ends with the test."""
+    with tempfile.TemporaryDirectory(prefix="ray") as short:
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        yield
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+@pytest.mark.usefixtures("no_cluster")
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.soak)])
+def test_workers_measure_the_same_rows(models: Path, tmp_path: Path, forwards: Counter[str], executor: str) -> None:
     """Two processes fill the store with the rows that one process would have measured, and the record is the same."""
+    if executor == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'catchment[ray]'")
     options = {**FEW, "directions": 6, "plane": 0, "tau": 0.9}
     one = scan(models, store=tmp_path / "one", **options)
     alone = forwards["rows"]
     forwards.clear()
-    two = scan(models, store=tmp_path / "two", workers=2, **options)
+    two = scan(models, store=tmp_path / "two", workers=2, executor=executor, **options)
     assert two.basins == one.basins
     assert two.profiles == one.profiles
     assert two.worst == one.worst

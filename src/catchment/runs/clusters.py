@@ -102,7 +102,8 @@ class RayExecutor:
             if self.address is not None:
                 raise InputError(
                     f"no Ray cluster at {self.address!r} ({error}); expected the address of the head node and the port "
-                    "of its client server, 10001 where nothing else was said. Is 'ray start --head' running there?"
+                    "of its client server, 10001 where nothing else was said. Is 'ray start --head' running there? "
+                    "If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
                 ) from error
         else:
             return self.num_cpus
