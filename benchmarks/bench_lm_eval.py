@@ -306,7 +306,8 @@ def main() -> int:
     from lm_eval.models.huggingface import HFLM
 
     date = datetime.date.today().isoformat()
-    record: dict[str, Any] = {"date": date, "cells": []}
+    missing = [[dtype, shots, task] for shots in SHOTS for dtype in DTYPES for task in ("multi-token", "letters")]
+    record: dict[str, Any] = {"date": date, "missing": missing, "cells": []}  # missing: where a run was stopped
     full: dict[Any, Any] = {}
     loads = {dtype: load(options.model, dtype=dtype, device=options.device) for dtype in DTYPES}
     peers = {
@@ -323,6 +324,7 @@ def main() -> int:
             for task in tasks:
                 cell = bench(model, tokenizer, peers[dtype], task, options.batch_tokens, options.repeats, full)
                 record["cells"].append(cell)
+                missing.remove([dtype, shots, task.name])
                 record["conditions"]["load_average_at_end"] = os.getloadavg()
                 out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
                 print(summary(cell), flush=True)
