@@ -1,7 +1,7 @@
 """The record of a study: what is in the grid, what was measured, and what follows from it.
 
-Scores are in [0, 1]; changes are tuned minus base on the same checkpoint, task, format, shots and scorer. Item rows stay
-in the store; ``cells.csv`` beside the record has one line per cell.
+Scores are in [0, 1]; changes are tuned minus base on the same checkpoint, task, format, shots and scorer. Item rows
+stay in the store; ``cells.csv`` beside the record has one line per cell.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell and what became of it. ``reason``: why it was not measured; ``seconds``: what it will cost, where known."""
+    """A cell and what became of it. ``reason``: why it was not measured; ``seconds``: what it costs, where known."""
 
     cell: Cell
     status: Status
