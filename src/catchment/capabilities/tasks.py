@@ -185,6 +185,11 @@ class Task:
 
     def hash(self) -> str:
         """SHA-256 over everything that decides a score: items, formats, shots, scorer, limits, version."""
+        if "_hash" not in self.__dict__:  # a grid asks for it once per cell
+            object.__setattr__(self, "_hash", self._hashed())
+        return str(self.__dict__["_hash"])
+
+    def _hashed(self) -> str:
         content = [
             [[i.id, i.prompt, i.choices, i.gold] for i in self.items],
             [[f.name, f.template, f.separator] for f in self.formats],

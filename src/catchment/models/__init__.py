@@ -16,7 +16,7 @@ from catchment.models.identity import (
 from catchment.models.increment_sums import Overlap, PairOverlap, add_increments, overlap
 from catchment.models.increments import Increment, make_increment, swap, write_increment
 from catchment.models.layout import Damage, ModelLayout, listed, reshard
-from catchment.models.loading import LoadedModel, card_of, load
+from catchment.models.loading import LoadedModel, card_of, load, tokenizer_of
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
 from catchment.models.sources import Source, offline, resolve
 from catchment.models.ties import merge_adapter, save_model, untie, untied
@@ -92,6 +92,7 @@ __all__ = [
     "template_hash",
     "to_vector",
     "tokenizer_hash",
+    "tokenizer_of",
     "untie",
     "untied",
     "weights_hash",

@@ -172,6 +172,27 @@ def card_of(
     return seen.recall(str(spec)) if seen else None
 
 
+def tokenizer_of(
+    spec: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """The tokenizer and the config of a model, without its weights.
+
+    Raises:
+        InputError, ModelError: As :func:`load`.
+    """
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig
+
+    chosen = options(None, revision, "auto", "cpu", None, None, trust_remote_code, "causal-lm")
+    source = plain = resolve(str(spec), revision)
+    while plain.base is not None:
+        plain = plain.base
+    with quiet():
+        config = AutoConfig.from_pretrained(folder_of(plain), trust_remote_code=trust_remote_code)
+        return processor_of(source, chosen, "causal-lm"), SimpleNamespace(config=config)
+
+
 def _seen(source: Source, options: Options) -> known.Seen | None:
     """The files as they are now; ``None`` when they do not decide the card, or are not there yet."""
     files = source.files()

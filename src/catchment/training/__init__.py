@@ -2,7 +2,7 @@
 
 from catchment.training.batches import Collator, completion_losses, pack
 from catchment.training.callbacks import CapabilityCallback, Evaluation
-from catchment.training.data import Rows, read_rows, split_rows
+from catchment.training.data import Rows, read_rows, seeded_rows, split_rows
 from catchment.training.encoding import Encoded, encode_rows
 from catchment.training.fence import Fence
 from catchment.training.gates import check_completions
@@ -39,6 +39,7 @@ __all__ = [
     "pilot_room",
     "pull_to_base",
     "read_rows",
+    "seeded_rows",
     "self_generated",
     "split_items",
     "split_rows",

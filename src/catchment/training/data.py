@@ -274,6 +274,23 @@ def prompt_key(kind: str, row: Mapping[str, Any]) -> str:
     return json.dumps([" ".join(row[key].split()) for key in ("text", "text_pair") if key in row])
 
 
+def seeded_rows(rows: Rows, limit: int, seed: int) -> Rows:
+    """A seeded random subset of so many rows, in the order of the data; all of them where there are no more.
+
+    Raises:
+        InputError: A limit below 1.
+
+    >>> len(seeded_rows(read_rows([{"text": str(n)} for n in range(9)]), 4, seed=0))
+    4
+    """
+    if limit < 1:
+        raise InputError(f"rows {limit}: expected at least 1 row to train on.")
+    if limit >= len(rows):
+        return rows
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), limit))
+    return rows.of([rows.rows[index] for index in chosen])
+
+
 def split_rows(rows: Rows, held_out: int | float, seed: int) -> tuple[Rows, Rows]:
     """Seeded split into train and held-out rows; rows with the same prompt stay on one side.
 

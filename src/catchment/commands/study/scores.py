@@ -22,6 +22,7 @@ class Scored:
         items, scores: One entry per item, shape (n,); ``None`` for a table of means.
         groups: Per item the group it belongs to; ``None``: each item is one.
         chance: Score of guessing; ``None`` where a table does not say.
+        companions: Per item the probability of the right answer, NaN where there is none.
     """
 
     cell: Cell
@@ -32,6 +33,7 @@ class Scored:
     scores: NDArray[np.float64] | None = None
     groups: NDArray[np.int64] | None = None
     chance: float | None = None
+    companions: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,225 @@
+"""The axes of a study as its YAML file gives them: models, tunings, tasks, scans; read and refused with their place."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, TypeVar, get_type_hints
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from catchment.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+OWN = "own"
+"""Shots or scorer of a task as it comes."""
+
+
+def _listed(value: object) -> object:
+    """One where several may stand."""
+    return [value] if isinstance(value, (str, int, float, Mapping)) or value is None else value
+
+
+Some = BeforeValidator(_listed)
+Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: [str(v) for v in _listed(value)])]  # type: ignore[union-attr]
+"""Names; a revision may be written as a number."""
+Numbers = Annotated[tuple[float, ...], Some]
+Counts = Annotated[tuple[int, ...], Some]
+
+
+@dataclass(frozen=True)
+class ModelAxis:
+    """A model and its checkpoints.
+
+    Attributes:
+        model: As every command takes it.
+        name: In tables. Default: the last part of ``model``.
+        revisions: Branches, tags or commits; ``{revision}`` in ``model`` is filled in, else they are those of the hub.
+        tokens: That each of the revisions had seen, in their order; or by revision.
+        parameters: For prices where the weights are not here.
+    """
+
+    model: str
+    name: str = ""
+    revisions: Texts = ()
+    tokens: tuple[float, ...] | dict[str, float] = ()
+    parameters: float | None = None
+
+
+@dataclass(frozen=True)
+class TuningAxis:
+    """What is trained, by which methods and settings; every list makes the grid larger.
+
+    Attributes:
+        data: Rows to train on, as ``tune --data`` takes them.
+        model: A tuned model that is there, instead of data; ``{model}`` and ``{revision}`` are filled in.
+        name: In tables. Default: the last part of ``data`` or ``model``.
+        method: sift, lora, full ...
+        method_args: Further settings of the method; lists of them are further values of the axis.
+        learning_rate ... weight_decay: As ``tune``.
+        rows: The first so many rows of the seeded order; ``None`` for all.
+        seeds: Instead of the study's.
+        in_domain: Tasks that belong to the data.
+    """
+
+    data: str = ""
+    model: str = ""
+    name: str = ""
+    method: Texts = ("full",)
+    method_args: Annotated[tuple[dict[str, object], ...], Some] = ()
+    learning_rate: Numbers = ()
+    epochs: Numbers = (1.0,)
+    max_steps: Annotated[tuple[int | None, ...], Some] = (None,)
+    batch_size: Counts = (8,)
+    accumulation: Counts = (1,)
+    max_length: Counts = (1024,)
+    packing: bool = False
+    weight_decay: Numbers = (0.0,)
+    rows: int | None = None
+    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
+    in_domain: Texts = ()
+
+
+@dataclass(frozen=True)
+class TaskAxis:
+    """A task of the grid.
+
+    Attributes:
+        task: A name or a file, as ``compare --tasks`` takes it.
+        name: In tables. Default: the task's own.
+        shots_from: Task whose items are the solved examples.
+        formats: Instead of the study's.
+        items: Their number, for prices where the task is not here.
+        split: For people: which split the items are.
+        note: For people: what a reader must know of it.
+        unlabelled: Why its gold labels are none; its cells are refused, and a foreign table's are left out.
+    """
+
+    task: str
+    name: str = ""
+    shots_from: str = ""
+    formats: Annotated[tuple[str, ...] | int | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = None
+    items: int | None = None
+    split: str = ""
+    note: str = ""
+    unlabelled: str = ""
+
+
+@dataclass(frozen=True)
+class ScanAxis:
+    """A scan of every model of the grid, or of the bases alone: settings of ``catchment scan``."""
+
+    settings: dict[str, object] = field(default_factory=dict)
+    name: str = "scan"
+    of: str = "all"
+
+
+def read(kind: type[T], value: object, where: str, main: str) -> T:
+    """One entry of an axis; a text alone is its ``main`` field.
+
+    Raises:
+        InputError: An unknown key, or a value of another type; names the place.
+    """
+    given = {main: value} if isinstance(value, str) else value
+    if not isinstance(given, Mapping):
+        raise InputError(f"{where} is {value!r}; expected a text or `key: value` lines such as {main}: ...")
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    types = get_type_hints(kind, include_extras=True)
+    values = {}
+    for key, part in given.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(name, names)}")
+        try:
+            values[name] = TypeAdapter(types[name]).validate_python(part)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise InputError(f"{where}: {key} is {part!r}; {said[:1].lower()}{said[1:]}.") from error
+    if main not in values and not (kind is TuningAxis and "model" in values) and kind is not ScanAxis:
+        raise InputError(f"{where} has no {main!r}; expected e.g. {main}: ...")
+    return kind(**values)
+
+
+def read_all(kind: type[T], values: object, where: str, main: str) -> tuple[T, ...]:
+    """All entries of an axis."""
+    entries = [values] if isinstance(values, (str, Mapping)) else values
+    if not isinstance(entries, Sequence):
+        raise InputError(f"{where} is {values!r}; expected a list.")
+    return tuple(read(kind, value, f"{where}[{number}]", main) for number, value in enumerate(entries))
+
+
+def distinct(values: Iterable[object], where: str) -> None:
+    """Refuse a value that is there twice: its cells would count twice."""
+    seen: set[object] = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f"{where}: {value!r} is there twice; expected each value once. Remove one.")
+        seen.add(value)
+
+
+def read_seeds(values: object, where: str) -> tuple[int, ...]:
+    """Seeds of trainings.
+
+    Raises:
+        InputError: None at all, or one that is no whole number from 0 to below 2**32.
+    """
+    listed = list(values) if isinstance(values, (list, tuple)) else [values]
+    wrong = [v for v in listed if isinstance(v, bool) or not isinstance(v, int) or not 0 <= v < 2**32]
+    if wrong or not listed:
+        said = f"holds {wrong[0]!r}" if wrong else "is empty"
+        raise InputError(f"{where} {said}; expected whole numbers from 0 to below 2**32, e.g. [0, 1, 2].")
+    distinct(listed, where)
+    return tuple(listed)
+
+
+def read_shots(values: object) -> tuple[int | str, ...]:
+    """Numbers of shots, or "own"."""
+    listed = list(values) if isinstance(values, (list, tuple)) else [values]
+    wrong = [v for v in listed if v != OWN and (isinstance(v, bool) or not isinstance(v, int) or v < 0)]
+    if wrong or not listed:
+        said = f"holds {wrong[0]!r}" if wrong else "is empty"
+        raise InputError(f"shots {said}; expected whole numbers from 0, or 'own', e.g. [0, 4].")
+    distinct(listed, "shots")
+    return tuple(listed)
+
+
+def read_scorers(values: object) -> tuple[str, ...]:
+    """Names of scorers, or "own"; checked against each task."""
+    listed = [values] if isinstance(values, str) else values
+    if not isinstance(listed, (list, tuple)) or not listed or not all(isinstance(v, str) for v in listed):
+        raise InputError(f"scorers is {values!r}; expected names, e.g. [own, choice_per_byte].")
+    distinct(listed, "scorers")
+    return tuple(listed)
+
+
+def read_contrasts(values: object) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Named lists of pairs: ``name: [{tuning: [task, task]}, ...]`` or ``name: [[tuning, task], ...]``.
+
+    A pair that is there twice counts twice, and the analysis says so.
+    """
+    if not values:
+        return {}
+    if not isinstance(values, Mapping):
+        raise InputError(f"contrasts is {values!r}; expected names with lists of pairs, e.g. learned: [{{mnli: rte}}].")
+    return {str(name): tuple(_pairs(pairs, f"contrasts.{name}")) for name, pairs in values.items()}
+
+
+def _pairs(given: object, where: str) -> Iterable[tuple[str, str]]:
+    for entry in [given] if isinstance(given, Mapping) else given if isinstance(given, list) else [given]:
+        if isinstance(entry, Mapping):
+            for tuning, tasks in entry.items():
+                yield from ((str(tuning), str(task)) for task in ([tasks] if isinstance(tasks, str) else tasks))
+        elif isinstance(entry, list) and len(entry) == 2:
+            yield str(entry[0]), str(entry[1])
+        else:
+            raise InputError(f"{where} holds {entry!r}; expected tuning: [task, ...] or [tuning, task].")
+
+
+def product(axes: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:
+    """Every combination of one value per axis.
+
+    >>> product({"a": [1, 2], "b": ["x"]})
+    [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'x'}]
+    """
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

@@ -1,0 +1,252 @@
+"""The grid of a study: checkpoints, recipes and questions, from its settings. Nothing is loaded here but tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catchment.capabilities import PromptOptions
+from catchment.commands.study import axes
+from catchment.commands.study.axes import ModelAxis, ScanAxis, TaskAxis, TuningAxis
+from catchment.commands.study.questions import Question, ask
+from catchment.commands.study.record import BASE, Checkpoint, TuningCard
+from catchment.commands.study.settings import StudySettings
+from catchment.errors import InputError, did_you_mean
+from catchment.methods import METHODS, Method
+from catchment.options import parse_pairs
+
+MAIN = "main"
+"""Name of the only checkpoint of a model that has no others."""
+VARIED = ("method", "method_args", "learning_rate", "epochs", "max_steps", "batch_size", "accumulation", "max_length",
+          "weight_decay")  # fmt: skip
+"""Settings of a tuning whose lists make the grid larger."""
+SHORT = {"learning_rate": "lr", "weight_decay": "wd", "batch_size": "batch"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint and how it is loaded: ``revision`` of the hub, ``None`` where the spelling says it all."""
+
+    spec: str
+    revision: str | None
+    checkpoint: Checkpoint
+    parameters: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Model and checkpoint, for people."""
+        c = self.checkpoint
+        return c.model if c.revision == MAIN else f"{c.model} at {c.revision}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to tune: rows, method and settings; or ``model``, the spelling of tuned models that are there."""
+
+    card: TuningCard
+    seeds: tuple[int | None, ...]
+    data: str = ""
+    model: str = ""
+    method: Method | None = None
+    options: Mapping[str, Any] | None = None
+    rows: int | None = None
+
+    @property
+    def label(self) -> str:
+        return self.card.label
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One model under test: a checkpoint as it is, or tuned by a recipe with a seed."""
+
+    place: Place
+    recipe: Recipe | None = None
+    seed: int | None = None
+
+    @property
+    def tuning(self) -> str:
+        return BASE if self.recipe is None else self.recipe.label
+
+    @property
+    def trains(self) -> bool:
+        """Whether it must be trained before it can be asked."""
+        return self.recipe is not None and not self.recipe.model
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return self.place.name if self.recipe is None else f"{self.place.name} + {self.tuning}{seed}"
+
+
+@dataclass(frozen=True)
+class Design:
+    """The whole grid.
+
+    Attributes:
+        places: Checkpoints, in order.
+        recipes: Tunings, without the base, which is always there.
+        questions: What every model is asked.
+        scans: Scans of every model.
+        contrasts: Named lists of pairs.
+    """
+
+    settings: StudySettings
+    asked: PromptOptions
+    places: tuple[Place, ...]
+    recipes: tuple[Recipe, ...]
+    questions: tuple[Question, ...]
+    scans: tuple[ScanAxis, ...]
+    contrasts: Mapping[str, tuple[tuple[str, str], ...]]
+
+    def units(self, place: Place) -> Iterator[Unit]:
+        """The models under test of one checkpoint, the base first."""
+        yield Unit(place)
+        for recipe in self.recipes:
+            for seed in recipe.seeds:
+                yield Unit(place, recipe, seed)
+
+
+def read_design(settings: StudySettings) -> Design:
+    """The grid that the settings describe.
+
+    Raises:
+        InputError: A value twice on an axis, a missing seed, an unknown method or argument, a name that means nothing.
+    """
+    s = settings
+    models = axes.read_all(ModelAxis, s.models, "models", "model")
+    if not models:
+        raise InputError("models is empty; expected at least one, e.g. models: [org/name].")
+    places = tuple(place for axis in models for place in _places(axis, s))
+    axes.distinct(((p.checkpoint.model, p.checkpoint.revision) for p in places), "models")
+    seeds = axes.read_seeds(s.seeds, "seeds")
+    tunings = axes.read_all(TuningAxis, s.tunings, "tunings", "data")
+    recipes = _labelled([part for number, axis in enumerate(tunings) for part in _parts(axis, seeds, number, s)])
+    axes.distinct((recipe.label for recipe in recipes), "tunings")
+    tasks = axes.read_all(TaskAxis, s.tasks, "tasks", "task")
+    questions = ask(s, tasks)
+    design = Design(
+        settings=s,
+        asked=PromptOptions(s.chat_template, s.system),
+        places=places,
+        recipes=recipes,
+        questions=questions,
+        scans=axes.read_all(ScanAxis, s.scans, "scans", "name") if s.scans else (),
+        contrasts=axes.read_contrasts(s.contrasts),
+    )
+    _check_contrasts(design)
+    return design
+
+
+def beside(settings: StudySettings, path: str) -> str:
+    """A path of the YAML file, which is relative to that file's folder where it is there."""
+    folder = settings.study.parent if settings.study is not None else Path()
+    return str(folder / path) if path and not Path(path).is_absolute() and (folder / path).exists() else path
+
+
+def _places(axis: ModelAxis, s: StudySettings) -> Iterator[Place]:
+    name = axis.name or Path(axis.model.replace("{revision}", "").rstrip("/")).name or axis.model
+    axes.distinct(axis.revisions, f"revisions of {name}")
+    if isinstance(axis.tokens, tuple) and axis.tokens and len(axis.tokens) != max(len(axis.revisions), 1):
+        raise InputError(
+            f"tokens of {name} has {len(axis.tokens)} numbers for {max(len(axis.revisions), 1)} checkpoints; expected "
+            "one for each, in their order."
+        )
+    for number, revision in enumerate(axis.revisions or (MAIN,)):
+        tokens = axis.tokens.get(revision) if isinstance(axis.tokens, dict) else (*axis.tokens, *[None] * 1000)[number]
+        spec, of_hub = _spelled(axis, revision, s)
+        yield Place(spec, of_hub, Checkpoint(name, revision, tokens, number), axis.parameters)
+
+
+def _spelled(axis: ModelAxis, revision: str, s: StudySettings) -> tuple[str, str | None]:
+    """How a checkpoint is loaded: a folder per revision, or a revision of the hub."""
+    spec = beside(s, axis.model.replace("{revision}", revision))
+    if not axis.revisions or "{revision}" in axis.model:
+        return spec, s.revision if not axis.revisions else None
+    inner = Path(spec) / revision
+    return (str(inner), None) if inner.is_dir() else (spec, revision)
+
+
+def _parts(axis: TuningAxis, seeds: Sequence[int], number: int, s: StudySettings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+    """The recipes of one entry, each with the settings that tell it from others."""
+    where = f"tunings[{number}]"
+    if bool(axis.data) == bool(axis.model):
+        raise InputError(f"{where} has {'both' if axis.data else 'neither'} data and model; expected one of them.")
+    name = axis.name or Path(axis.data or axis.model).name.partition(".")[0]
+    if name == BASE:
+        raise InputError(f"{where} is called {name!r}, as the model before every tuning; expected another name.")
+    if axis.model:
+        card = TuningCard(name, name, "", "", axis.in_domain)
+        yield Recipe(card, (None,), model=beside(s, axis.model)), {}
+        return
+    own = seeds if axis.seeds is None else axes.read_seeds(list(axis.seeds), f"{where}.seeds")
+    values = {key: getattr(axis, key) or (None,) for key in VARIED}
+    for key, listed in values.items():
+        axes.distinct([str(v) if isinstance(v, dict) else v for v in listed], f"{where}.{key}")
+    for chosen in axes.product(values):
+        method = make_method(str(chosen["method"]), dict(chosen["method_args"] or {}), where)  # type: ignore[call-overload]
+        options = {key: chosen[key] for key in VARIED[2:] if chosen[key] is not None} | {"packing": axis.packing}
+        card = TuningCard("", name, method.name, "", axis.in_domain)
+        recipe = Recipe(card, own, data=beside(s, axis.data), method=method, options=options, rows=axis.rows)
+        yield recipe, chosen
+
+
+def make_method(name: str, args: Mapping[str, Any], where: str) -> Method:
+    """A method by its name, with its settings.
+
+    Raises:
+        InputError: An unknown method or setting, or a value that it cannot have.
+    """
+    kind = METHODS.get(name)
+    if kind is None:
+        raise InputError(f"{where}.method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+    import yaml
+
+    pairs = tuple(f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in args.items())
+    try:
+        return kind(**parse_pairs(pairs, kind, "method_args", f"of {name}"))
+    except InputError as error:
+        raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
+
+
+def _labelled(parts: Sequence[tuple[Recipe, dict[str, Any]]]) -> tuple[Recipe, ...]:
+    """Recipes with labels that tell those of one name apart by what differs among them."""
+    import dataclasses
+
+    recipes = []
+    for recipe, chosen in parts:
+        same = [other for r, other in parts if r.card.data == recipe.card.data and other]
+        differing = [key for key in chosen if len({str(other.get(key)) for other in same}) > 1]
+        setting = " ".join(_said(key, chosen[key]) for key in differing)
+        label = f"{recipe.card.data} {setting}".strip()
+        card = dataclasses.replace(recipe.card, label=label, setting=setting)
+        recipes.append(dataclasses.replace(recipe, card=card))
+    return tuple(recipes)
+
+
+def _said(key: str, value: object) -> str:
+    """One setting in a label."""
+    if key == "method":
+        return str(value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={part}" for name, part in value.items())
+    return f"{SHORT.get(key, key)}={value:g}" if isinstance(value, (int, float)) else f"{SHORT.get(key, key)}={value}"
+
+
+def _check_contrasts(design: Design) -> None:
+    """Refuse names in contrasts and in_domain that are nowhere in the grid."""
+    tunings = {name for r in design.recipes for name in (r.label, r.card.data)}
+    tasks = {question.name for question in design.questions}
+    for name, pairs in design.contrasts.items():
+        for tuning, task in pairs:
+            if tuning not in tunings:
+                raise InputError(f"contrasts.{name}: no tuning {tuning!r}.{did_you_mean(tuning, tunings)}")
+            if task not in tasks:
+                raise InputError(f"contrasts.{name}: no task {task!r}.{did_you_mean(task, tasks)}")
+    for recipe in design.recipes:
+        for task in recipe.card.in_domain:
+            if task not in tasks:
+                raise InputError(f"in_domain of {recipe.card.data}: no task {task!r}.{did_you_mean(task, tasks)}")

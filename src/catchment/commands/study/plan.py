@@ -1,0 +1,287 @@
+"""What a study will measure and what that costs, before anything is: cells, time, memory and disk."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from catchment import models
+from catchment.capabilities import context_length, prepare, sample
+from catchment.commands.study.design import Design, Place, Unit, read_design
+from catchment.commands.study.pace import BACKWARD, Pace, pace_of
+from catchment.commands.study.questions import Question
+from catchment.commands.study.record import Gap
+from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.standing import Site, Stand
+from catchment.commands.study.tunings import artefact
+from catchment.errors import CatchmentError, GateError
+from catchment.measuring import Progress
+from catchment.records import ModelCard
+from catchment.training import encode_rows
+
+SAMPLED = 32
+"""Items of a task, and rows of data, whose tokens are counted for a price."""
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
+UNKNOWN_TOKENS = 200
+"""Tokens of an item, or a row, that cannot be read here: only for a price, which says so."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one model under test or one kind of cell."""
+
+    seconds: float
+    estimated: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study asks for.
+
+    Attributes:
+        counts: Cells by status: done, missing, failed, refused; and "trainings".
+        seconds: Of all that is open; ``measured``: whether every pace was measured here.
+        memory: Bytes of the largest model at work.
+        disk: Bytes of tuned models to come.
+        aliases: Names of checkpoints whose weights are the same bytes.
+        gaps: What is open, by kind, with its price.
+        questions: One line per task: split, items, gate.
+    """
+
+    name: str
+    counts: dict[str, int]
+    seconds: float
+    measured: bool
+    memory: float
+    disk: float
+    aliases: tuple[tuple[str, ...], ...]
+    gaps: tuple[Gap, ...]
+    questions: tuple[str, ...]
+    models: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan(settings: StudySettings, progress: Progress) -> Plan:
+    """The plan of a study. Identifies the checkpoints that are here, by their bytes; runs nothing."""
+    design = read_design(settings)
+    progress.status("looking at the checkpoints")
+    site = Site.open(settings, design)
+    return plan_of(site, list(site.stands()))
+
+
+def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
+    """The plan, from where the study stands.
+
+    Raises:
+        GateError: Prompts longer than the context of a model.
+    """
+    design = site.design
+    prices = Prices(site)
+    counts = Counter(stand.status for stand in stands)
+    trainings = [unit for place in design.places for unit in design.units(place) if unit.trains]
+    todo = [unit for unit in trainings if site.known(unit).card is None]
+    gaps = _gaps(prices, stands, todo)
+    return Plan(
+        name=design.settings.label,
+        counts={**{s: counts[s] for s in ("done", "missing", "failed", "refused")}, "cells": len(stands),
+                "trainings": len(trainings), "to train": len(todo)},
+        seconds=sum(gap.seconds or 0.0 for gap in gaps),
+        measured=prices.measured,
+        memory=max((prices.memory(unit) for place in design.places for unit in design.units(place)), default=0.0),
+        disk=sum(prices.disk(unit) for unit in trainings if _kept(site, unit)),
+        aliases=aliases_of(site),
+        gaps=tuple(gaps),
+        questions=tuple(dict.fromkeys(_line(question) for question in design.questions)),
+        models=tuple(_model_line(site, place) for place in design.places),
+    )  # fmt: skip
+
+
+def _kept(site: Site, unit: Unit) -> bool:
+    known = site.known(unit)
+    return not known.key or artefact(site.store, known.key) is None
+
+
+def aliases_of(site: Site) -> tuple[tuple[str, ...], ...]:
+    """Checkpoints of different names with the same weights, byte for byte."""
+    cards = [(place.name, site.card(place)) for place in site.design.places]
+    named = [dataclasses.replace(card, name=name) for name, card in cards if isinstance(card, ModelCard)]
+    return tuple(tuple(names) for names in models.aliases(named))
+
+
+def _line(question: Question) -> str:
+    """A task, its split, items and gate."""
+    gate = {"missing": "gates passed", "refused": f"refused: {question.reason}", "failed": question.reason}
+    asked = f"{question.shots} shots, {question.scorer}" if question.shots else question.scorer
+    split = f", {question.split}" if question.split else ""
+    notes = "".join(f"; {note}" for note in question.notes)
+    return f"{question.name}{split}, {asked}: {question.wanted:,} items; {gate[question.status]}{notes}"
+
+
+def _model_line(site: Site, place: Place) -> str:
+    card = site.card(place)
+    if isinstance(card, str):
+        return f"{place.name}: not here: {card}"
+    return f"{place.name}: {card.parameters:,} weights in {card.dtype}, {card.weights_hash[:12]}"
+
+
+def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit]) -> list[Gap]:
+    """Open cells by model, tuning and reason; trainings first."""
+    gaps = []
+    for unit, group in _grouped(todo):
+        reason = prices.site.known(unit).reason
+        seconds = sum(prices.training(u) for u in group)
+        status = "failed" if reason else "missing"
+        gaps.append(Gap(f"training {unit.place.name} + {unit.tuning}", len(group), reason, status, seconds))  # type: ignore[arg-type]
+    open_cells: dict[tuple[str, str, str, str], list[Stand]] = {}
+    for stand in stands:
+        if stand.status != "done":
+            key = (stand.unit.place.name, stand.unit.tuning, stand.status, stand.reason)
+            open_cells.setdefault(key, []).append(stand)
+    for (place, tuning, status, reason), group in open_cells.items():
+        seconds = None if status == "refused" else sum(prices.evaluation(stand) for stand in group)
+        gaps.append(Gap(f"{place} + {tuning}", len(group), reason, status, seconds))  # type: ignore[arg-type]
+    return gaps
+
+
+def _grouped(units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Unit]]]:
+    groups: dict[tuple[str, str], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((unit.place.name, unit.tuning), []).append(unit)
+    for group in groups.values():
+        yield group[0], group
+
+
+class Prices:
+    """What cells and trainings cost here. Tokens are counted on a sample with the model's tokenizer."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.measured = site, True
+        self._tokens: dict[tuple[str, int], float] = {}
+        self._rows: dict[tuple[str, str], float] = {}
+        self._paces: dict[tuple[str, float], Pace] = {}
+        self._tokenizers: dict[Place, tuple[object, int | None] | None] = {}
+
+    def evaluation(self, stand: Stand) -> float:
+        """Seconds of the missing items of a cell."""
+        share = (stand.wanted - stand.have) / max(stand.wanted, 1)
+        return share * self._cell_tokens(stand.unit.place, stand.question) * self._pace(stand.unit.place)
+
+    def training(self, unit: Unit) -> float:
+        """Seconds of a training."""
+        assert unit.recipe is not None
+        return BACKWARD * self._row_tokens(unit) * self._pace(unit.place)
+
+    def memory(self, unit: Unit) -> float:
+        """Bytes of a model at work: weights; in training gradients and two moments of what moves, too."""
+        weights, each = self._parameters(unit.place), self._bytes(unit.place)
+        if not unit.trains or unit.recipe is None:
+            return weights * each
+        moved = {"sift": 0.02, "lora": 0.02}.get(unit.recipe.card.method, 1.0)
+        return weights * (each + moved * (each + 8 + (4 if each == 2 else 0)))
+
+    def disk(self, unit: Unit) -> float:
+        """Bytes of a tuned model."""
+        assert unit.recipe is not None
+        small = {"sift": 0.05, "lora": 0.02}.get(unit.recipe.card.method, 1.0)
+        return self._parameters(unit.place) * self._bytes(unit.place) * small
+
+    def _card(self, place: Place) -> ModelCard | None:
+        card = self.site.card(place)
+        return card if isinstance(card, ModelCard) else None
+
+    def _parameters(self, place: Place) -> float:
+        card = self._card(place)
+        return float(card.parameters) if card else place.parameters or 1e9
+
+    def _bytes(self, place: Place) -> int:
+        card, asked = self._card(place), self.site.design.settings.dtype
+        return SIZES.get(card.dtype if card else str(asked), 4 if card else 2)
+
+    def _pace(self, place: Place) -> float:
+        card, parameters = self._card(place), self._parameters(place)
+        key = (card.architecture if card else "", parameters)
+        if key not in self._paces:
+            self._paces[key] = pace_of(self.site.store, card, parameters)
+        self.measured = self.measured and self._paces[key].measured
+        return self._paces[key].seconds_per_token
+
+    def _tokenizer(self, place: Place) -> tuple[object, int | None] | None:
+        """Tokenizer and context of a checkpoint that is here."""
+        if place not in self._tokenizers:
+            s = self.site.design.settings
+            if self._card(place) is None:
+                self._tokenizers[place] = None
+            else:
+                tokenizer, configured = models.tokenizer_of(
+                    place.spec, revision=place.revision, trust_remote_code=s.trust_remote_code
+                )
+                self._tokenizers[place] = tokenizer, context_length(configured)
+        return self._tokenizers[place]
+
+    def _cell_tokens(self, place: Place, question: Question) -> float:
+        """Tokens of a cell; a prompt beyond the context is refused here, before anything is run."""
+        opened = self._tokenizer(place)
+        if opened is None or question.task is None:
+            return float(UNKNOWN_TOKENS * question.wanted)
+        card = self._card(place)
+        key = (card.tokenizer_hash if card else "", id(question))
+        if key not in self._tokens:
+            few = sample(question.items, SAMPLED, 0)
+            design = self.site.design
+            prepared = prepare(
+                opened[0], question.task, format=question.format, items=few, prompt_options=design.asked,
+                drop_long=design.settings.drop_long, context=opened[1],
+            )  # fmt: skip
+            self._tokens[key] = prepared.tokens * len(question.items) / max(len(few), 1)
+        return self._tokens[key]
+
+    def _row_tokens(self, unit: Unit) -> float:
+        """Tokens of a training, from a sample of its rows."""
+        recipe, opened = unit.recipe, self._tokenizer(unit.place)
+        assert recipe is not None
+        options = dict(recipe.options or {})
+        try:
+            rows = self.site.rows(recipe)
+        except CatchmentError:
+            return float(UNKNOWN_TOKENS * 1000)
+        each = float(UNKNOWN_TOKENS)
+        if opened is not None:
+            key = (str(unit.place.spec), rows.fingerprint)
+            if key not in self._rows:
+                few = rows.of(rows.rows[:SAMPLED])
+                length = min(int(options.get("max_length", 1024)), opened[1] or 1024)
+                encoded = encode_rows(few, opened[0], max_length=length, prompt_options=self.site.design.asked)
+                self._rows[key] = encoded.tokens / max(len(few), 1)
+            each = self._rows[key]
+        steps = options.get("max_steps")
+        batch = int(options.get("batch_size", 8)) * int(options.get("accumulation", 1))
+        return each * (steps * batch if steps else len(rows) * float(options.get("epochs", 1.0)))
+
+
+def check_contexts(site: Site) -> None:
+    """Encode every item of every question for every tokenizer: a prompt beyond the context is said before any compute.
+
+    Raises:
+        GateError: Names the task, its longest item and the context.
+    """
+    prices, seen = Prices(site), set()
+    for place in site.design.places:
+        opened = prices._tokenizer(place)
+        card = site.card(place)
+        if opened is None or not isinstance(card, ModelCard):
+            continue
+        for question in site.design.questions:
+            key = (card.tokenizer_hash, opened[1], question.name, question.format, question.shots)
+            if question.task is None or key in seen:
+                continue
+            seen.add(key)
+            asked = site.design.asked
+            try:
+                prepare(opened[0], question.task, format=question.format, items=question.items, prompt_options=asked,
+                        context=opened[1], drop_long=site.design.settings.drop_long)  # fmt: skip
+            except GateError as error:
+                raise GateError(f"{place.name}: {error}") from error
+
+

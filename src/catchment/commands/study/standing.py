@@ -1,0 +1,199 @@
+"""Where a study stands: every cell with its address in the store, what is there, and why the rest is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from catchment import models
+from catchment.commands.study.design import Design, Place, Recipe, Unit
+from catchment.commands.study.questions import Question
+from catchment.commands.study.record import Cell, Status
+from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.tunings import key_of, read_tuned
+from catchment.errors import CatchmentError, StoreError
+from catchment.measuring import Subject
+from catchment.records import ModelCard
+from catchment.runs import Store, cell_key, write_atomic
+from catchment.training import Rows, read_rows, seeded_rows
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a unit before it is loaded.
+
+    Attributes:
+        card: Identity of its weights; ``None`` until they are there, or trained.
+        key: Address of its training.
+        reason: Why there is no card, where that is not only that nobody has trained it.
+    """
+
+    unit: Unit
+    card: ModelCard | None
+    key: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What is known of a cell beside its rows: why it failed, or how many items were left out."""
+
+    reason: str = ""
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """One cell: who is asked what, its key in the store, the rows there and those wanted."""
+
+    cell: Cell
+    unit: Unit
+    question: Question
+    key: str
+    have: int
+    wanted: int
+    status: Status
+    reason: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether there is something to do."""
+        return self.status in ("missing", "failed") and self.question.task is not None
+
+
+@dataclass
+class Site:
+    """A study at its store: what workers, plans and reports share."""
+
+    design: Design
+    store: Store
+    _cards: dict[Place, ModelCard | str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, settings: StudySettings, design: Design) -> Site:
+        return cls(design, Store(settings.store_folder))
+
+    def card(self, place: Place) -> ModelCard | str:
+        """Identity of a checkpoint, or why it is not known. Cost: loading it, the first time ever."""
+        if place not in self._cards:
+            self._cards[place] = self._look(place)
+        return self._cards[place]
+
+    def _look(self, place: Place) -> ModelCard | str:
+        try:
+            subject = self.subject(place)
+            return models.card_of(place.spec, **subject.options) or subject.loaded.card
+        except CatchmentError as error:
+            return str(error)
+
+    def subject(self, place: Place, card: ModelCard | None = None) -> Subject:
+        """A checkpoint as a model under test."""
+        s = self.design.settings
+        options = {**s.model_options(), "revision": place.revision}
+        return Subject("base", place.spec, options, self.design.asked, s.drop_long, _card=card)
+
+    def rows(self, recipe: Recipe) -> Rows:
+        """The rows that a recipe trains on."""
+        return _rows(recipe.data, recipe.rows, self.design.settings.seed)
+
+    def known(self, unit: Unit) -> Known:
+        """Identity of a unit, as far as it is there."""
+        base = self.card(unit.place)
+        if isinstance(base, str):
+            return Known(unit, None, reason=base)
+        if unit.recipe is None:
+            return Known(unit, base)
+        if unit.recipe.model:
+            return self._ready_made(unit)
+        try:
+            key = key_of(unit, base, self.rows(unit.recipe), self.design.asked)
+        except CatchmentError as error:
+            return Known(unit, None, reason=str(error))
+        tuned = read_tuned(self.store, key)
+        return Known(unit, tuned.card if tuned else None, key)
+
+    def _ready_made(self, unit: Unit) -> Known:
+        place = ready_made(unit)
+        card = self.card(place)
+        return Known(unit, None, reason=card) if isinstance(card, str) else Known(unit, card)
+
+    def stands(self) -> Iterator[Stand]:
+        """Every cell of the grid, in order. Cost: a key and two look-ups each."""
+        counts, remarks = self.store.counts(), read_remarks(self.store)
+        for place in self.design.places:
+            for unit in self.design.units(place):
+                yield from self.stands_of(self.known(unit), counts, remarks)
+
+    def stands_of(self, known: Known, counts: Mapping[str, int], remarks: Mapping[str, Remark]) -> Iterator[Stand]:
+        """The cells of one unit."""
+        subject = None if known.card is None else Subject("tuned", None, {}, self.design.asked, _card=known.card)
+        failed = remarks.get(known.key, Remark()).reason or known.reason
+        for question in self.design.questions:
+            cell = cell_of(known.unit, question)
+            if question.task is None or subject is None:
+                status = question.status if question.task is None else "failed" if failed else "missing"
+                reason = question.reason or failed or "its tuning is not trained yet"
+                yield Stand(cell, known.unit, question, "", 0, question.wanted, status, reason)
+                continue
+            key = cell_key(subject.conditions(question.task, question.format))
+            remark = remarks.get(key, Remark())
+            have = counts.get(key, 0)
+            done = have + remark.left_out >= question.wanted
+            status = "done" if done else "failed" if remark.reason else "missing"
+            said = f"{remark.left_out} items longer than the context were left out" if remark.left_out else ""
+            yield Stand(cell, known.unit, question, key, have, question.wanted, status, said if done else remark.reason)
+
+
+def ready_made(unit: Unit) -> Place:
+    """Where a tuned model that is there lies."""
+    assert unit.recipe is not None
+    c = unit.place.checkpoint
+    spec = unit.recipe.model.replace("{model}", unit.place.spec).replace("{revision}", c.revision)
+    return Place(spec, None, c, unit.place.parameters)
+
+
+def cell_of(unit: Unit, question: Question) -> Cell:
+    """Its place in the grid."""
+    c = unit.place.checkpoint
+    return Cell(
+        c.model, c.revision, unit.tuning, unit.seed, question.name, question.format, question.shots, question.scorer
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=32)
+def _rows(data: str, limit: int | None, seed: int) -> Rows:
+    rows = read_rows(data)
+    return rows if limit is None else seeded_rows(rows, limit, seed)
+
+
+def remark(store: Store, key: str, told: Remark) -> None:
+    """Keep why a cell or a training failed, or what was left out; nothing said takes it back."""
+    path = _remark(store, key)
+    if told == Remark():
+        path.unlink(missing_ok=True)
+    elif read_remark(path) != told:
+        write_atomic(path, json.dumps({"reason": told.reason, "left_out": told.left_out}, ensure_ascii=False))
+
+
+def read_remarks(store: Store) -> dict[str, Remark]:
+    """All remarks, by key."""
+    folder = store.root / "remarks"
+    return {path.stem: read_remark(path) for path in folder.glob("*.json")} if folder.is_dir() else {}
+
+
+def read_remark(path: Path) -> Remark:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Remark(str(content["reason"]), int(content["left_out"]))
+    except FileNotFoundError:
+        return Remark()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path} is damaged ({type(error).__name__}); delete it, and the cell is tried again.") from error
+
+
+def _remark(store: Store, key: str) -> Path:
+    return store.root / "remarks" / f"{key}.json"

@@ -1,0 +1,203 @@
+"""Tuned models of studies, beside the rows of the store: which are there, their identity, and what making them took.
+
+``STORE/tunings/<key>/`` holds ``tuning.json`` and the smallest artefact of the move. The key is that of everything that
+decides the weights, so every study on the store shares them. Artefacts may be dropped; the identity stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catchment import models
+from catchment.capabilities import PromptOptions
+from catchment.commands.study.design import Recipe, Unit
+from catchment.commands.tune.warned import kept_warnings
+from catchment.errors import StoreError
+from catchment.measuring import Progress
+from catchment.methods import FitOptions, fit
+from catchment.models import LoadedModel
+from catchment.records import SCHEMA_VERSION, ModelCard, from_json, to_json
+from catchment.runs import Store, cell_key, write_atomic
+from catchment.training import Rows
+
+VERSION = 1
+"""Raised when the same settings would train other weights."""
+FILE = "tuning.json"
+RATES = {"sift": 1e-3, "lora": 2e-4}
+RATE = 2e-5
+"""Learning rates where a recipe has none: those of ``catchment tune``."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is left of a training: ``tuning.json``.
+
+    Attributes:
+        card: Of the tuned model: the address of its rows.
+        loss: First and last logged training loss, in nats per token; empty where nothing was logged.
+        bytes: Of the artefact.
+        seconds, tokens: That the training took.
+    """
+
+    card: ModelCard
+    conditions: dict[str, Any]
+    steps: int
+    tokens: int
+    seconds: float
+    trainable: int
+    bytes: int
+    loss: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+    schema_version: int = SCHEMA_VERSION
+
+
+def folder_of(store: Store, key: str) -> Path:
+    return store.root / "tunings" / key[:2] / key
+
+
+def read_tuned(store: Store, key: str) -> Tuned | None:
+    """What is known of a training that has ended; ``None`` where it has not. A damaged file counts as none."""
+    try:
+        return from_json(Tuned, (folder_of(store, key) / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        store.warn(str(folder_of(store, key) / FILE), "it is no record of a training")
+        return None
+
+
+def artefact(store: Store, key: str) -> Path | None:
+    """The tuned weights, where they were not dropped."""
+    folder = folder_of(store, key) / "model"
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def drop(store: Store, key: str) -> int:
+    """Delete the tuned weights; returns the bytes. What is known of the training stays."""
+    folder = folder_of(store, key) / "model"
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder, ignore_errors=True)
+    return size
+
+
+def conditions_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions) -> dict[str, Any]:
+    """Everything that decides the tuned weights: the address of a training."""
+    recipe = unit.recipe
+    assert recipe is not None
+    assert recipe.method is not None
+    return {
+        "kind": "tuning", "version": VERSION, "weights": base.weights_hash, "config": base.config_hash,
+        "tokenizer": base.tokenizer_hash, "template": base.template_hash if asked.chat_template == "auto" else asked.key,
+        "system": asked.system, "dtype": base.dtype, "attention": base.attention, "device": base.device.split(":")[0],
+        "data": rows.fingerprint, "method": recipe.method.name, "args": _plain(recipe.method), "seed": unit.seed,
+        "options": {**dict(recipe.options or {}), "learning_rate": rate_of(recipe)},
+    }  # fmt: skip
+
+
+def key_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions) -> str:
+    return cell_key(conditions_of(unit, base, rows, asked))
+
+
+def rate_of(recipe: Recipe) -> float:
+    """Peak learning rate of a recipe."""
+    given = (recipe.options or {}).get("learning_rate")
+    return float(given) if given else RATES.get(recipe.card.method, RATE)
+
+
+def _plain(method: Any) -> dict[str, Any]:
+    """Settings of a method as JSON."""
+    return {f.name: _json(getattr(method, f.name)) for f in dataclasses.fields(method)}
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_json(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def fit_options(store: Store, key: str, unit: Unit, asked: PromptOptions) -> FitOptions:
+    """How a unit is trained."""
+    recipe = unit.recipe
+    assert recipe is not None
+    assert unit.seed is not None
+    options = {name: value for name, value in dict(recipe.options or {}).items() if name != "learning_rate"}
+    folder = folder_of(store, key)
+    return FitOptions(
+        output_dir=folder / "model", checkpoints=folder / "checkpoints", learning_rate=rate_of(recipe), seed=unit.seed,
+        prompt_options=asked, **options,
+    )  # fmt: skip
+
+
+@contextmanager
+def standing_tuned(
+    store: Store, key: str, unit: Unit, base: LoadedModel, rows: Rows, asked: PromptOptions, watch: Any = None
+) -> Iterator[LoadedModel]:
+    """Inside, the base stands at the tuned weights: trained now, or taken up from the artefact. Afterwards it is the
+    base again, bit for bit.
+
+    Args:
+        watch: Makes the Trainer's callbacks, as :func:`~catchment.methods.fit` takes them.
+    """
+    recipe = unit.recipe
+    assert recipe is not None
+    assert recipe.method is not None
+    path = artefact(store, key)
+    if path is not None and read_tuned(store, key) is not None:
+        tuning = recipe.method.attach(base.model, seed=unit.seed or 0)
+        try:
+            tuning.load_pretrained(path)
+            yield _named(tuning.model, base, unit)
+        finally:
+            tuning.remove()
+        return
+    options = fit_options(store, key, unit, asked)
+    with kept_warnings() as texts, fit(base, rows, recipe.method, options, callbacks=watch) as fitted:
+        path = fitted.save()
+        loaded = _named(fitted.model, base, unit)
+        losses = fitted.losses
+        tuned = Tuned(
+            card=loaded.card,
+            conditions=conditions_of(unit, base.card, rows, asked),
+            steps=fitted.steps,
+            tokens=fitted.tokens,
+            seconds=round(fitted.seconds, 3),
+            trainable=fitted.trainable,
+            bytes=sum(file.stat().st_size for file in options.output_dir.rglob("*") if file.is_file()),
+            loss=(losses[0], losses[-1]) if losses else (),
+            warnings=tuple(texts),
+        )
+        write_atomic(folder_of(store, key) / FILE, to_json(tuned))
+        shutil.rmtree(folder_of(store, key) / "checkpoints", ignore_errors=True)
+        yield loaded
+
+
+def _named(model: Any, base: LoadedModel, unit: Unit) -> LoadedModel:
+    """The model as it stands, under the unit's name."""
+    loaded = models.load(model, tokenizer=base.tokenizer)
+    card = dataclasses.replace(loaded.card, name=unit.name, base=base.card.name)
+    return dataclasses.replace(loaded, card=card, spec=unit.name)
+
+
+def check_room(store: Store, needed: float) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises:
+        StoreError: Less is free than ``needed`` bytes.
+    """
+    folder = store.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StoreError(
+            f"{store.root} has {free / 1e6:,.0f} MB of free space and the next tuned model needs about "
+            f"{needed / 1e6:,.0f} MB; free some space, or give another --store."
+        )

@@ -1,0 +1,244 @@
+"""What one worker does: the open cells of one checkpoint, with its weights loaded once.
+
+Workers share a study, and several studies a store, by leases: a model is trained by one worker at a time, and a cell of
+a model that is there measured by one. Results go through the store only, so a worker may end at any moment: what it
+loses is one batch of items, or the steps of a training since its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from catchment.commands.study.design import Place, Unit, read_design
+from catchment.commands.study.pace import Meter, learn
+from catchment.commands.study.scanning import scan_unit, scans_due
+from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.standing import Known, Remark, Site, Stand, read_remarks, ready_made, remark
+from catchment.commands.study.tunings import artefact, check_room, standing_tuned
+from catchment.errors import StoreError
+from catchment.measuring import OutOfTimeError, Progress, Subject, batch_tokens, failure, fill
+from catchment.models import LoadedModel
+from catchment.runs import Leases
+
+
+@dataclass
+class Done:
+    """What a worker did: models loaded, trained and measured, cells filled, and those that failed."""
+
+    loads: int = 0
+    trained: int = 0
+    cells: int = 0
+    failed: int = 0
+    busy: int = 0
+    late: bool = False
+
+
+@dataclass
+class Bench:
+    """A worker at a checkpoint, whose weights are read when they are first needed."""
+
+    site: Site
+    place: Place
+    leases: Leases
+    progress: Progress
+    until: float
+    done: Done = field(default_factory=Done)
+    tokens: float = 0.0
+    seconds: float = 0.0
+    _base: Subject | None = None
+
+    def check(self) -> None:
+        """Raises OutOfTimeError once the time is spent."""
+        if time.monotonic() > self.until:
+            raise OutOfTimeError("the time of this run is spent.")
+
+    @property
+    def base(self) -> Subject:
+        """The checkpoint, loaded."""
+        if self._base is None:
+            self.progress.status(f"reading {self.place.name}")
+            self._base = self.site.subject(self.place)
+            self._base.check = self.check
+            _ = self._base.loaded
+            self.done.loads += 1
+        return self._base
+
+    def release(self) -> None:
+        if self._base is not None:
+            learn(self.site.store, self._base.card, self.tokens, self.seconds)
+            self._base.loaded.release()
+            self._base = None
+
+
+def work(settings: StudySettings, number: int, seconds: float | None, progress: Progress | None = None) -> Done:
+    """Measure what is open of checkpoint ``number`` and nobody else is at, within so many seconds."""
+    site = Site.open(settings, read_design(settings))
+    until = float("inf") if seconds is None else time.monotonic() + seconds
+    with Leases(site.store.root / "leases") as leases:
+        bench = Bench(site, site.design.places[number], leases, progress or Progress(), until)
+        try:
+            counts, remarks = site.store.counts(), read_remarks(site.store)
+            for unit in site.design.units(bench.place):
+                bench.check()
+                known = site.known(unit)
+                due = [stand for stand in site.stands_of(known, counts, remarks) if stand.open]
+                if (due or scans_due(site, known)) and not known.reason:
+                    _unit(bench, known, due)
+        except OutOfTimeError:
+            bench.done.late = True
+        finally:
+            bench.release()
+            site.store.compact_used()
+    return bench.done
+
+
+def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
+    """The open cells of one model under test."""
+    if not known.unit.trains:
+        with _subject(bench, known.unit) as opened:
+            _cells(bench, opened, due)
+            scan_unit(bench.site, known, opened, bench.progress)
+        return
+    with _claimed(bench, known.key) as ours:
+        if ours and (not due or not all(_is_whole(bench, stand) for stand in due)):
+            with _kept_to(bench, known.key):
+                _tuned(bench, known)
+
+
+def _tuned(bench: Bench, known: Known) -> None:
+    """Train a unit, or take up its artefact, and measure what is open of it."""
+    site, unit = bench.site, known.unit
+    base = bench.base.loaded
+    fresh = artefact(site.store, known.key) is None
+    if fresh:
+        bench.progress.status(f"training {unit.name}")
+        check_room(site.store, 2.0 * base.card.parameters)
+    watch = partial(_watchers, bench)
+    assert unit.recipe is not None
+    rows = site.rows(unit.recipe)
+    with standing_tuned(site.store, known.key, unit, base, rows, site.design.asked, watch) as loaded:
+        bench.done.trained += fresh
+        opened = _asked(bench, loaded)
+        now = site.known(unit)
+        due = [stand for stand in site.stands_of(now, {}, {}) if stand.open]
+        _cells(bench, lambda: opened, due)
+        scan_unit(site, now, lambda: opened, bench.progress)
+
+
+def _asked(bench: Bench, loaded: LoadedModel) -> Subject:
+    """A loaded model as a model under test."""
+    s = bench.site.design.settings
+    subject = Subject("tuned", loaded, {}, bench.site.design.asked, s.drop_long)
+    subject.check = bench.check
+    return subject
+
+
+@contextmanager
+def _subject(bench: Bench, unit: Unit) -> Iterator[Callable[[], Subject]]:
+    """A model that is there: the base, or a tuned one that nobody here trained; loaded when it is first asked."""
+    if unit.recipe is None:
+        yield lambda: bench.base
+        return
+    subject = bench.site.subject(ready_made(unit))
+    subject.check = bench.check
+
+    def opened() -> Subject:
+        if subject._loaded is None:
+            bench.done.loads += 1
+        _ = subject.loaded
+        return subject
+
+    yield opened
+    if subject._loaded is not None:
+        subject.loaded.release()
+
+
+def _cells(bench: Bench, opened: Callable[[], Subject], due: Sequence[Stand]) -> None:
+    """Measure cells of one model, each under a lease."""
+    for stand in due:
+        bench.check()
+        if _is_whole(bench, stand):
+            continue
+        with _claimed(bench, stand.key) as ours:
+            if ours and not _is_whole(bench, stand):
+                with _kept_to(bench, stand.key):
+                    _measure(bench, opened(), stand)
+
+
+def _measure(bench: Bench, subject: Subject, stand: Stand) -> None:
+    """The missing items of one cell."""
+    question, settings = stand.question, bench.site.design.settings
+    assert question.task is not None
+    bench.progress.status(f"{stand.unit.name} · {question.name} · {question.format}")
+    batch = batch_tokens(subject, settings.batch_tokens)
+    meter = Meter(bench.progress)
+    measured = fill(subject, bench.site.store, question.task, question.format, question.items, batch, meter)
+    bench.tokens, bench.seconds = bench.tokens + meter.tokens, bench.seconds + measured.seconds
+    left_out = len(question.items) - len(measured.rows)
+    remark(bench.site.store, stand.key, Remark(left_out=left_out))
+    bench.done.cells += 1
+
+
+def _is_whole(bench: Bench, stand: Stand) -> bool:
+    """Whether another worker has filled the cell since this one looked."""
+    store, task = bench.site.store, stand.question.task
+    assert task is not None
+    if stand.have == 0 and not store.places(stand.key) and not store.folder(stand.key).exists():
+        return False
+    rows = store.cell(stand.key, {"task": task.hash()}).rows()
+    return all(item.id in rows for item in stand.question.items)
+
+
+@contextmanager
+def _claimed(bench: Bench, key: str) -> Iterator[bool]:
+    """Inside, nobody else does this work, where it could be had."""
+    lease = bench.leases.claim(key)
+    if lease is None:
+        bench.done.busy += 1
+        yield False
+        return
+    with lease:
+        yield True
+
+
+@contextmanager
+def _kept_to(bench: Bench, key: str) -> Iterator[None]:
+    """What fails inside is a remark on this cell or training, and costs nothing else. A store that cannot be written
+    and a time that is spent end the worker."""
+    try:
+        yield
+    except (OutOfTimeError, StoreError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (28, 30, 122):  # full, read-only, over quota
+            raise StoreError(f"{bench.site.store.root} cannot be written ({error.strerror}); free some space.") from error
+        said = failure(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        remark(bench.site.store, key, Remark(reason=said))
+        bench.done.failed += 1
+
+
+def _watchers(bench: Bench, tuning: Any) -> list[TrainerCallback]:
+    return [_Deadline(bench)]
+
+
+class _Deadline(TrainerCallback):
+    """Ends a training when the time is spent, at a checkpoint from which it goes on."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.ending = bench, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        late = time.monotonic() > self.bench.until and state.global_step < state.max_steps
+        if late:
+            self.ending = control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.ending:
+            self.bench.check()
