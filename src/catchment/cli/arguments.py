@@ -13,36 +13,47 @@ import docstring_parser
 import tyro
 
 from catchment.cli.table import Command
-from catchment.options import COMMAS, marked, read_config
+from catchment.options import COMMAS, IN_FILE, marked, read_config
 
 
-def parse(command: Command, arguments: list[str]) -> Any:
-    """What a command line asks for: the fields of the command's settings, ``json`` and ``config``; not checked yet."""
-    kind, config = command.settings, _value_of("--config", arguments)
+def parse(command: Command, arguments: list[str]) -> Asked:
+    """What a command line and its YAML file ask for; the line has ``json`` and ``config`` beside the settings."""
+    kind, config = command.settings, _value_of("--config", arguments) or command.settings.config_in(arguments)
     values = read_config(Path(config), kind) if config else {}
-    line = command_line(kind)
+    hints = get_type_hints(kind, include_extras=True)
+    line, inner = command_line(kind), {name for name in hints if marked(hints[name], IN_FILE)}
     missing = dict.fromkeys(subjects(kind), tyro.MISSING)
+    shown = {name: value for name, value in values.items() if name not in inner}
     asked: Any = tyro.cli(
         line,
         prog=f"catchment {command.name}",
         args=arguments,
-        default=line(**{**missing, **values}) if values else None,
+        default=line(**{**missing, **shown}) if values else None,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff),
     )
-    hints = get_type_hints(kind, include_extras=True)
-    lists = {name: _split(getattr(asked, name)) for name in hints if marked(hints[name], COMMAS)}
-    out = asked.out or default_out(*(getattr(asked, name) for name in subjects(kind)), suffix=command.name)
-    return dataclasses.replace(asked, out=out, **lists)
+    lists = {name: _split(getattr(asked, name)) for name in hints if marked(hints[name], COMMAS) and name not in inner}
+    named = [value for name in kind.named_by or subjects(kind) if (value := getattr(asked, name))]
+    out = asked.out or default_out(*named, suffix=command.name)
+    return Asked(dataclasses.replace(asked, out=out, **lists), {name: values[name] for name in inner & values.keys()})
 
 
-def settings_of(command: Command, asked: Any) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What was asked for, not checked yet: on the command line, and only in a file."""
+
+    line: Any
+    in_file: dict[str, Any]
+
+
+def settings_of(command: Command, asked: Asked) -> Any:
     """What was asked for as settings.
 
     Raises:
         InputError: A value that a setting cannot have.
     """
     kind = command.settings
-    return kind(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(kind)})
+    line = {f.name: getattr(asked.line, f.name) for f in dataclasses.fields(kind) if hasattr(asked.line, f.name)}
+    return kind(**line, **asked.in_file)
 
 
 def subjects(kind: Any) -> list[str]:
@@ -55,10 +66,11 @@ def command_line(kind: Any) -> Any:
     ``--config``. It checks no ranges: an error in here the parser would draw in a frame."""
     fields, types, told = {f.name: f for f in dataclasses.fields(kind)}, get_type_hints(kind), help_of(kind)
     names = [name for cls in kind.__mro__ for name in inspect.get_annotations(cls) if name in fields]
+    hints = get_type_hints(kind, include_extras=True)
     rows: list[Any] = []
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(name for name in names if not marked(hints[name], IN_FILE)):
         marks = [tyro.conf.arg(help=told[name])]
-        if name in subjects(kind):
+        if name in (kind.positional or subjects(kind)):
             marks = [tyro.conf.arg(help=told[name], metavar=name.upper()), tyro.conf.Positional]
         rows.append((name, Annotated[types[name], *marks], dataclasses.field(default=fields[name].default)))
     json = tyro.conf.arg(help=f"Print the record as JSON instead of {kind.shown}.")
@@ -84,7 +96,7 @@ def default_out(*specs: str, suffix: str) -> Path:
     >>> str(default_out("org/base", "runs/tuned", suffix="compare")), str(default_out("m.gguf", suffix="scan"))
     ('catchment-out/base-vs-tuned', 'catchment-out/m.gguf-scan')
     """
-    names = [re.sub(r"[^\w.-]+", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
+    names = [re.sub(r"[^\w.-]+|\.ya?ml$", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
     return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-{suffix}")
 
 

@@ -48,17 +48,17 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     from catchment.runs import processes
 
     processes.join(settings.device)
-    console = Console(stderr=asked.json, quiet=not processes.is_main())
+    console = Console(stderr=asked.line.json, quiet=not processes.is_main())
     with LiveProgress(console) as progress:
-        if settings.dry_run:
+        if settings.planned:
             result = command.part("plan").plan(settings, progress)
         else:
             result = command.part("run").run(settings, progress, **_clock(settings, started))
-    if settings.dry_run:
+    if settings.planned:
         command.part("table").print_plan(result, console)
-    if settings.dry_run or not processes.is_main():
+    if settings.planned or not processes.is_main():
         return 0
-    _show(command, result, asked.json, console, settings.out / "report.html")
+    _show(command, result, asked.line.json, console, settings.out / "report.html")
     return exit_code(command, result, settings)
 
 

@@ -38,6 +38,7 @@ COMMANDS = {
         Command("compare", "BASE TUNED", "gained, lost, kept, undecided; the items that flipped", "Comparison"),
         Command("scan", "MODEL", "basins, worst case, profiles: how far it can move", "Scan"),
         Command("tune", "BASE --data D", "fine-tune, protected on request, and see what it cost", "Tune"),
+        Command("study", "ACTION STUDY", "a grid of checkpoints, tunings and tasks, resumable", "Study"),
     )
 }
 OTHERS = {"report": ("OUT", "the page again, from the record"), "tasks": ("", "the built-in tasks")}

@@ -18,6 +18,7 @@ from catchment.options.reading import as_settings, parse_pairs, read_config
 from catchment.options.refusals import checked
 from catchment.options.values import (
     COMMAS,
+    IN_FILE,
     LARGEST,
     SHARE,
     WHOLE,
@@ -38,6 +39,7 @@ from catchment.options.values import (
 
 __all__ = [
     "COMMAS",
+    "IN_FILE",
     "LARGEST",
     "SHARE",
     "WHOLE",

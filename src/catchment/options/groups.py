@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -32,6 +33,16 @@ def cache_dir() -> Path:
 @dataclass(frozen=True)
 class Options:
     """Base of all groups. A command's settings are made of groups, and have their fields."""
+
+    positional: ClassVar[tuple[str, ...]] = ()
+    """What stands on the command line without a name, where that is more than the settings without a default."""
+    named_by: ClassVar[tuple[str, ...]] = ()
+    """What the folder of results is named after, where that is not the settings without a default."""
+
+    @classmethod
+    def config_in(cls, arguments: Sequence[str]) -> str | None:
+        """A YAML file of settings that stands among the arguments without ``--config``."""
+        return None
 
     def shared(self, *groups: type[Options]) -> dict[str, Any]:
         """The values of these groups' options, as keywords for other settings that have them.
@@ -190,6 +201,11 @@ class OutputOptions(Options):
     out: Path | None = None
     store: Path | None = None
     dry_run: bool = False
+
+    @property
+    def planned(self) -> bool:
+        """Whether nothing is to be done but a plan."""
+        return self.dry_run
 
     @property
     def store_folder(self) -> Path:

@@ -103,7 +103,8 @@ NAMES = Check("{name} {value!r}: expected names, e.g. recall, or files.", _all_n
 FILLED = Check("{name} is empty: expected at least one, e.g. 'default'.", bool)
 COMMAS = "On the command line commas part the names, too."
 SECONDS = "In a YAML file a number is a number of seconds."
-"""Annotations of lists of names and of times; see :func:`marked`."""
+IN_FILE = "Only in a YAML file, or in Python."
+"""Annotations of lists of names, of times, and of what the command line does not have; see :func:`marked`."""
 
 Object = Annotated[str, SkipValidation]
 """A text, or in Python the object that it names: a model, a device ...; checked where it is used."""

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from catchment.options import (
+    IN_FILE,
     SHARE,
     AskOptions,
     Check,
@@ -24,9 +25,8 @@ from catchment.options import (
 )
 
 ACTIONS = ("plan", "run", "status", "report", "merge")
+SUFFIXES = (".yaml", ".yml")
 ABOVE_0 = Check("{option} {value}: expected a number above 0, e.g. 2.")
-IN_FILE = "Only in the YAML file."
-"""Annotation of settings that the command line does not have; see :func:`~catchment.options.marked`."""
 Axis = Annotated[object, IN_FILE]
 """A part of the grid, read by :mod:`catchment.commands.study.axes`."""
 
@@ -67,7 +67,7 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
     """
 
     positional: ClassVar[tuple[str, ...]] = ("action", "study")
-    """Settings that stand on the command line without a name."""
+    named_by: ClassVar[tuple[str, ...]] = ("study", "csv", "lm_eval")
     shown: ClassVar[str] = "the tables"
 
     action: Annotated[str, one_of(*ACTIONS)] = "run"
@@ -110,5 +110,5 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
     @classmethod
     def config_in(cls, arguments: Sequence[str]) -> str | None:
         """The YAML file among these arguments: the second word."""
-        words = [word for word in arguments if not word.startswith("-")]
-        return words[1] if len(words) > 1 and words[0] in ACTIONS and Path(words[1]).suffix in (".yaml", ".yml") else None
+        words = list(arguments[:2])
+        return words[1] if len(words) == 2 and words[0] in ACTIONS and Path(words[1]).suffix in SUFFIXES else None
