@@ -106,6 +106,16 @@ def _split(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
+def given_options(arguments: Sequence[str]) -> frozenset[str]:
+    """Names of the options among these arguments.
+
+    >>> sorted(given_options(["--limit", "3", "--fail-if-drop=0.1"]))
+    ['fail_if_drop', 'limit']
+    """
+    options = (word.removeprefix("--").partition("=")[0] for word in arguments if word.startswith("--"))
+    return frozenset(option.replace("-", "_") for option in options)
+
+
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     for place, word in enumerate(arguments):
         if word == option and place + 1 < len(arguments):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from catchment.cli.runner import carry_out
 from catchment.cli.table import COMMANDS
 from catchment.errors import CatchmentError, InputError
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page of a finished OUT folder again, and print its table."""
+    """Write the page of a finished OUT folder again, and print its table. Scores of others are a study's to report."""
+    if any(word.partition("=")[0] in ("--csv", "--lm-eval") for word in arguments):
+        return carry_out(COMMANDS["study"], ["report", *arguments])
     files = {command.part("record").FILE: command for command in COMMANDS.values()}
     if len(arguments) != 1 or arguments[0].startswith("-"):
         names = _listed([Path(file).stem for file in files])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import itertools
 import os
 import sys
 import time
@@ -21,6 +23,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _run(verb: str, arguments: list[str]) -> int:
+    tuned = _models(arguments)[1:]
+    if verb == "compare" and len(tuned) > 1:
+        return _compare_many(arguments, tuned)
     if verb in COMMANDS:
         return carry_out(COMMANDS[verb], arguments)
     if verb in OTHERS:
@@ -29,8 +34,29 @@ def _run(verb: str, arguments: list[str]) -> int:
     raise InputError(f"no verb {verb!r}; expected one of {', '.join(verbs)}.{did_you_mean(verb, verbs)}")
 
 
-def carry_out(command: Command, arguments: list[str]) -> int:
+def _models(arguments: list[str]) -> list[str]:
+    """The words before the first option."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+
+
+def _compare_many(arguments: list[str], tuned: list[str]) -> int:
+    """A comparison of one base with several tuned models, which is a study."""
+    from catchment.cli.arguments import default_out, given_options, parse, settings_of
+    from catchment.commands.study import many
+
+    rest = arguments[1 + len(tuned) :]
+    asked = parse(COMMANDS["compare"], [arguments[0], tuned[0], *rest])
+    settings = many.settings_of(settings_of(COMMANDS["compare"], asked), tuned, given_options(rest))
+    if "out" not in given_options(rest):
+        settings = dataclasses.replace(settings, out=default_out(arguments[0], *tuned, suffix="compare"))
+    return carry_out(COMMANDS["study"], settings, asked.line.json)
+
+
+def carry_out(command: Command, arguments: list[str] | Any, json: bool = False) -> int:
     """Run a command, or print its plan. Of several processes only the first one prints.
+
+    Args:
+        arguments: As typed; or settings that are made.
 
     Returns:
         1 where a bound that was asked for is broken, else 0.
@@ -38,8 +64,11 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     started = time.perf_counter()
     from catchment.cli.arguments import parse, settings_of
 
-    asked = parse(command, arguments)
-    settings = settings_of(command, asked)
+    if isinstance(arguments, list):
+        asked = parse(command, arguments)
+        settings, json = settings_of(command, asked), asked.line.json
+    else:
+        settings = arguments
     from rich.console import Console
 
     from catchment.cli.live import LiveProgress
@@ -48,7 +77,7 @@ def carry_out(command: Command, arguments: list[str]) -> int:
     from catchment.runs import processes
 
     processes.join(settings.device)
-    console = Console(stderr=asked.line.json, quiet=not processes.is_main())
+    console = Console(stderr=json, quiet=not processes.is_main())
     with LiveProgress(console) as progress:
         if settings.planned:
             result = command.part("plan").plan(settings, progress)
@@ -58,7 +87,7 @@ def carry_out(command: Command, arguments: list[str]) -> int:
         command.part("table").print_plan(result, console)
     if settings.planned or not processes.is_main():
         return 0
-    _show(command, result, asked.line.json, console, settings.out / "report.html")
+    _show(command, result, json, console, settings.out / "report.html")
     return exit_code(command, result, settings)
 
 

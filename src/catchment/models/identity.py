@@ -41,6 +41,7 @@ _VOLATILE = {
     "peft_version",
     "architectures",
     "auto_map",
+    "auto_mapping",
     "dtype",
     "torch_dtype",
     "use_cache",

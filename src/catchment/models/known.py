@@ -21,7 +21,7 @@ from catchment.models.files import file_hash, write_beside
 from catchment.options import cache_dir
 from catchment.records import ModelCard, from_json, to_json
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 SMALL = 1 << 24
 """Bytes up to which a file is hashed at every look: configs, tokenizers, templates, tiny models."""
 FRESH = 2_000_000_000

@@ -172,9 +172,7 @@ def card_of(
     return seen.recall(str(spec)) if seen else None
 
 
-def tokenizer_of(
-    spec: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> tuple[Any, Any]:
+def tokenizer_of(spec: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The tokenizer and the config of a model, without its weights.
 
     Raises:

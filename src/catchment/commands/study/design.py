@@ -170,7 +170,9 @@ def _spelled(axis: ModelAxis, revision: str, s: StudySettings) -> tuple[str, str
     return (str(inner), None) if inner.is_dir() else (spec, revision)
 
 
-def _parts(axis: TuningAxis, seeds: Sequence[int], number: int, s: StudySettings) -> Iterator[tuple[Recipe, dict[str, Any]]]:
+def _parts(
+    axis: TuningAxis, seeds: Sequence[int], number: int, s: StudySettings
+) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """The recipes of one entry, each with the settings that tell it from others."""
     where = f"tunings[{number}]"
     if bool(axis.data) == bool(axis.model):
@@ -205,7 +207,9 @@ def make_method(name: str, args: Mapping[str, Any], where: str) -> Method:
         raise InputError(f"{where}.method {name!r}: expected one of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
     import yaml
 
-    pairs = tuple(f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in args.items())
+    pairs = tuple(
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in args.items()
+    )
     try:
         return kind(**parse_pairs(pairs, kind, "method_args", f"of {name}"))
     except InputError as error:
@@ -219,7 +223,8 @@ def _labelled(parts: Sequence[tuple[Recipe, dict[str, Any]]]) -> tuple[Recipe, .
     recipes = []
     for recipe, chosen in parts:
         same = [other for r, other in parts if r.card.data == recipe.card.data and other]
-        differing = [key for key in chosen if len({str(other.get(key)) for other in same}) > 1]
+        alike = [other for other in same if other.get("method") == chosen.get("method")]
+        differing = [key for key in chosen if len({str(o.get(key)) for o in (same if key == "method" else alike)}) > 1]
         setting = " ".join(_said(key, chosen[key]) for key in differing)
         label = f"{recipe.card.data} {setting}".strip()
         card = dataclasses.replace(recipe.card, label=label, setting=setting)
@@ -231,6 +236,8 @@ def _said(key: str, value: object) -> str:
     """One setting in a label."""
     if key == "method":
         return str(value)
+    if value is None:
+        return f"{SHORT.get(key, key)}=default"
     if isinstance(value, Mapping):
         return " ".join(f"{name}={part}" for name, part in value.items())
     return f"{SHORT.get(key, key)}={value:g}" if isinstance(value, (int, float)) else f"{SHORT.get(key, key)}={value}"

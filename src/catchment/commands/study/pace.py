@@ -10,7 +10,7 @@ from pathlib import Path
 
 from catchment.measuring import Progress
 from catchment.records import ModelCard
-from catchment.runs import Store, write_atomic
+from catchment.runs import Store, make_folder, write_atomic
 
 SHARE = 0.35
 """Of the speed of a plain matrix product that a model reaches; used where nothing was measured."""
@@ -44,6 +44,7 @@ class Pace:
 def learn(store: Store, card: ModelCard, tokens: float, seconds: float) -> None:
     """Remember what was measured of a model; the last of several workers counts."""
     if tokens > 0 and seconds > 0:
+        make_folder(store.root / "paces")
         write_atomic(_path(store, card), json.dumps({"tokens": tokens, "seconds": seconds}))
 
 

@@ -283,5 +283,3 @@ def check_contexts(site: Site) -> None:
                         context=opened[1], drop_long=site.design.settings.drop_long)  # fmt: skip
             except GateError as error:
                 raise GateError(f"{place.name}: {error}") from error
-
-

@@ -91,7 +91,9 @@ def _formats(
     wanted = axis.formats if axis.formats is not None else s.formats
     count = shots if isinstance(shots, int) else 0
     if isinstance(task, str):
-        for form in wanted if isinstance(wanted, (tuple, list)) else [f"format {k + 1}" for k in range(_number(wanted))]:
+        for form in (
+            wanted if isinstance(wanted, (tuple, list)) else [f"format {k + 1}" for k in range(_number(wanted))]
+        ):
             items = min(axis.items or 0, s.limit or axis.items or 0)
             yield Question(name, str(form), count, scorer, wanted=items, status="failed", reason=task, split=axis.split,
                            notes=(axis.note,) if axis.note else ())  # fmt: skip

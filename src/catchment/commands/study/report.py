@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from catchment.capabilities import CHOICE_SCORERS
 from catchment.commands.study.analysis import analyse
+from catchment.commands.study.choice import choice_of, verdicts_of
 from catchment.commands.study.gated import flags_of
-from catchment.commands.study.plan import plan_of
+from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import CellResult, Study
 from catchment.commands.study.scanning import scans_of
@@ -79,7 +80,9 @@ def table_of(site: Site, stands: Sequence[Stand]) -> tuple[ScoreTable, list[Stan
     cells = []
     for stand in stands:
         if stand.status == "done" and stand.cell not in whole:
-            stand = dataclasses.replace(stand, status="missing", have=0, reason="its rows are damaged or of other items")
+            stand = dataclasses.replace(
+                stand, status="missing", have=0, reason="its rows are damaged or of other items"
+            )
             short.append(stand)
         cells.append(_result(stand, scored.get(stand.cell), s.alpha))
     table = ScoreTable(
@@ -122,7 +125,9 @@ def _result(stand: Stand, scored: Scored | None, alpha: float) -> CellResult:
 
 def _with_hash(site: Site, place: Any) -> Any:
     card = site.card(place)
-    return dataclasses.replace(place.checkpoint, weights_hash=card.weights_hash if isinstance(card, ModelCard) else None)
+    return dataclasses.replace(
+        place.checkpoint, weights_hash=card.weights_hash if isinstance(card, ModelCard) else None
+    )
 
 
 def _task_formats(questions: Sequence[Question]) -> Mapping[str, tuple[str, ...]]:
@@ -135,7 +140,7 @@ def _task_formats(questions: Sequence[Question]) -> Mapping[str, tuple[str, ...]
 def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
     """The record: what the scores say, what is missing and what it would cost, and under which conditions."""
     plan = plan_of(site, stands)
-    study = analyse(table)
+    study, verdicts = analyse(table), verdicts_of(site, stands)
     cards = [card for place in site.design.places if isinstance(card := site.card(place), ModelCard)]
     return dataclasses.replace(
         study,
@@ -143,6 +148,8 @@ def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
         headline="complete" if plan.counts["done"] == plan.counts["cells"] else "incomplete",
         gaps=plan.gaps,
         aliases=plan.aliases,
+        verdicts=verdicts,
+        choice=choice_of(verdicts),
         scans=tuple(scans_of(site)),
         conditions=_conditions(site, cards),
         warnings=tuple(dict.fromkeys([*study.warnings, *_warnings(site, cards)])),
@@ -153,16 +160,10 @@ def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
 def _warnings(site: Site, cards: Sequence[ModelCard]) -> Iterator[str]:
     for card in cards:
         yield from (f"{card.name}: {note}" for note in card.notes)
-    for names in (tuple(n) for n in plan_aliases(site)):
+    for names in aliases_of(site):
         yield f"{' and '.join(names)} are the same weights, byte for byte: they count as one"
     for question in site.design.questions:
         yield from (f"{question.name}: {note}" for note in question.notes)
-
-
-def plan_aliases(site: Site) -> tuple[tuple[str, ...], ...]:
-    from catchment.commands.study.plan import aliases_of
-
-    return aliases_of(site)
 
 
 def _conditions(site: Site, cards: Sequence[ModelCard]) -> dict[str, Any]:

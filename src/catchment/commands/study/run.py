@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from catchment.commands.study.choice import losses
 from catchment.commands.study.design import read_design
 from catchment.commands.study.export import write_tables
 from catchment.commands.study.foreign import read_foreign
@@ -226,6 +227,8 @@ def broken(record: Study, settings: StudySettings) -> list[str]:
     if settings.fail_if_drop is None:
         return []
     lines = [f"{flag.where}: {flag.sentence}" for flag in record.flags if flag.refused]
+    if record.verdicts:
+        return [*lines, *losses(record.verdicts, settings.fail_if_drop)]
     for change in record.changes:
         if change.interval.high < 0 and -change.interval.estimate > settings.fail_if_drop:
             lines.append(

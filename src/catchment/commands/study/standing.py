@@ -18,7 +18,7 @@ from catchment.commands.study.tunings import key_of, read_tuned
 from catchment.errors import CatchmentError, StoreError
 from catchment.measuring import Subject
 from catchment.records import ModelCard
-from catchment.runs import Store, cell_key, write_atomic
+from catchment.runs import Store, cell_key, make_folder, write_atomic
 from catchment.training import Rows, read_rows, seeded_rows
 
 
@@ -176,6 +176,7 @@ def remark(store: Store, key: str, told: Remark) -> None:
     if told == Remark():
         path.unlink(missing_ok=True)
     elif read_remark(path) != told:
+        make_folder(path.parent)
         write_atomic(path, json.dumps({"reason": told.reason, "left_out": told.left_out}, ensure_ascii=False))
 
 
@@ -192,7 +193,9 @@ def read_remark(path: Path) -> Remark:
     except FileNotFoundError:
         return Remark()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({type(error).__name__}); delete it, and the cell is tried again.") from error
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}); delete it, and the cell is tried again."
+        ) from error
 
 
 def _remark(store: Store, key: str) -> Path:

@@ -29,6 +29,8 @@ from catchment.training import Rows
 VERSION = 1
 """Raised when the same settings would train other weights."""
 FILE = "tuning.json"
+NEVER = 2**31 - 1
+"""Steps between checkpoints of the Trainer's own: the worker asks for them by the clock."""
 RATES = {"sift": 1e-3, "lora": 2e-4}
 RATE = 2e-5
 """Learning rates where a recipe has none: those of ``catchment tune``."""
@@ -132,7 +134,7 @@ def fit_options(store: Store, key: str, unit: Unit, asked: PromptOptions) -> Fit
     folder = folder_of(store, key)
     return FitOptions(
         output_dir=folder / "model", checkpoints=folder / "checkpoints", learning_rate=rate_of(recipe), seed=unit.seed,
-        prompt_options=asked, **options,
+        prompt_options=asked, save_steps=NEVER, **options,
     )  # fmt: skip
 
 

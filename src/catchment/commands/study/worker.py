@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.pace import Meter, learn
@@ -26,6 +27,10 @@ from catchment.errors import StoreError
 from catchment.measuring import OutOfTimeError, Progress, Subject, batch_tokens, failure, fill
 from catchment.models import LoadedModel
 from catchment.runs import Leases
+
+
+SAVE_EVERY = 60.0
+"""Seconds between checkpoints of a training: what a worker that is lost costs at most."""
 
 
 @dataclass
@@ -79,6 +84,7 @@ class Bench:
 
 def work(settings: StudySettings, number: int, seconds: float | None, progress: Progress | None = None) -> Done:
     """Measure what is open of checkpoint ``number`` and nobody else is at, within so many seconds."""
+    disable_progress_bar()
     site = Site.open(settings, read_design(settings))
     until = float("inf") if seconds is None else time.monotonic() + seconds
     with Leases(site.store.root / "leases") as leases:
@@ -190,7 +196,7 @@ def _is_whole(bench: Bench, stand: Stand) -> bool:
     """Whether another worker has filled the cell since this one looked."""
     store, task = bench.site.store, stand.question.task
     assert task is not None
-    if stand.have == 0 and not store.places(stand.key) and not store.folder(stand.key).exists():
+    if not stand.key or not (store.places(stand.key) or store.folder(stand.key).exists()):
         return False
     rows = store.cell(stand.key, {"task": task.hash()}).rows()
     return all(item.id in rows for item in stand.question.items)
@@ -218,7 +224,9 @@ def _kept_to(bench: Bench, key: str) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (28, 30, 122):  # full, read-only, over quota
-            raise StoreError(f"{bench.site.store.root} cannot be written ({error.strerror}); free some space.") from error
+            raise StoreError(
+                f"{bench.site.store.root} cannot be written ({error.strerror}); free some space."
+            ) from error
         said = failure(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         remark(bench.site.store, key, Remark(reason=said))
         bench.done.failed += 1
@@ -229,15 +237,16 @@ def _watchers(bench: Bench, tuning: Any) -> list[TrainerCallback]:
 
 
 class _Deadline(TrainerCallback):
-    """Ends a training when the time is spent, at a checkpoint from which it goes on."""
+    """Checkpoints by the clock, because short trainings need none and long steps many; and the end of a training when
+    the time is spent, at a checkpoint from which it goes on."""
 
     def __init__(self, bench: Bench) -> None:
-        self.bench, self.ending = bench, False
+        self.bench, self.ending, self.saved = bench, False, time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        late = time.monotonic() > self.bench.until and state.global_step < state.max_steps
-        if late:
-            self.ending = control.should_save = True
+        now = time.monotonic()
+        if state.global_step < state.max_steps and now > min(self.bench.until, self.saved + SAVE_EVERY):
+            self.ending, self.saved, control.should_save = now > self.bench.until, now, True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.ending:

@@ -1,0 +1,114 @@
+"""Several tuned models of one base: a verdict on each, simultaneous over all, and which of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from catchment.capabilities import gates
+from catchment.commands.study.record import Verdicts
+from catchment.commands.study.standing import Site, Stand
+from catchment.measuring import task_result, verdict_sentence
+from catchment.pages import named, points
+from catchment.records import Row, TaskResult
+
+
+def verdicts_of(site: Site, stands: Sequence[Stand]) -> tuple[Verdicts, ...]:
+    """Verdicts on every tuned model that was there before the study, under the first format of each task; none in a grid
+    of several checkpoints.
+
+    The intervals hold together over all tasks of all models: a Bonferroni family of their product.
+    """
+    design = site.design
+    ready = [recipe for recipe in design.recipes if recipe.model]
+    if len(design.places) != 1 or not ready or len(ready) != len(design.recipes):
+        return ()
+    firsts: dict[str, Stand] = {}
+    tables: dict[tuple[str, str], Stand] = {}
+    for stand in stands:
+        if firsts.setdefault(stand.question.name, stand).question.format == stand.question.format:
+            tables.setdefault((stand.unit.tuning, stand.question.name), stand)
+    family = len(ready) * len(firsts)
+    return tuple(_verdicts(site, tables, recipe.label, list(firsts), family) for recipe in ready)
+
+
+def _verdicts(
+    site: Site, tables: Mapping[tuple[str, str], Stand], tuning: str, tasks: Sequence[str], family: int
+) -> Verdicts:
+    """One tuned model."""
+    s = site.design.settings
+    results, unmeasured = [], []
+    for name in tasks:
+        pair = [tables.get((who, name)) for who in ("base", tuning)]
+        if any(stand is None or stand.status != "done" for stand in pair):
+            unmeasured.append(name)
+            continue
+        base, tuned = (_rows(site, stand) for stand in pair if stand is not None)
+        task = pair[0].question.task if pair[0] else None
+        assert task is not None
+        results.append(task_result(task, base, tuned, margin=s.margin, alpha=s.alpha, family=family,
+                                   warnings=gates.check_duplicates(task)))  # fmt: skip
+    if not results:
+        return Verdicts(tuning, "open", "nothing was measured", ())
+    headline, sentence = verdict_sentence(results, s.margin, s.alpha, subject=tuning, unmeasured=unmeasured)
+    return Verdicts(tuning, headline, sentence, tuple(results))
+
+
+def _rows(site: Site, stand: Stand) -> dict[str, Row]:
+    rows = site.store.cell(stand.key, {}).rows()
+    return {item.id: rows[item.id] for item in stand.question.items if item.id in rows}
+
+
+def choice_of(verdicts: Sequence[Verdicts]) -> str:
+    """Which tuned model to take, and why, in one or two sentences; empty without any.
+
+    A model with a shown loss is taken only where all have one. Among the rest the largest sum of shown gains decides;
+    where two intervals overlap, that is said.
+    """
+    if not verdicts:
+        return ""
+    clean = [v for v in verdicts if not _with(v, "lost")]
+    gaining = sorted((v for v in clean if _with(v, "gained")), key=_gain, reverse=True)
+    if gaining:
+        first = gaining[0]
+        rest = [v for v in gaining[1:] if _overlap(first, v)]
+        also = f" {named([v.tuning for v in rest])} cannot be told from it." if rest else ""
+        undecided = named([t.task for t in first.tasks if t.verdict in ("undecided", "not measurable")] or ["nothing"])
+        return f"Take {first.tuning}: {_gains(first)} and no loss was shown; left open: {undecided}.{also}"
+    if clean:
+        return f"No model is shown to gain. {named([v.tuning for v in clean])} lost nothing that was shown."
+    least = max(verdicts, key=lambda v: sum(t.difference.estimate for t in v.tasks))
+    lost = named([f"{t.task} ({points(t.difference.estimate)})" for t in _with(least, "lost")])
+    return f"Every model lost something. The smallest net change is that of {least.tuning}, which lost {lost}."
+
+
+def _with(verdicts: Verdicts, verdict: str) -> list[TaskResult]:
+    return [task for task in verdicts.tasks if task.verdict == verdict]
+
+
+def _gain(verdicts: Verdicts) -> float:
+    return sum(task.difference.estimate for task in _with(verdicts, "gained"))
+
+
+def _gains(verdicts: Verdicts) -> str:
+    return "gained " + named([f"{t.task} ({points(t.difference.estimate)})" for t in _with(verdicts, "gained")])
+
+
+def _overlap(first: Verdicts, other: Verdicts) -> bool:
+    """Whether on no task that either gained their intervals are apart."""
+    pairs = {t.task: t.difference for t in other.tasks}
+    return all(
+        not (t.difference.low > pairs[t.task].high or t.difference.high < pairs[t.task].low)
+        for t in first.tasks
+        if t.task in pairs
+    )
+
+
+def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:
+    """Drops that are shown and estimated to be larger than the bound, one sentence each."""
+    for v in verdicts:
+        for task in v.tasks:
+            if task.difference.high < 0 and -task.difference.estimate > bound:
+                yield (
+                    f"{v.tuning}: {task.task} dropped by {-task.difference.estimate:.3f} "
+                    f"[{-task.difference.high:.3f}, {-task.difference.low:.3f}], more than --fail-if-drop {bound:g}"
+                )
