@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from catchment import models
 from catchment.capabilities import context_length, prepare, sample
-from catchment.commands.study.design import Design, Place, Unit, read_design
+from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Gap

@@ -19,7 +19,6 @@ from catchment.capabilities import PromptOptions
 from catchment.commands.study.design import Recipe, Unit
 from catchment.commands.tune.warned import kept_warnings
 from catchment.errors import StoreError
-from catchment.measuring import Progress
 from catchment.methods import FitOptions, fit
 from catchment.models import LoadedModel
 from catchment.records import SCHEMA_VERSION, ModelCard, from_json, to_json

@@ -28,7 +28,6 @@ from catchment.measuring import OutOfTimeError, Progress, Subject, batch_tokens,
 from catchment.models import LoadedModel
 from catchment.runs import Leases
 
-
 SAVE_EVERY = 60.0
 """Seconds between checkpoints of a training: what a worker that is lost costs at most."""
 
