@@ -13,8 +13,8 @@ from catchment.records import Row, TaskResult
 
 
 def verdicts_of(site: Site, stands: Sequence[Stand]) -> tuple[Verdicts, ...]:
-    """Verdicts on every tuned model that was there before the study, under the first format of each task; none in a grid
-    of several checkpoints.
+    """Verdicts on every tuned model that was there before the study, under the first format of each task; none in a
+    grid of several checkpoints.
 
     The intervals hold together over all tasks of all models: a Bonferroni family of their product.
     """

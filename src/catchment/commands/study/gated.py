@@ -95,7 +95,9 @@ def _constant(stands: Sequence[Stand], scored: Mapping[Cell, Scored]) -> Iterato
         for answer in np.unique(gold):
             always = gold == answer
             if always.mean() < 0.9 and (cell.scores == always).mean() >= CONSTANT:
-                said = f"answer {answer + 1} for nearly all of {cell.n} items, score {cell.mean:.3f} = its share of the gold"
+                said = (
+                    f"answer {answer + 1} for almost all {cell.n} items: score {cell.mean:.3f}, the share of the gold"
+                )
                 told.setdefault((stand.question.name, said), []).append(stand.unit.name)
     for (name, said), units in told.items():
         who = units[0] if len(units) == 1 else f"{units[0]} and {len(units) - 1} more"

@@ -28,8 +28,8 @@ def settings_of(compare: CompareSettings, tuned: Sequence[str], given: frozenset
     for name in ONE_ONLY:
         if name in given:
             raise InputError(
-                f"--{name.replace('_', '-')} is for a comparison of two models, and {len(tuned)} tuned ones were given; "
-                "leave it out, or compare them one by one."
+                f"--{name.replace('_', '-')} is for a comparison of two models, and {len(tuned)} tuned ones were given;"
+                " leave it out, or compare them one by one."
             )
     groups = (MeasureOptions, MarginOption, AskOptions, ModelOptions, OutputOptions)
     shared = {**compare.shared(*groups), "tasks": list(compare.tasks)}

@@ -43,8 +43,8 @@ class Question:
 
 
 def ask(s: StudySettings, tasks: Sequence[TaskAxis]) -> tuple[Question, ...]:
-    """Every combination of task, shots, scorer and format. A task that is not here, or that a gate refuses, is kept with
-    the reason.
+    """Every combination of task, shots, scorer and format. A task that is not here, or that a gate refuses, is kept
+    with the reason.
 
     Raises:
         InputError: A task, a format or a number of shots twice; a format that no task has.
@@ -102,7 +102,7 @@ def _formats(
     for form in _chosen(task, wanted):
         items = sample(made.items, s.limit, s.seed)
         scored = made.scorer if scorer == OWN else scorer
-        yield Question(name, form.name, len(made.shots), scored, made if not reason else None, items, len(items), status,
+        yield Question(name, form.name, len(made.shots), scored, None if reason else made, items, len(items), status,
                        reason, axis.split, notes)  # fmt: skip
 
 
@@ -139,6 +139,7 @@ def _chosen(task: Task, formats: object) -> list[Format]:
     missing = [str(name) for name in formats if name not in known]
     if missing:
         raise InputError(
-            f"task {task.name!r} has no format {missing[0]!r}; it has {', '.join(known)}.{did_you_mean(missing[0], known)}"
+            f"task {task.name!r} has no format {missing[0]!r}; it has {', '.join(known)}."
+            + did_you_mean(missing[0], known)
         )
     return [known[str(name)] for name in formats]

@@ -229,13 +229,12 @@ def broken(record: Study, settings: StudySettings) -> list[str]:
     lines = [f"{flag.where}: {flag.sentence}" for flag in record.flags if flag.refused]
     if record.verdicts:
         return [*lines, *losses(record.verdicts, settings.fail_if_drop)]
-    for change in record.changes:
-        if change.interval.high < 0 and -change.interval.estimate > settings.fail_if_drop:
-            lines.append(
-                f"{change.tuning} at {change.revision}: {change.task} dropped by {-change.interval.estimate:.3f}, more "
-                f"than --fail-if-drop {settings.fail_if_drop:g}"
-            )
-    return lines
+    return lines + [
+        f"{change.tuning} at {change.revision}: {change.task} dropped by {-change.interval.estimate:.3f}, more than "
+        f"--fail-if-drop {settings.fail_if_drop:g}"
+        for change in record.changes
+        if change.interval.high < 0 and -change.interval.estimate > settings.fail_if_drop
+    ]
 
 
 def unproven(record: Study, settings: StudySettings) -> list[str]:

@@ -92,9 +92,10 @@ def conditions_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions)
     recipe = unit.recipe
     assert recipe is not None
     assert recipe.method is not None
+    template = base.template_hash if asked.chat_template == "auto" else asked.key
     return {
         "kind": "tuning", "version": VERSION, "weights": base.weights_hash, "config": base.config_hash,
-        "tokenizer": base.tokenizer_hash, "template": base.template_hash if asked.chat_template == "auto" else asked.key,
+        "tokenizer": base.tokenizer_hash, "template": template,
         "system": asked.system, "dtype": base.dtype, "attention": base.attention, "device": base.device.split(":")[0],
         "data": rows.fingerprint, "method": recipe.method.name, "args": _plain(recipe.method), "seed": unit.seed,
         "options": {**dict(recipe.options or {}), "learning_rate": rate_of(recipe)},
