@@ -114,6 +114,7 @@ class Change:
         learned: Whether the base is above chance, at a false discovery rate of alpha over the study's tasks; ``None``
             where it cannot be tested.
         near_zero: Whether the base is too near 0 for a ratio of change to mean anything.
+        refused: A gate refused the cells: the numbers are shown, and nothing is concluded from them.
     """
 
     model: str
@@ -131,6 +132,7 @@ class Change:
     verdict: str = ""
     learned: bool | None = None
     near_zero: bool = False
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,27 +155,29 @@ class Ratio:
 
     Attributes:
         n: Cells.
-        mean, sd: Of (tuned - base)/base over cells; ``t``: mean/(sd/sqrt(n)).
+        mean, sd: Of (tuned - base)/base over cells; ``t``: mean/(sd/sqrt(n)); all ``None`` where a base is 0.
         median: Of the same.
-        pooled: Sum of changes over sum of bases.
+        pooled: Sum of changes over sum of bases; ``None`` where all bases are 0.
         log_ratio: Mean of log(tuned/base); ``None`` where a score is 0.
         raw: Mean of tuned - base.
         near_zero: Cells whose base is too near 0, in words.
         largest: The cell that moves the mean most, in words; ``without``: the mean without its checkpoint.
+        leave_out: The mean without each checkpoint.
     """
 
     n: int
-    mean: float
-    sd: float
+    mean: float | None
+    sd: float | None
     t: float | None
-    median: float
-    pooled: float
+    median: float | None
+    pooled: float | None
     log_ratio: float | None
     raw: float
     near_zero: tuple[str, ...] = ()
     largest: str = ""
     without: float | None = None
     without_what: str = ""
+    leave_out: tuple[tuple[str, float | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,9 +185,12 @@ class Contrast:
     """A question over several pairs (tuning, task).
 
     Attributes:
-        by_checkpoint: Mean change per checkpoint; ``ratio_by_checkpoint`` the mean ratio.
-        unique: The same with every pair once, where the list names one twice; else empty.
+        by_checkpoint: Mean change per checkpoint, ``None`` where a pair is missing there: a mean over the other pairs
+            would be another quantity; ``ratio_by_checkpoint`` the mean ratio.
+        mean: Mean change over pairs and checkpoints.
+        unique: ``by_checkpoint`` with every pair once, where the list names one twice; else empty.
         missing: Pairs x checkpoints without both scores, in words.
+        refused: Tasks of the list that a gate refused: the numbers are those of the list, and conclude nothing.
     """
 
     name: str
@@ -192,8 +199,10 @@ class Contrast:
     by_checkpoint: tuple[tuple[str, float | None], ...]
     ratio_by_checkpoint: tuple[tuple[str, float | None], ...]
     ratio: Ratio | None
+    mean: float | None = None
     unique: tuple[tuple[str, float | None], ...] = ()
     missing: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,12 +253,22 @@ class TaskNoise:
 
 @dataclass(frozen=True)
 class Flag:
-    """A validity gate that was raised. ``refused``: its cells are left out of every number that concludes."""
+    """A validity gate that was raised. ``refused``: its cells are left out of every number that concludes.
+
+    Attributes:
+        where: The cells in words, for readers.
+        model, revision, tuning, task: The cells; empty means all. A flag that names none of them refuses the task that
+            ``where`` names.
+    """
 
     gate: str
     where: str
     sentence: str
     refused: bool = False
+    model: str = ""
+    revision: str = ""
+    tuning: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)

@@ -69,3 +69,5 @@ class ScoreTable:
     seed: int = 0
     task_formats: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Formats of a task where they are not those of the study, the default first."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know about how the scores were read, a sentence each."""
