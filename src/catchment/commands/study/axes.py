@@ -136,7 +136,7 @@ def read(kind: type[T], value: object, where: str, main: str) -> T:
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise InputError(f"{where}: {key} is {part!r}; {said[:1].lower()}{said[1:]}.") from error
-    if main not in values and not (kind is TuningAxis and "model" in values) and kind is not ScanAxis:
+    if main not in values and kind not in (TuningAxis, ScanAxis):
         raise InputError(f"{where} has no {main!r}; expected e.g. {main}: ...")
     return kind(**values)
 

@@ -1,0 +1,162 @@
+"""The grid of a study: how many cells, what they are called, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from catchment.commands.study.many import names_of
+from catchment.commands.study.standing import Unit, cell_of
+from catchment.errors import InputError
+from tests.unit.commands.study.grids import design, write_grid
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Tasks and rows, and no model: a grid is read without one."""
+    choices = ["red", "blue", "green"]
+    words = ["tall", "small", "warm", "cold", "fast", "slow", "old", "new"]
+    items = [
+        {"prompt": f"echo {i}: a {words[i % 8]} {words[(3 * i + 1) % 8]} thing is", "choices": choices, "gold": i % 3}
+        for i in range(40)
+    ]
+    (tmp_path / "echo.jsonl").write_text("\n".join(map(json.dumps, items)))
+    rows = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(4) for b in range(4)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_the_grid_is_the_product_of_its_axes(folder: Path) -> None:
+    grid = design(write_grid(folder, models=[{"model": "m-{revision}", "revisions": [1000, "main"], "name": "m"}]))
+    units = [unit for place in grid.places for unit in grid.units(place)]
+    cells = {cell_of(unit, question) for unit in units for question in grid.questions}
+    # 2 checkpoints x (base + 2 methods x 2 seeds) x 1 task x 2 formats
+    assert len(cells) == 2 * (1 + 2 * 2) * 2
+    assert {cell.revision for cell in cells} == {"1000", "main"}
+    assert {cell.tuning for cell in cells} == {"base", "sums full", "sums lora"}
+    assert {cell.seed for cell in cells} == {None, 0, 1}
+    assert [place.spec for place in grid.places] == ["m-1000", "m-main"]
+
+
+def test_a_value_more_adds_cells_and_changes_none(folder: Path) -> None:
+    def cells(**changes: Any) -> set[Any]:
+        grid = design(write_grid(folder, **changes))
+        return {cell_of(u, q) for place in grid.places for u in grid.units(place) for q in grid.questions}
+
+    few, many = cells(), cells(seeds=[0, 1, 2])
+    assert few < many
+    assert {cell.seed for cell in many - few} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"method": "full"}, ["sums"]),
+        ({"method": ["full", "sift"]}, ["sums full", "sums sift"]),
+        ({"method": "full", "learning_rate": [1e-4, 0.001]}, ["sums lr=0.0001", "sums lr=0.001"]),
+        ({"method": "lora", "method_args": [{"r": 4}, {"r": 8}]}, ["sums r=4", "sums r=8"]),
+    ],
+)
+def test_labels_say_what_differs(folder: Path, changes: dict[str, Any], labels: list[str]) -> None:
+    tuning = {"name": "sums", "data": "sums.jsonl", "max_steps": 3, **changes}
+    assert [recipe.label for recipe in design(write_grid(folder, tunings=[tuning])).recipes] == labels
+
+
+def test_entries_of_one_name_are_told_apart(folder: Path) -> None:
+    entries = [
+        {"name": "sums", "data": "sums.jsonl", "method": "full", "learning_rate": [1e-4, 1e-3]},
+        {"name": "sums", "data": "sums.jsonl", "method": "lora", "method_args": {"r": 4}},
+    ]
+    labels = [recipe.label for recipe in design(write_grid(folder, tunings=entries)).recipes]
+    assert labels == ["sums full lr=0.0001", "sums full lr=0.001", "sums lora"]
+
+
+def test_formats_of_a_task_and_the_default(folder: Path) -> None:
+    grid = design(write_grid(folder, formats=["default", "bare"]))
+    assert [question.format for question in grid.questions] == ["question", "bare"]
+    assert [q.wanted for q in grid.questions] == [24, 24]
+
+
+def test_a_task_that_is_not_here_stays_in_the_grid(folder: Path) -> None:
+    tasks = ["echo.jsonl", {"task": "lm-eval:no_such_task_at_all", "name": "far", "items": 500, "split": "test"}]
+    try:
+        grid = design(write_grid(folder, tasks=tasks, limit=None))
+    except InputError as error:  # lm-eval is there and knows no such task: a wrong name is the user's
+        assert "no_such_task_at_all" in str(error)
+        return
+    far = next(question for question in grid.questions if question.name == "far")
+    assert (far.task, far.status, far.wanted) == (None, "failed", 500)
+
+
+@pytest.mark.parametrize("gold", [-1, None])
+def test_an_unlabelled_task_is_refused_and_listed(folder: Path, gold: int | None) -> None:
+    lines = [json.loads(line) for line in (folder / "echo.jsonl").read_text().splitlines()]
+    dataset = [{"q": line["prompt"], "a": -1 if gold is None else gold} for line in lines]
+    (folder / "blind.csv").write_text("q,a\n" + "\n".join(f"{row['q']},{row['a']}" for row in dataset))
+    (folder / "blind.yaml").write_text("dataset: blind.csv\nprompt: '{q}'\nchoices: ['no', 'yes']\ngold: a\n")
+    grid = design(write_grid(folder, tasks=["echo.jsonl", "blind.yaml"]))
+    blind = [question for question in grid.questions if question.name == "blind"]
+    assert blind
+    assert all(q.task is None and q.status in ("refused", "failed") and "-1" in q.reason for q in blind)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": None}, "models is empty"),
+        ({"models": [{"model": "m", "revisions": ["a", "b", "a"]}]}, "revisions of m: 'a' is there twice"),
+        ({"models": ["m", "m"]}, "is there twice"),
+        ({"models": [{"modle": "m"}]}, "unknown key 'modle'. Did you mean 'model'?"),
+        ({"models": [{"model": "m", "revisions": ["a", "b"], "tokens": [1.0]}]}, "1 numbers for 2 checkpoints"),
+        ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [0, None]}, "seeds holds None"),
+        ({"seeds": [0, -1]}, "seeds holds -1"),
+        ({"seeds": [0, True]}, "seeds holds True"),
+        ({"seeds": [0.5]}, "seeds holds 0.5"),
+        ({"shots": [0, 0]}, "shots: 0 is there twice"),
+        ({"shots": [-2]}, "shots holds -2"),
+        ({"scorers": ["own", "own"]}, "scorers: 'own' is there twice"),
+        ({"formats": 0}, "formats is 0"),
+        ({"formats": ["default", "default"]}, "formats: 'default' is there twice"),
+        ({"formats": ["bear"]}, "no format 'bear'"),
+        ({"tasks": ["echo.jsonl", "echo.jsonl"]}, "is there twice"),
+        ({"tasks": ["ecko.jsonl"]}, "ecko.jsonl"),
+        ({"tunings": [{"name": "x"}]}, "neither data and model"),
+        ({"tunings": [{"data": "sums.jsonl", "model": "m"}]}, "both data and model"),
+        ({"tunings": [{"data": "sums.jsonl", "name": "base"}]}, "is called 'base'"),
+        ({"tunings": [{"data": "sums.jsonl", "method": "sfit"}]}, "Did you mean 'sift'?"),
+        ({"tunings": [{"data": "sums.jsonl", "method": ["full", "full"]}]}, "'full' is there twice"),
+        ({"tunings": [{"data": "sums.jsonl", "learning_rate": [1e-3, 1e-3]}]}, "0.001 is there twice"),
+        ({"tunings": [{"data": "sums.jsonl", "learning_rate": ["fast"]}]}, "learning_rate is ['fast']"),
+        (
+            {"tunings": [{"data": "sums.jsonl", "method": "sift", "method_args": {"sparcity": 0.1}}]},
+            "Did you mean 'sparsity'?",
+        ),
+        ({"tunings": [{"data": "sums.jsonl"}, {"data": "sums.jsonl"}]}, "is there twice"),
+        ({"contrasts": {"far": [{"sums": ["far"]}]}}, "no task 'far'"),
+        ({"contrasts": {"far": [{"suns": ["echo"]}]}}, "no tuning 'suns'"),
+        ({"tunings": [{"data": "sums.jsonl", "in_domain": "ekho"}]}, "no task 'ekho'. Did you mean 'echo'?"),
+    ],
+)
+def test_bad_input_is_one_sentence(folder: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        design(write_grid(folder, **changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_models_that_are_compared() -> None:
+    assert names_of(["runs/a", "runs/b"]) == ["a", "b"]
+    assert names_of(["a/final", "b/final"]) == ["a/final", "b/final"]
+    with pytest.raises(InputError, match="given twice"):
+        names_of(["a", "a"])
+
+
+def test_units_are_values(folder: Path) -> None:
+    grid = design(write_grid(folder))
+    assert len({unit.name for unit in grid.units(grid.places[0])}) == 5
+    assert Unit(grid.places[0]).name == "base"
