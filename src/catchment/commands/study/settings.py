@@ -42,7 +42,7 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
         workers: Processes that share the work; with Ray tasks at a time.
         executor: "processes" on this machine, "ray", or the address of a Ray cluster, ray://HOST:10001.
         gpus: GPUs of each Ray task. Default: 1 where the cluster has any.
-        disk: Largest size of tuned models that are kept, in GB; what was evaluated is dropped first.
+        disk: GB of tuned models that are kept, those used last; and checkpoints fetched from the hub are dropped.
         drop_long: Leave out items longer than the context instead of refusing the task.
         fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02.
         others: merge: folders of rows, from other machines, to take over.

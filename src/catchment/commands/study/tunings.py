@@ -79,14 +79,6 @@ def artefact(store: Store, key: str) -> Path | None:
     return folder if any(folder.glob("*.safetensors")) else None
 
 
-def drop(store: Store, key: str) -> int:
-    """Delete the tuned weights; returns the bytes. What is known of the training stays."""
-    folder = folder_of(store, key) / "model"
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
-    return size
-
-
 def conditions_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions) -> dict[str, Any]:
     """Everything that decides the tuned weights: the address of a training."""
     recipe = unit.recipe

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils.logging import disable_progress_bar
 
 from catchment.commands.study.design import Place, Unit, read_design
+from catchment.commands.study.disk import drop_fetched, is_fetched, keep_within
 from catchment.commands.study.pace import Meter, learn
 from catchment.commands.study.scanning import scan_unit, scans_due
 from catchment.commands.study.settings import StudySettings
@@ -56,6 +57,7 @@ class Bench:
     done: Done = field(default_factory=Done)
     tokens: float = 0.0
     seconds: float = 0.0
+    fetched: bool = False
     _base: Subject | None = None
 
     def check(self) -> None:
@@ -68,10 +70,12 @@ class Bench:
         """The checkpoint, loaded."""
         if self._base is None:
             self.progress.status(f"reading {self.place.name}")
+            there = is_fetched(self.place)
             self._base = self.site.subject(self.place)
             self._base.check = self.check
             _ = self._base.loaded
             self.done.loads += 1
+            self.fetched |= not there and is_fetched(self.place)
         return self._base
 
     def release(self) -> None:
@@ -79,6 +83,8 @@ class Bench:
             learn(self.site.store, self._base.card, self.tokens, self.seconds)
             self._base.loaded.release()
             self._base = None
+        if self.fetched and self.site.design.settings.disk is not None:
+            drop_fetched(self.place)
 
 
 def work(settings: StudySettings, number: int, seconds: float | None, progress: Progress | None = None) -> Done:
@@ -135,6 +141,7 @@ def _tuned(bench: Bench, known: Known) -> None:
         due = [stand for stand in site.stands_of(now, {}, {}) if stand.open]
         _cells(bench, lambda: opened, due)
         scan_unit(site, now, lambda: opened, bench.progress)
+    keep_within(site.store, site.design.settings.disk)
 
 
 def _asked(bench: Bench, loaded: LoadedModel) -> Subject:
