@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from catchment.commands.study.analysis import analyse
 from catchment.commands.study.choice import losses
 from catchment.commands.study.design import read_design
 from catchment.commands.study.export import write_tables
-from catchment.commands.study.foreign import read_foreign
+from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.lm_eval_logs import read_lm_eval
 from catchment.commands.study.page import write_page
 from catchment.commands.study.plan import check_contexts
-from catchment.commands.study.record import FILE, Study
+from catchment.commands.study.record import FILE, Flag, Study
 from catchment.commands.study.report import study_of, table_of
+from catchment.commands.study.scores import Pairs
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand
 from catchment.commands.study.worker import Done, work
@@ -192,9 +197,29 @@ def _foreign(settings: StudySettings, progress: Progress) -> Study:
         raise InputError(f"--csv and --lm-eval are read by `study report`, not by `study {settings.action}`.")
     _claim(settings)
     progress.status("reading the scores")
-    record, table = read_foreign(settings)
+    if settings.csv is not None:
+        table = read_scores(settings.csv, settings.label, _told(settings))
+    else:
+        table = read_lm_eval(str(settings.lm_eval), settings.base or None, settings.metric or None)
+    record = dataclasses.replace(analyse(table), created=datetime.now(UTC).isoformat(timespec="seconds"))
     _write(settings, record, table, progress)
     return record
+
+
+def _told(settings: StudySettings) -> TableSettings:
+    """What the study file says of a foreign table's tunings and tasks."""
+    shared = {"alpha": settings.alpha, "margin": settings.margin}
+    if not settings.models:
+        return TableSettings(**shared)
+    design = read_design(settings)
+    refused = {q.name: q.reason for q in design.questions if q.status == "refused"}
+    return TableSettings(
+        contrasts=tuple(Pairs(name, pairs) for name, pairs in design.contrasts.items()),
+        in_domain={recipe.card.data: recipe.card.in_domain for recipe in design.recipes},
+        flags=tuple(Flag("unlabelled test set", name, reason, refused=True) for name, reason in refused.items()),
+        chance={q.name: q.task.chance_level for q in design.questions if q.task is not None},
+        **shared,
+    )
 
 
 @contextmanager
