@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 SCHEMA_VERSION = 1
 
@@ -83,6 +87,12 @@ def to_json(record: Any) -> str:
 
 def from_json(kind: type[T], text: str) -> T:
     """Read a record back, checked field by field. Raises ``pydantic.ValidationError`` on a foreign file."""
+    return _adapter(kind).validate_json(text)
+
+
+@lru_cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """What checks a kind of record; making it takes longer than reading one."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_json(text)
+    return TypeAdapter(kind)

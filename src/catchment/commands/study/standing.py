@@ -72,6 +72,7 @@ class Site:
     design: Design
     store: Store
     _cards: dict[Place, ModelCard | str] = field(default_factory=dict)
+    _known: dict[tuple[str, str, str, int | None], Known] = field(default_factory=dict)
 
     @classmethod
     def open(cls, settings: StudySettings, design: Design) -> Site:
@@ -101,7 +102,15 @@ class Site:
         return _rows(recipe.data, recipe.rows, self.design.settings.seed)
 
     def known(self, unit: Unit) -> Known:
-        """Identity of a unit, as far as it is there."""
+        """Identity of a unit, as far as it is there; what has one keeps it."""
+        c = unit.place.checkpoint
+        name = (c.model, c.revision, unit.tuning, unit.seed)
+        known = self._known.get(name)
+        if known is None or (known.card is None and known.key):  # perhaps trained since
+            known = self._known[name] = self._look_at(unit, known.key if known else "")
+        return known
+
+    def _look_at(self, unit: Unit, key: str) -> Known:
         base = self.card(unit.place)
         if isinstance(base, str):
             return Known(unit, None, reason=base)
@@ -110,7 +119,7 @@ class Site:
         if unit.recipe.model:
             return self._ready_made(unit)
         try:
-            key = key_of(unit, base, self.rows(unit.recipe), self.design.asked)
+            key = key or key_of(unit, base, self.rows(unit.recipe), self.design.asked)
         except CatchmentError as error:
             return Known(unit, None, reason=str(error))
         tuned = read_tuned(self.store, key)
