@@ -10,6 +10,7 @@ from typing import Any
 from catchment.capabilities import PromptOptions
 from catchment.commands.study import axes
 from catchment.commands.study.axes import ModelAxis, ScanAxis, TaskAxis, TuningAxis
+from catchment.commands.study.calls import PlannedCall, read_calls
 from catchment.commands.study.questions import Question, ask
 from catchment.commands.study.record import BASE, Checkpoint, TuningCard
 from catchment.commands.study.settings import StudySettings
@@ -92,6 +93,7 @@ class Design:
         questions: What every model is asked.
         scans: Scans of every model.
         contrasts: Named lists of pairs.
+        calls: Functions to call.
     """
 
     settings: StudySettings
@@ -101,6 +103,7 @@ class Design:
     questions: tuple[Question, ...]
     scans: tuple[ScanAxis, ...]
     contrasts: Mapping[str, tuple[tuple[str, str], ...]]
+    calls: tuple[PlannedCall, ...] = ()
 
     def units(self, place: Place) -> Iterator[Unit]:
         """The models under test of one checkpoint, the base first."""
@@ -118,7 +121,8 @@ def read_design(settings: StudySettings) -> Design:
     """
     s = settings
     models = axes.read_all(ModelAxis, s.models, "models", "model")
-    if not models:
+    calls = read_calls(s)
+    if not models and not calls:
         raise InputError("models is empty; expected at least one, e.g. models: [org/name].")
     places = tuple(place for axis in models for place in _places(axis, s))
     axes.distinct(((p.checkpoint.model, p.checkpoint.revision) for p in places), "models")
@@ -136,6 +140,7 @@ def read_design(settings: StudySettings) -> Design:
         questions=questions,
         scans=axes.read_all(ScanAxis, s.scans, "scans", "name") if s.scans else (),
         contrasts=axes.read_contrasts(s.contrasts),
+        calls=calls,
     )
     _check_contrasts(design)
     return design

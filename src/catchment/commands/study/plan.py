@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from catchment import models
 from catchment.capabilities import context_length, prepare, sample
+from catchment.commands.study.calls import gaps_of, stand_of
 from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Gap
 from catchment.commands.study.settings import StudySettings
-from catchment.commands.study.standing import Site, Stand
+from catchment.commands.study.standing import Site, Stand, read_remarks
 from catchment.commands.study.tunings import artefact
 from catchment.errors import CatchmentError, GateError
 from catchment.measuring import Progress
@@ -79,14 +80,16 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     """
     design = site.design
     prices = Prices(site)
+    reasons = {key: told.reason for key, told in read_remarks(site.store).items()} if design.calls else {}
     counts = Counter(stand.status for stand in stands)
+    counts.update(stand_of(site.store, call, reasons)[0] for call in design.calls)
     trainings = [unit for place in design.places for unit in design.units(place) if unit.trains]
     todo = [unit for unit in trainings if site.known(unit).card is None]
-    gaps = _gaps(prices, stands, todo)
+    gaps = [*_gaps(prices, stands, todo), *gaps_of(design.calls, site.store, reasons)]
     return Plan(
         name=design.settings.label,
-        counts={**{s: counts[s] for s in ("done", "missing", "failed", "refused")}, "cells": len(stands),
-                "trainings": len(trainings), "to train": len(todo)},
+        counts={**{s: counts[s] for s in ("done", "missing", "failed", "refused")},
+                "cells": len(stands) + len(design.calls), "trainings": len(trainings), "to train": len(todo)},
         seconds=sum(gap.seconds or 0.0 for gap in gaps),
         measured=prices.measured,
         memory=max((prices.memory(unit) for place in design.places for unit in design.units(place)), default=0.0),

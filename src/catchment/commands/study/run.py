@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from catchment.commands.study.analysis import analyse
+from catchment.commands.study.calls import FILE as RESULT
+from catchment.commands.study.calls import read_result
 from catchment.commands.study.choice import losses
 from catchment.commands.study.design import read_design
 from catchment.commands.study.export import write_tables
@@ -109,10 +111,11 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
 
 
 def _due(site: Site, stands: Sequence[Stand]) -> list[int]:
-    """Checkpoints at which something is open, by number."""
+    """Checkpoints at which something is open, by number; their number where calls are."""
     open_places = {stand.unit.place for stand in stands if stand.open}
-    scans = bool(site.design.scans)
-    return [n for n, place in enumerate(site.design.places) if place in open_places or scans]
+    scans, places = bool(site.design.scans), site.design.places
+    due = [n for n, place in enumerate(places) if place in open_places or scans]
+    return [*due, len(places)] if any(read_result(site.store, call) is None for call in site.design.calls) else due
 
 
 def _round(
@@ -163,10 +166,11 @@ def _merge(settings: StudySettings, site: Site, progress: Progress) -> None:
 
 
 def merge_folders(other: Path, root: Path) -> None:
-    """Take over trainings and scans that are not here; a folder is copied beside its name and then renamed."""
+    """Take over trainings, scans and results of calls that are not here; a folder is copied beside its name, then
+    renamed."""
     import shutil
 
-    for kind, file in (("tunings/*", "tuning.json"), ("scans", "scan.json")):
+    for kind, file in (("tunings/*", "tuning.json"), ("scans", "scan.json"), ("calls", RESULT)):
         for folder in sorted(path.parent for path in other.glob(f"{kind}/*/{file}")):
             target = root / folder.relative_to(other)
             if not (target / file).is_file():

@@ -60,6 +60,7 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
         shot_seed: Chooses the examples.
         scorers: Ways to score; "own": as the task says.
         scans: Settings of scans, as cells of their own.
+        calls: Functions of a file beside the YAML file, as cells of their own.
         contrasts: Named lists of pairs of tuning and tasks, to average over.
         seed: Chooses the items.
         store: Folder of measured rows, shared with other commands. Default: in the cache folder.
@@ -94,6 +95,7 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
     shot_seed: Annotated[int, IN_FILE] = 0
     scorers: Axis = ("own",)
     scans: Axis = ()
+    calls: Axis = ()
     contrasts: Axis = ()
 
     @property

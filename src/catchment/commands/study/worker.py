@@ -17,6 +17,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
+from catchment.commands.study.calls import make_call, read_result
 from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.disk import drop_fetched, is_fetched, keep_within
 from catchment.commands.study.pace import Meter, learn
@@ -50,7 +51,7 @@ class Bench:
     """A worker at a checkpoint, whose weights are read when they are first needed."""
 
     site: Site
-    place: Place
+    place: Place | None
     leases: Leases
     progress: Progress
     until: float
@@ -69,6 +70,7 @@ class Bench:
     def base(self) -> Subject:
         """The checkpoint, loaded."""
         if self._base is None:
+            assert self.place is not None
             self.progress.status(f"reading {self.place.name}")
             there = is_fetched(self.place)
             self._base = self.site.subject(self.place)
@@ -88,26 +90,51 @@ class Bench:
 
 
 def work(settings: StudySettings, number: int, seconds: float | None, progress: Progress | None = None) -> Done:
-    """Measure what is open of checkpoint ``number`` and nobody else is at, within so many seconds."""
+    """Measure what is open of checkpoint ``number`` and nobody else is at, within so many seconds; behind the last
+    checkpoint come the calls."""
     disable_progress_bar()
     site = Site.open(settings, read_design(settings))
     until = float("inf") if seconds is None else time.monotonic() + seconds
     with Leases(site.store.root / "leases") as leases:
-        bench = Bench(site, site.design.places[number], leases, progress or Progress(), until)
+        place = site.design.places[number] if number < len(site.design.places) else None
+        bench = Bench(site, place, leases, progress or Progress(), until)
         try:
-            counts, remarks = site.store.counts(), read_remarks(site.store)
-            for unit in site.design.units(bench.place):
-                bench.check()
-                known = site.known(unit)
-                due = [stand for stand in site.stands_of(known, counts, remarks) if stand.open]
-                if (due or scans_due(site, known)) and not known.reason:
-                    _unit(bench, known, due)
+            if place is None:
+                _calls(bench)
+            else:
+                _place(bench, place)
         except OutOfTimeError:
             bench.done.late = True
         finally:
             bench.release()
             site.store.compact_used()
     return bench.done
+
+
+def _place(bench: Bench, place: Place) -> None:
+    """The open cells of one checkpoint."""
+    site = bench.site
+    counts, remarks = site.store.counts(), read_remarks(site.store)
+    for unit in site.design.units(place):
+        bench.check()
+        known = site.known(unit)
+        due = [stand for stand in site.stands_of(known, counts, remarks) if stand.open]
+        if (due or scans_due(site, known)) and not known.reason:
+            _unit(bench, known, due)
+
+
+def _calls(bench: Bench) -> None:
+    """The calls that have no result, each under a lease."""
+    store = bench.site.store
+    for call in bench.site.design.calls:
+        bench.check()
+        if read_result(store, call) is None:
+            with _claimed(bench, call.key) as ours:
+                if ours and read_result(store, call) is None:
+                    with _kept_to(bench, call.key):
+                        make_call(call, store, bench.progress, bench.check)
+                        remark(store, call.key, Remark())
+                        bench.done.cells += 1
 
 
 def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
