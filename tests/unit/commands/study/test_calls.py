@@ -90,7 +90,9 @@ def test_a_new_version_is_called_again_and_a_new_text_is_not(tmp_path: Path) -> 
     s = settings(tmp_path, [{"function": "claim.py:double", "over": {"x": 1}}])
     (tmp_path / "claim.py").write_text(CLAIM + "\n# a remark\n")
     assert work(s, 0, None).cells == 0
-    assert work(settings(tmp_path, [{"function": "claim.py:double", "over": {"x": 1}, "version": 2}]), 0, None).cells == 1
+    assert (
+        work(settings(tmp_path, [{"function": "claim.py:double", "over": {"x": 1}, "version": 2}]), 0, None).cells == 1
+    )
 
 
 def test_a_failure_is_kept_with_its_reason_and_costs_no_other_call(tmp_path: Path) -> None:
