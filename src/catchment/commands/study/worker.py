@@ -85,7 +85,7 @@ class Bench:
             learn(self.site.store, self._base.card, self.tokens, self.seconds)
             self._base.loaded.release()
             self._base = None
-        if self.fetched and self.site.design.settings.disk is not None:
+        if self.place is not None and self.fetched and self.site.design.settings.disk is not None:
             drop_fetched(self.place)
 
 
