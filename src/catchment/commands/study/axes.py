@@ -170,7 +170,7 @@ def read_seeds(values: object, where: str) -> tuple[int, ...]:
         said = f"holds {wrong[0]!r}" if wrong else "is empty"
         raise InputError(f"{where} {said}; expected whole numbers from 0 to below 2**32, e.g. [0, 1, 2].")
     distinct(listed, where)
-    return tuple(listed)
+    return tuple(value for value in listed if isinstance(value, int))
 
 
 def read_shots(values: object) -> tuple[int | str, ...]:
@@ -181,7 +181,7 @@ def read_shots(values: object) -> tuple[int | str, ...]:
         said = f"holds {wrong[0]!r}" if wrong else "is empty"
         raise InputError(f"shots {said}; expected whole numbers from 0, or 'own', e.g. [0, 4].")
     distinct(listed, "shots")
-    return tuple(listed)
+    return tuple(value for value in listed if isinstance(value, (int, str)))
 
 
 def read_scorers(values: object) -> tuple[str, ...]:

@@ -176,7 +176,7 @@ def _spelled(axis: ModelAxis, revision: str, s: StudySettings) -> tuple[str, str
 
 
 def _parts(
-    axis: TuningAxis, seeds: Sequence[int], number: int, s: StudySettings
+    axis: TuningAxis, seeds: tuple[int, ...], number: int, s: StudySettings
 ) -> Iterator[tuple[Recipe, dict[str, Any]]]:
     """The recipes of one entry, each with the settings that tell it from others."""
     where = f"tunings[{number}]"
@@ -197,7 +197,7 @@ def _parts(
         method = make_method(str(chosen["method"]), dict(chosen["method_args"] or {}), where)  # type: ignore[call-overload]
         options = {key: chosen[key] for key in VARIED[2:] if chosen[key] is not None} | {"packing": axis.packing}
         card = TuningCard("", name, method.name, "", axis.in_domain)
-        recipe = Recipe(card, own, data=beside(s, axis.data), method=method, options=options, rows=axis.rows)
+        recipe = Recipe(card, tuple(own), data=beside(s, axis.data), method=method, options=options, rows=axis.rows)
         yield recipe, chosen
 
 

@@ -13,7 +13,7 @@ from catchment.commands.study.calls import gaps_of, stand_of
 from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
-from catchment.commands.study.record import Gap
+from catchment.commands.study.record import Gap, Status
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand, read_remarks
 from catchment.commands.study.tunings import artefact
@@ -132,19 +132,18 @@ def _model_line(site: Site, place: Place) -> str:
 def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit]) -> list[Gap]:
     """Open cells by model, tuning and reason; trainings first."""
     gaps = []
-    for unit, group in _grouped(todo):
-        reason = prices.site.known(unit).reason
-        seconds = sum(prices.training(u) for u in group)
-        status = "failed" if reason else "missing"
-        gaps.append(Gap(f"training {unit.place.name} + {unit.tuning}", len(group), reason, status, seconds))  # type: ignore[arg-type]
-    open_cells: dict[tuple[str, str, str, str], list[Stand]] = {}
+    for unit, units in _grouped(todo):
+        reason, what = prices.site.known(unit).reason, f"training {unit.place.name} + {unit.tuning}"
+        status: Status = "failed" if reason else "missing"
+        gaps.append(Gap(what, len(units), reason, status, sum(prices.training(u) for u in units)))
+    open_cells: dict[tuple[str, str, Status, str], list[Stand]] = {}
     for stand in stands:
         if stand.status != "done":
             key = (stand.unit.place.name, stand.unit.tuning, stand.status, stand.reason)
             open_cells.setdefault(key, []).append(stand)
     for (place, tuning, status, reason), group in open_cells.items():
         seconds = None if status == "refused" else sum(prices.evaluation(stand) for stand in group)
-        gaps.append(Gap(f"{place} + {tuning}", len(group), reason, status, seconds))  # type: ignore[arg-type]
+        gaps.append(Gap(f"{place} + {tuning}", len(group), reason, status, seconds))
     return gaps
 
 

@@ -94,8 +94,8 @@ def _formats(
         for form in (
             wanted if isinstance(wanted, (tuple, list)) else [f"format {k + 1}" for k in range(_number(wanted))]
         ):
-            items = min(axis.items or 0, s.limit or axis.items or 0)
-            yield Question(name, str(form), count, scorer, wanted=items, status="failed", reason=task, split=axis.split,
+            most = min(axis.items or 0, s.limit or axis.items or 0)
+            yield Question(name, str(form), count, scorer, wanted=most, status="failed", reason=task, split=axis.split,
                            notes=(axis.note,) if axis.note else ())  # fmt: skip
         return
     made, status, reason, notes = _variant(s, axis, task, shots, scorer)

@@ -212,9 +212,8 @@ def _foreign(settings: StudySettings, progress: Progress) -> Study:
 
 def _told(settings: StudySettings) -> TableSettings:
     """What the study file says of a foreign table's tunings and tasks."""
-    shared = {"alpha": settings.alpha, "margin": settings.margin}
     if not settings.models:
-        return TableSettings(**shared)
+        return TableSettings(alpha=settings.alpha, margin=settings.margin)
     design = read_design(settings)
     refused = {q.name: q.reason for q in design.questions if q.status == "refused"}
     return TableSettings(
@@ -222,7 +221,8 @@ def _told(settings: StudySettings) -> TableSettings:
         in_domain={recipe.card.data: recipe.card.in_domain for recipe in design.recipes},
         flags=tuple(Flag("unlabelled test set", name, reason, refused=True) for name, reason in refused.items()),
         chance={q.name: q.task.chance_level for q in design.questions if q.task is not None},
-        **shared,
+        alpha=settings.alpha,
+        margin=settings.margin,
     )
 
 
