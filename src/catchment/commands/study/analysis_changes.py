@@ -71,10 +71,9 @@ def _judged(
 ) -> Judged:
     judged = None
     if base.scores is not None and all(s.scores is not None for s in seeds):
-        judged = judge(
-            base, seeds, rule, chance=base.chance or 0.0, generated=base.cell.scorer in GENERATED_SCORERS,
-            floor=floors.get((key.model, key.task)),
-        )  # fmt: skip
+        generated = base.generated or base.cell.scorer in GENERATED_SCORERS
+        floor = floors.get((key.model, key.task))
+        judged = judge(base, seeds, rule, chance=base.chance or 0.0, generated=generated, floor=floor)
     tuned = float(np.mean([s.mean for s in seeds]))
     n = min([base.n, *(s.n for s in seeds)])
     return judged or Judged(_unpaired(base, seeds, rule), "", base.mean, tuned, n)

@@ -168,7 +168,8 @@ def _print(scored: Scored) -> object:
         return None
     if scored.scores is None or scored.items is None:
         return round(scored.mean, 9)
-    return hash((scored.items.tobytes(), scored.scores.tobytes()))
+    beside = b"" if scored.companions is None else scored.companions.tobytes()
+    return hash((scored.items.tobytes(), scored.scores.tobytes(), beside))
 
 
 def _agreed(cells: dict[str, Scored], one: dict[str, object], other: dict[str, object]) -> list[str]:

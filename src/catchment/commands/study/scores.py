@@ -23,6 +23,7 @@ class Scored:
         groups: Per item the group it belongs to; ``None``: each item is one.
         chance: Score of guessing; ``None`` where a table does not say.
         companions: Per item the probability of the right answer, NaN where there is none.
+        generated: Answers are generated, so that chance means nothing; also where the scorer's name does not say so.
     """
 
     cell: Cell
@@ -34,6 +35,7 @@ class Scored:
     groups: NDArray[np.int64] | None = None
     chance: float | None = None
     companions: NDArray[np.float64] | None = None
+    generated: bool = False
 
 
 @dataclass(frozen=True)
