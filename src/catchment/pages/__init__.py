@@ -1,7 +1,7 @@
 """What any page or table needs: its frame, axes, charts, single values and words. Nothing here knows a command."""
 
 from catchment.pages.axes import Axis, LogAxis, Mark, axis, log_axis, mark, relative, scale_axis, ticked
-from catchment.pages.charts import LEFT, RIGHT, STOPS, WIDTH, Bar, Chart, Curve, Dot, Series, bar, chart, colour
+from catchment.pages.charts import LEFT, RIGHT, STOPS, WIDTH, Bar, Chart, Curve, Dot, Plot, Series, bar, chart, colour
 from catchment.pages.frame import asset, frame, markup, render, write_html
 from catchment.pages.tables import plain_text
 from catchment.pages.values import (
@@ -46,6 +46,7 @@ __all__ = [
     "Dot",
     "LogAxis",
     "Mark",
+    "Plot",
     "Series",
     "asset",
     "axis",

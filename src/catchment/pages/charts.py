@@ -75,25 +75,46 @@ class Series:
     points: tuple[tuple[float, float, float, float, str], ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Plot:
+    """Where values stand on a drawing of 360 units: ``x`` and ``y`` turn them into percent of the plot, which leaves
+    ``right`` units free beside it."""
+
+    x: LogAxis | Axis
+    y: Axis
+    height: float = 150.0
+    right: float = RIGHT
+
+    top = 10.0
+
+    @property
+    def bottom(self) -> float:
+        return self.height - 22.0
+
+    @property
+    def inner(self) -> float:
+        return WIDTH - LEFT - self.right
+
+    def px(self, value: float) -> float:
+        return self.across(self.x.at(value))
+
+    def py(self, value: float) -> float:
+        return round(self.bottom - self.y.at(value) / 100 * (self.bottom - self.top), 1)
+
+    def across(self, percent: float) -> float:
+        return round(LEFT + percent / 100 * self.inner, 1)
+
+
 def chart(
     series: Sequence[Series],
-    x: LogAxis | Axis,
-    y: Axis,
+    plot: Plot,
     rules: Sequence[tuple[float, str, str]] = (),
     spans: Sequence[tuple[float, float | None]] = (),
-    height: float = 150.0,
+    x_labels: Sequence[tuple[float, str]] | None = None,
     y_unit: float = 100.0,
 ) -> Chart:
-    """Place curves on a drawing of 360 units: ``x`` and ``y`` turn values into percent of the plot."""
-    top, bottom = 10.0, height - 22.0
-    inner = WIDTH - LEFT - RIGHT
-
-    def px(value: float) -> float:
-        return round(LEFT + x.at(value) / 100 * inner, 1)
-
-    def py(value: float) -> float:
-        return round(bottom - y.at(value) / 100 * (bottom - top), 1)
-
+    """Place curves on a plot. ``x_labels``: texts at values, instead of those of the axis."""
+    x, px, py = plot.x, plot.px, plot.py
     curves = []
     for one in series:
         line = [(px(p[0]), py(p[1])) for p in one.points]
@@ -101,18 +122,24 @@ def chart(
         wide = any(p[2] < p[3] for p in one.points)
         dots = tuple(Dot(px(p[0]), py(p[1]), p[4]) for p in one.points if p[4])
         curves.append(Curve(one.kind, _path(line), _path(band) + "Z" if wide else "", dots))
-    x_ticks = x.labels if isinstance(x, LogAxis) else tuple((x.at(t), f"{x.unit * t:g}") for t in x.ticks)
-    edges = [(px(low), inner + LEFT if high is None else px(high)) for low, high in spans]
+    edges = [(px(low), plot.across(100) if high is None else px(high)) for low, high in spans]
     return Chart(
-        height,
-        top,
-        bottom,
-        tuple((round(LEFT + at / 100 * inner, 1), text) for at, text in x_ticks),
-        tuple((py(tick), f"{round(y_unit * tick, 6) or 0.0:g}") for tick in y.ticks),
+        plot.height,
+        plot.top,
+        plot.bottom,
+        tuple((plot.across(at), text) for at, text in _x_labels(x, x_labels)),
+        tuple((py(tick), f"{round(y_unit * tick, 6) or 0.0:g}") for tick in plot.y.ticks),
         tuple(curves),
         tuple((py(value), kind, label) for value, kind, label in rules),
         tuple((left, round(right - left, 1)) for left, right in edges),
+        right=plot.across(100),
     )
+
+
+def _x_labels(x: LogAxis | Axis, given: Sequence[tuple[float, str]] | None) -> Sequence[tuple[float, str]]:
+    if given is not None:
+        return [(x.at(value), text) for value, text in given]
+    return x.labels if isinstance(x, LogAxis) else [(x.at(tick), f"{x.unit * tick:g}") for tick in x.ticks]
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:

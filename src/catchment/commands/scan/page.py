@@ -89,7 +89,7 @@ def scan_html(scan: Scan) -> str:
         **_gradients(scan.gradients),
         curvature=_curvature(scan.curvature),
         checks=_checks(scan),
-        **frame([f"{FOLDERS[0]}/scan.css"], [f"{FOLDERS[0]}/scan.js"]),
+        **frame(["catchment.pages/charts.css", f"{FOLDERS[0]}/scan.css"], [f"{FOLDERS[0]}/scan.js"]),
     )
 
 
@@ -201,8 +201,7 @@ def _profile_figure(profile: Profile, basin: Basin | None) -> _ProfileFigure:
     ruled += [(level, "tau-line", "tolerance")] if level is not None else []
     score = pages.chart(
         [pages.Series("score", tuple((p.scale, *_three(p.score), _point_words(p, True)) for p in points))],
-        scale,
-        axis([*ends, *(value for value, _, _ in ruled)], 5),
+        pages.Plot(scale, axis([*ends, *(value for value, _, _ in ruled)], 5)),
         ruled,
         spans,
     )
@@ -213,11 +212,9 @@ def _profile_figure(profile: Profile, basin: Basin | None) -> _ProfileFigure:
         values = [end for p in beside if p.companion for end in (p.companion.low, p.companion.high)]
         companion = pages.chart(
             [pages.Series("companion", tuple((p.scale, *_three(p.companion), _point_words(p, False)) for p in beside))],
-            scale,
-            axis([*values, *(value for value, _, _ in rules)], 4),
+            pages.Plot(scale, axis([*values, *(value for value, _, _ in rules)], 4), height=112),
             rules,
             spans,
-            height=112,
             y_unit=1.0,
         )
     return _ProfileFigure(profile, DIRECTIONS[profile.direction], score, companion, tau)
@@ -329,7 +326,7 @@ def _share_chart(found: Gradients) -> pages.Chart | None:
     if len(set(tops)) < 2:
         return None
     scale = pages.ticked(min(tops), max(tops), percent=True)
-    return pages.chart(lines, scale, Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)), height=200)
+    return pages.chart(lines, pages.Plot(scale, Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0)), height=200))
 
 
 def _wave_chart(wave: Oscillation) -> pages.Chart:
@@ -339,9 +336,8 @@ def _wave_chart(wave: Oscillation) -> pages.Chart:
     ]
     values = [value for losses in wave.losses for value in losses]
     bounds = Axis(min(wave.scales), max(wave.scales), axis(wave.scales, 4, 0.0).ticks, unit=1.0)
-    return pages.chart(
-        lines, bounds, axis([*values, wave.centre], 4), [(wave.centre, "base-line", "")], height=130, y_unit=1.0
-    )
+    plot = pages.Plot(bounds, axis([*values, wave.centre], 4), height=130)
+    return pages.chart(lines, plot, [(wave.centre, "base-line", "")], y_unit=1.0)
 
 
 def _checks(scan: Scan) -> list[tuple[str, str, str]]:

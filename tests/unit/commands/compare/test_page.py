@@ -18,7 +18,7 @@ from catchment.errors import StoreError
 from catchment.records import Drift, DriftRow, Interval
 from tests.samples import HOSTILE, sample_comparison
 
-VOID = {"meta", "input", "link", "img", "br", "hr"}
+VOID = {"meta", "input", "link", "img", "br", "hr", "wbr", "col"}
 
 
 class Outline(HTMLParser):

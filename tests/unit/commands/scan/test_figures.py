@@ -67,8 +67,7 @@ def test_a_chart_places_points_bands_and_rules():
     points = ((0.001, 0.5, 0.4, 0.6, "one"), (0.1, 1.0, 1.0, 1.0, "two"))
     made = pages.chart(
         [pages.Series("score", points)],
-        pages.LogAxis(0.001, 0.1, (0.01,)),
-        Axis(0.0, 1.0, (0.0, 1.0)),
+        pages.Plot(pages.LogAxis(0.001, 0.1, (0.01,)), Axis(0.0, 1.0, (0.0, 1.0))),
         [(0.0, "k", "x")],
     )
     (curve,) = made.curves
@@ -83,7 +82,7 @@ def test_a_chart_places_points_bands_and_rules():
 
 def test_a_curve_without_an_interval_has_no_band():
     line = pages.Series("wave", ((0.0, 1.0, 1.0, 1.0, ""), (1.0, 2.0, 2.0, 2.0, "")))
-    (curve,) = pages.chart([line], Axis(0.0, 1.0, ()), Axis(0.0, 3.0, ())).curves
+    (curve,) = pages.chart([line], pages.Plot(Axis(0.0, 1.0, ()), Axis(0.0, 3.0, ()))).curves
     assert curve.band == ""
     assert curve.dots == ()
 

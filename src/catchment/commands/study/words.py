@@ -1,0 +1,334 @@
+"""What a study says in plain words, the same in the terminal, on the page and in the record."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from catchment.commands.study.record import BASE, Change, Flag, Gap, Study, Verdicts
+from catchment.measuring import with_verdict
+from catchment.pages import decimal, duration, interval_points, join, level, named, percent, points, typeset
+from catchment.records import Interval
+
+STATES = ("done", "missing", "failed", "refused")
+TOKENS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+def headline(study: Study) -> Literal["complete", "incomplete"]:
+    """``complete`` where every cell of the grid was measured; a refused cell was."""
+    counts = states(study.counts)
+    return "incomplete" if counts["missing"] or counts["failed"] or not sum(counts.values()) else "complete"
+
+
+def states(counts: Mapping[str, int]) -> dict[str, int]:
+    """The number of cells of each status."""
+    return {state: counts.get(state, 0) for state in STATES}
+
+
+def share_done(counts: Mapping[str, int]) -> str:
+    """How much of the grid is measured, e.g. ``412 of 432 (95%)``; never 100% where a cell is missing.
+
+    >>> share_done({"done": 412, "missing": 20}), share_done({"done": 9999, "failed": 1})
+    ('412 of 432 (95%)', '9,999 of 10,000 (99%)')
+    """
+    total = sum(states(counts).values())
+    if not total:
+        return "none"
+    done = counts.get("done", 0)
+    return f"{done:,} of {total:,} ({math.floor(100 * done / total)}%)"
+
+
+def latest(study: Study) -> list[Change]:
+    """The changes at the last checkpoint of each model that has any."""
+    order = {(point.model, point.revision): point.order for point in study.checkpoints}
+    last: dict[str, str] = {}
+    for change in sorted(study.changes, key=lambda c: order.get((c.model, c.revision), -1)):
+        last[change.model] = change.revision
+    return [change for change in study.changes if change.revision == last[change.model]]
+
+
+def direction(change: Change) -> str:
+    """gained or lost where shown: by the verdict, and without one by the side of zero on which the interval lies."""
+    if change.verdict:
+        return change.verdict if change.verdict in ("gained", "lost") else ""
+    return "gained" if change.interval.low > 0 else "lost" if change.interval.high < 0 else ""
+
+
+def title(study: Study) -> str:
+    """The study as a title of a few words: of one checkpoint with verdicts, which tuning to take."""
+    if study.verdicts and len(study.checkpoints) <= 1:
+        return choice_title(study.verdicts)
+    changes = latest(study)
+    if not changes:
+        done = study.counts.get("done", 0)
+        return f"{plural(done, 'cell')} measured, no tuning to compare" if done else "Nothing is measured yet"
+    told = Counter(direction(change) for change in changes)
+    return f"{told['gained']:,} gained, {told['lost']:,} lost of {plural(len(changes), 'pair')} of tuning and task"
+
+
+def sentence(study: Study) -> str:
+    """What was gained and lost at the last checkpoint, what was refused, and how much of the grid is there.
+
+    Returns:
+        Two to five sentences. Changes are named with their interval; nothing that is missing is counted as kept.
+    """
+    parts = [_changes(study), _refused(study.flags), _grid(study)]
+    return " ".join(part for part in parts if part)
+
+
+def _changes(study: Study) -> str:
+    changes = latest(study)
+    if not changes:
+        return choice(study.verdicts) or "No change between a base and its tuning could be computed."
+    revisions = list(dict.fromkeys(change.revision for change in changes))
+    models = len({change.model for change in changes})
+    where = f"At the last checkpoint ({revisions[0]})" if len(revisions) == 1 else "At the last checkpoints"
+    if models > 1:
+        where += f" of {models} models"
+    gained = [change for change in changes if direction(change) == "gained"]
+    lost = [change for change in changes if direction(change) == "lost"]
+    of = f"of {plural(len(changes), 'pair')} of tuning and task"
+    text = f"{where}, {len(gained):,} {of} gained and {len(lost):,} lost"
+    largest = [
+        f"the largest {word} is {pair(max(some, key=lambda c: abs(c.interval.estimate)), study)}"
+        for word, some in (("gain", gained), ("loss", lost))
+        if some
+    ]
+    return f"{text}{': ' if largest else ''}{join(largest)}.{_outside(changes)}"
+
+
+def _outside(changes: Sequence[Change]) -> str:
+    """Losses outside the domain of their tuning, which is what forgetting means."""
+    away = [change for change in changes if not change.in_domain]
+    if not away or len(away) == len(changes):
+        return ""
+    lost = sum(direction(change) == "lost" for change in away)
+    return f" Outside the domain of their tuning {lost:,} of {len(away):,} lost."
+
+
+def pair(change: Change, study: Study) -> str:
+    """``tulu on boolq (+7.0 points, 95% interval +4.1 to +9.9)``."""
+    size = points(change.interval.estimate)
+    return (
+        f"{change.tuning} on {change.task} ({size} points, {level(study.alpha)} interval "
+        f"{interval_points(change.interval)})"
+    )
+
+
+def _refused(flags: Sequence[Flag]) -> str:
+    gates = list(dict.fromkeys(flag.gate for flag in flags if flag.refused))
+    return f"Refused and left out of every conclusion: {named(gates)}." if gates else ""
+
+
+def _grid(study: Study) -> str:
+    counts = states(study.counts)
+    total = sum(counts.values())
+    if not total:
+        return "The grid has no cell."
+    if counts["done"] == total:
+        return f"All {plural(total, 'cell')} of the grid are measured."
+    absent = [f"{counts[state]:,} {state}" for state in STATES[1:] if counts[state]]
+    return f"{share_done(study.counts)} cells of the grid are measured; {join(absent)}."
+
+
+def choice(verdicts: Sequence[Verdicts]) -> str:
+    """Which tuning to take: the one with the fewest losses, and among these the one with the most gains.
+
+    A tie is said, and not broken; where no tuning gained anything, or only tunings with losses did, that is said.
+    """
+    if not verdicts:
+        return ""
+    order = ranked(verdicts)
+    best, equal = order[0], _equal(order)
+    if not any(_count(one, "gained") for one in verdicts):
+        return "No tuning was shown to gain anything: nothing here speaks for leaving the base."
+    if len(equal) > 1:
+        each = " ".join(f"{one.tuning}: {outcome(one)}." for one in equal[:3])
+        return f"{_names(equal)} have as many losses and gains, so which to take depends on the task. {each}"
+    if not _count(best, "gained"):
+        return (
+            f"{best.tuning} has the fewest losses ({outcome(best)}); "
+            "whether the gains of the others are worth their losses depends on the task."
+        )
+    others = f" Next is {order[1].tuning}: {outcome(order[1])}." if len(order) > 1 else ""
+    return f"Take {best.tuning}: {outcome(best)}.{others}"
+
+
+def choice_title(verdicts: Sequence[Verdicts]) -> str:
+    """The same as a title of a few words."""
+    order = ranked(verdicts)
+    equal = _equal(order)
+    if not any(_count(one, "gained") for one in verdicts):
+        return "No tuning was shown to gain anything"
+    if len(equal) > 1:
+        return f"{_names(equal)}: as many losses and gains"
+    return f"Take {order[0].tuning}" if _count(order[0], "gained") else f"{order[0].tuning} has the fewest losses"
+
+
+def _equal(order: Sequence[Verdicts]) -> list[Verdicts]:
+    return [one for one in order if _key(one) == _key(order[0])]
+
+
+def _names(verdicts: Sequence[Verdicts]) -> str:
+    return named([one.tuning for one in verdicts])
+
+
+def ranked(verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """Fewest losses first, then most gains, then fewest undecided."""
+    return sorted(verdicts, key=_key)
+
+
+def _key(one: Verdicts) -> tuple[int, int, int]:
+    return _count(one, "lost"), -_count(one, "gained"), _count(one, "undecided") + _count(one, "not measurable")
+
+
+def _count(one: Verdicts, verdict: str) -> int:
+    return sum(task.verdict == verdict for task in one.tasks)
+
+
+def outcome(one: Verdicts) -> str:
+    """``gained a and b; lost c; 2 tasks not decided``. No loss shown is never called kept."""
+    gained, lost = ([task.task for task in with_verdict(one.tasks, verdict)] for verdict in ("gained", "lost"))
+    open_ones = _count(one, "undecided") + _count(one, "not measurable")
+    parts = [
+        f"gained {named(gained)}" if gained else "no gain was shown",
+        f"lost {named(lost)}" if lost else "no loss was shown",
+        f"{plural(open_ones, 'task')} not decided" if open_ones else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def gates(flags: Sequence[Flag]) -> str:
+    """How many gates, and in how many places where these are more."""
+    number = len({flag.gate for flag in flags})
+    return plural(number, "gate") + (f" in {len(flags):,} places" if len(flags) > number else "")
+
+
+def plural(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> plural(1, "cell"), plural(1200, "cell")
+    ('1 cell', '1,200 cells')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def between(values: Sequence[int], noun: str) -> str:
+    """``n`` of several points: one number, or from the least to the most.
+
+    >>> between([500, 500], "item"), between([480, 1000], "item"), between([], "item")
+    ('500 items', '480 to 1,000 items', '')
+    """
+    known = [value for value in values if value]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    return plural(low, noun) if low == high else f"{low:,} to {plural(high, noun)}"
+
+
+def tokens(value: float | None) -> str:
+    """Tokens that a model had seen, with three significant digits.
+
+    >>> tokens(4.194e9), tokens(3e12), tokens(0.0), tokens(None)
+    ('4.19B', '3T', '0', '')
+    """
+    if value is None or not math.isfinite(value):
+        return ""
+    for size, unit in TOKENS:
+        if value >= size:
+            return f"{float(f'{value / size:.3g}'):g}{unit}"
+    return f"{value:.3g}"
+
+
+def interval_percent(interval: Interval) -> str:
+    """``62.4% (60.1% to 64.2%)``."""
+    return f"{percent(interval.estimate)} ({percent(interval.low)} to {percent(interval.high)})"
+
+
+def levels(intervals: Sequence[Interval]) -> str:
+    """What intervals claim: their level, and of how many together."""
+    if not intervals:
+        return ""
+    least = min(interval.level for interval in intervals)
+    size = max(interval.family for interval in intervals)
+    together = f", corrected so that {size:,} hold together" if size > 1 else ""
+    return f"{level(1 - least)} intervals{together}"
+
+
+def gap_cost(gaps: Sequence[Gap]) -> str:
+    """What all gaps would cost; says where a price is not known. Refused cells are not filled by running again."""
+    gaps = [gap for gap in gaps if gap.status != "refused"]
+    cells = sum(gap.cells for gap in gaps)
+    priced = [gap for gap in gaps if gap.seconds is not None]
+    if not cells:
+        return "Nothing is left to run: what is not there was refused."
+    if not priced:
+        return f"{plural(cells, 'cell')} to fill; what they cost is not known."
+    time = duration(sum(gap.seconds or 0.0 for gap in priced))
+    unpriced = cells - sum(gap.cells for gap in priced)
+    rest = f", without {plural(unpriced, 'cell')} of unknown price" if unpriced else ""
+    return f"{plural(cells, 'cell')} to fill, about {time} on this machine{rest}."
+
+
+def fill_command(study: Study) -> str:
+    """The command that fills the gaps; ``conditions["command"]`` where the study says it."""
+    stated = study.conditions.get("command")
+    if isinstance(stated, str) and stated:
+        return stated
+    seconds = sum(gap.seconds or 0.0 for gap in study.gaps if gap.status != "refused")
+    hours = f" --hours {max(1, math.ceil(seconds / 3600))}" if seconds else ""
+    return f"catchment study run {shlex.quote(f'{study.name}.yaml')}{hours}"
+
+
+def tuning_name(label: str) -> str:
+    """A tuning as the page names it."""
+    return "base" if label == BASE else label
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or ``None`` where it is no number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def pct(value: float | None) -> str:
+    """A score in percent; a dash where there is none.
+
+    >>> pct(0.624), pct(None), pct(float("nan"))
+    ('62.4%', '–', '–')
+    """
+    known = finite(value)
+    return "–" if known is None else typeset(percent(known))
+
+
+def pts(value: float | None) -> str:
+    """A difference in points; a dash where there is none."""
+    known = finite(value)
+    return "–" if known is None else typeset(points(known))
+
+
+def size(value: float | None) -> str:
+    """A size in points, which has no sign; a dash where there is none."""
+    return pts(value).lstrip("+")
+
+
+def plain(value: float | None, digits: int = 2) -> str:
+    """A number without unit; a dash where there is none."""
+    known = finite(value)
+    return "–" if known is None else decimal(known, digits)
+
+
+def ratio_percent(value: float | None) -> str:
+    """A ratio of change in percent, with its sign; a dash where there is none.
+
+    >>> ratio_percent(-0.6146), ratio_percent(None)
+    ('−61.5%', '–')
+    """
+    return "–" if finite(value) is None else f"{pts(value)}%"
+
+
+def aliases(groups: Sequence[Sequence[str]]) -> list[str]:
+    """Revisions that share their weights, one sentence per group."""
+    return [f"The same weights under {len(group)} names: {join(list(group))}." for group in groups]
