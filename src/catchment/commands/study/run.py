@@ -31,10 +31,12 @@ from catchment.errors import InputError, StoreError
 from catchment.measuring import Progress
 from catchment.options import as_settings, read_config
 from catchment.records import to_json
-from catchment.runs import Store, claim_folder, executor_of, write_atomic
+from catchment.runs import Store, claim_folder, executor, write_atomic
 
 ROUNDS = 3
 """Times that cells which were left, or found damaged, are tried in one run."""
+HELPERS = 8
+"""Tasks of a cluster that are offered for each checkpoint; one that finds nothing to do ends at once."""
 LOOK = 2.0
 """Seconds between two looks at how far the workers are."""
 
@@ -99,7 +101,7 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
     """Work until nothing is open, or the time is spent, or a whole round brought nothing."""
     end = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
     check_contexts(site)
-    with _watched(site, progress, settings.workers > 1 or settings.executor != "processes"):
+    with _watched(site, progress, not _is_alone(settings)):
         for _ in range(ROUNDS):
             stands, _table = _read(site, progress)
             left = None if end is None else end - time.monotonic()
@@ -108,6 +110,11 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
             done = _round(settings, site, stands, left, progress)
             if any(part.late for part in done) or not any(part.cells or part.trained or part.busy for part in done):
                 return
+
+
+def _is_alone(settings: StudySettings) -> bool:
+    """Whether this process does the work itself."""
+    return settings.workers == 1 and settings.executor == "processes"
 
 
 def _due(site: Site, stands: Sequence[Stand]) -> list[int]:
@@ -125,12 +132,12 @@ def _round(
 
     A checkpoint is begun by one worker; once each has been begun, workers that are free help at the others.
     """
-    due = _due(site, stands)
-    alone = settings.workers == 1 and settings.executor == "processes"
-    calls = [(work, (settings, number, left, *([progress] if alone else []))) for number in due * settings.workers]
-    executor = executor_of(settings.executor, settings.workers, gpus=settings.gpus)
+    due, alone = _due(site, stands), _is_alone(settings)
+    helpers = 1 if alone else settings.workers if settings.executor == "processes" else HELPERS
+    shared = (left, progress) if alone else (left,)
+    calls = [(work, (settings, number, *shared)) for number in due * helpers]
     done, failed = [], []
-    for outcome in executor.run(calls[: len(due)] if alone else calls):
+    for outcome in executor(settings.executor, settings.workers).run(calls):
         if outcome.ok:
             done.append(outcome.value)
         else:

@@ -13,7 +13,7 @@ from catchment.options import (
     SHARE,
     AskOptions,
     Check,
-    Count,
+    ExecutorOptions,
     MarginOption,
     MeasureOptions,
     ModelOptions,
@@ -32,16 +32,13 @@ Axis = Annotated[object, IN_FILE]
 
 
 @checked
-class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, OutputOptions):
+class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, ExecutorOptions, OutputOptions):
     """A grid of checkpoints, tunings and tasks that survives a crash.
 
     Attributes:
         action: "plan" (counts and prices), "run", "status", "report" (the page, from what is there), "merge".
         study: YAML file of the grid. Not needed for `report --csv` and `report --lm-eval`.
         hours: Time to spend; the same command goes on later.
-        workers: Processes that share the work; with Ray tasks at a time.
-        executor: "processes" on this machine, "ray", or the address of a Ray cluster, ray://HOST:10001.
-        gpus: GPUs of each Ray task. Default: 1 where the cluster has any.
         disk: GB of tuned models that are kept, those used last; and checkpoints fetched from the hub are dropped.
         drop_long: Leave out items longer than the context instead of refusing the task.
         fail_if_drop: Exit with 1 when a drop is shown and estimated to be larger than this, e.g. 0.02.
@@ -74,9 +71,6 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Outp
     action: Annotated[str, one_of(*ACTIONS)] = "run"
     study: Path | None = None
     hours: Annotated[Real, Field(gt=0), ABOVE_0] | None = None
-    workers: Count = 1
-    executor: str = "processes"
-    gpus: Annotated[Real, Field(gt=0), ABOVE_0] | None = None
     disk: Annotated[Real, Field(gt=0), ABOVE_0] | None = None
     drop_long: bool = False
     fail_if_drop: Annotated[Real, Field(ge=0, le=1), SHARE] | None = None
