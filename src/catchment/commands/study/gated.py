@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from catchment.capabilities import CHOICE_SCORERS
+from catchment.capabilities import CHOICE_SCORERS, overlap
 from catchment.commands.study.record import Cell, Flag
 from catchment.commands.study.standing import Site, Stand
 from catchment.commands.study.tunings import read_tuned
@@ -52,8 +52,6 @@ def _trained(site: Site) -> Iterator[Flag]:
 
 def _overlapping(site: Site) -> Iterator[Flag]:
     """Rows that are trained on and asked, too."""
-    from catchment.capabilities import gates
-
     seen = set()
     for recipe in site.design.recipes:
         if recipe.model or (recipe.data, recipe.rows) in seen:
@@ -63,22 +61,12 @@ def _overlapping(site: Site) -> Iterator[Flag]:
             rows = site.rows(recipe)
         except CatchmentError:
             continue  # its trainings are failed cells with this reason
-        texts = [text_of(row) for row in rows.rows]
         for question in {q.name: q for q in site.design.questions if q.task is not None}.values():
             assert question.task is not None
-            overlap = gates.overlap(texts, question.task.with_items(question.items))
-            if overlap:
+            shared = overlap(rows.rows, question.task.with_items(question.items))
+            if shared.rows:
                 where = f"{recipe.card.data} -> {question.name}"
-                yield Flag("near-duplicates between train and test", where, overlap.sentence)
-
-
-def text_of(row: Mapping[str, object]) -> str:
-    """All text of a row to train on."""
-    messages = row.get("messages")
-    if isinstance(messages, list):
-        return "\n".join(str(m.get("content") or "") for m in messages)
-    parts = (row.get(key) for key in ("prompt", "completion", "text", "text_pair"))
-    return "\n".join(p if isinstance(p, str) else text_of({"messages": p}) for p in parts if p)
+                yield Flag("near-duplicates between train and test", where, shared.sentence)
 
 
 def _constant(stands: Sequence[Stand], scored: Mapping[Cell, Scored]) -> Iterator[Flag]:
