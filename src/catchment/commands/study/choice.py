@@ -1,4 +1,4 @@
-"""Several tuned models of one base: a verdict on each, simultaneous over all, and which of them to take."""
+"""Several tuned models of one base: a verdict on each, simultaneous over all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from catchment.capabilities import gates
 from catchment.commands.study.record import Verdicts
 from catchment.commands.study.standing import Site, Stand
 from catchment.measuring import task_result, verdict_sentence
-from catchment.pages import named, points
-from catchment.records import Row, TaskResult
+from catchment.records import Row
 
 
 def verdicts_of(site: Site, stands: Sequence[Stand]) -> tuple[Verdicts, ...]:
@@ -56,51 +55,6 @@ def _verdicts(
 def _rows(site: Site, stand: Stand) -> dict[str, Row]:
     rows = site.store.cell(stand.key, {}).rows()
     return {item.id: rows[item.id] for item in stand.question.items if item.id in rows}
-
-
-def choice_of(verdicts: Sequence[Verdicts]) -> str:
-    """Which tuned model to take, and why, in one or two sentences; empty without any.
-
-    A model with a shown loss is taken only where all have one. Among the rest the largest sum of shown gains decides;
-    where two intervals overlap, that is said.
-    """
-    if not verdicts:
-        return ""
-    clean = [v for v in verdicts if not _with(v, "lost")]
-    gaining = sorted((v for v in clean if _with(v, "gained")), key=_gain, reverse=True)
-    if gaining:
-        first = gaining[0]
-        rest = [v for v in gaining[1:] if _overlap(first, v)]
-        also = f" {named([v.tuning for v in rest])} cannot be told from it." if rest else ""
-        undecided = named([t.task for t in first.tasks if t.verdict in ("undecided", "not measurable")] or ["nothing"])
-        return f"Take {first.tuning}: {_gains(first)} and no loss was shown; left open: {undecided}.{also}"
-    if clean:
-        return f"No model is shown to gain. {named([v.tuning for v in clean])} lost nothing that was shown."
-    least = max(verdicts, key=lambda v: sum(t.difference.estimate for t in v.tasks))
-    lost = named([f"{t.task} ({points(t.difference.estimate)})" for t in _with(least, "lost")])
-    return f"Every model lost something. The smallest net change is that of {least.tuning}, which lost {lost}."
-
-
-def _with(verdicts: Verdicts, verdict: str) -> list[TaskResult]:
-    return [task for task in verdicts.tasks if task.verdict == verdict]
-
-
-def _gain(verdicts: Verdicts) -> float:
-    return sum(task.difference.estimate for task in _with(verdicts, "gained"))
-
-
-def _gains(verdicts: Verdicts) -> str:
-    return "gained " + named([f"{t.task} ({points(t.difference.estimate)})" for t in _with(verdicts, "gained")])
-
-
-def _overlap(first: Verdicts, other: Verdicts) -> bool:
-    """Whether on no task that either gained their intervals are apart."""
-    pairs = {t.task: t.difference for t in other.tasks}
-    return all(
-        not (t.difference.low > pairs[t.task].high or t.difference.high < pairs[t.task].low)
-        for t in first.tasks
-        if t.task in pairs
-    )
 
 
 def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from catchment.capabilities import CHOICE_SCORERS
 from catchment.commands.study.analysis import analyse
-from catchment.commands.study.choice import choice_of, verdicts_of
+from catchment.commands.study.choice import verdicts_of
 from catchment.commands.study.gated import flags_of
 from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
@@ -21,6 +21,7 @@ from catchment.commands.study.record import CellResult, Study
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
 from catchment.commands.study.standing import Site, Stand
+from catchment.commands.study.words import choice
 from catchment.measuring import POLICY, environment
 from catchment.records import ModelCard
 from catchment.runs import Columns
@@ -149,7 +150,7 @@ def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
         gaps=plan.gaps,
         aliases=plan.aliases,
         verdicts=verdicts,
-        choice=choice_of(verdicts),
+        choice=choice(verdicts),
         scans=tuple(scans_of(site)),
         conditions=_conditions(site, cards),
         warnings=tuple(dict.fromkeys([*study.warnings, *_warnings(site, cards)])),

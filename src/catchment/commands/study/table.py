@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from catchment.commands.compare.table import STYLES
 from catchment.commands.compare.words import SYMBOLS
 from catchment.commands.study import words
+from catchment.commands.study.plan import Plan
 from catchment.commands.study.record import Change, Gap, Study
 from catchment.pages import duration, one_line, plain_text, points
 from catchment.records import TaskResult
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 MOST_TUNINGS, MOST_LINES = 12, 8
 
 
-def print_plan(plan: Sequence[str], console: Console) -> None:
+def print_plan(plan: Plan, console: Console) -> None:
     """One line after another."""
-    for line in plan:
+    for line in words.plan_lines(plan):
         console.print(plain_text(line), soft_wrap=True)
 
 

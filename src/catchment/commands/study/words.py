@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from catchment.commands.study.plan import Plan
 from catchment.commands.study.record import BASE, Change, Flag, Gap, Study, Verdicts
 from catchment.measuring import with_verdict
 from catchment.pages import decimal, duration, interval_points, join, level, named, percent, points, typeset
@@ -332,3 +333,38 @@ def ratio_percent(value: float | None) -> str:
 def aliases(groups: Sequence[Sequence[str]]) -> list[str]:
     """Revisions that share their weights, one sentence per group."""
     return [f"The same weights under {len(group)} names: {join(list(group))}." for group in groups]
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """A plan as lines of text: what is there, what is open and at which price, what a gate refuses."""
+    n, estimated = plan.counts, "" if plan.measured else ", estimated from this machine's speed and the models' sizes"
+    lines = [
+        f"{plan.name}: {n['cells']:,} cells: {n['done']:,} done, {n['missing']:,} missing, {n['failed']:,} failed, "
+        f"{n['refused']:,} refused; {n['to train']:,} of {n['trainings']:,} trainings to come",
+        f"about {duration(plan.seconds)} of one worker{estimated}; {bytes_of(plan.memory)} of memory for the largest "
+        f"model at work; {bytes_of(plan.disk)} of disk for tuned models",
+        "",
+        "models",
+        *(f"  {line}" for line in plan.models),
+        *(f"  {line}" for line in aliases(plan.aliases)),
+        "tasks",
+        *(f"  {line}" for line in plan.questions),
+    ]
+    if plan.gaps:
+        lines += ["open", *(f"  {_open(gap)}" for gap in plan.gaps)]
+    return [*lines, *plan.notes]
+
+
+def _open(gap: Gap) -> str:
+    """One line of what is open."""
+    price = "" if gap.seconds is None else f", about {duration(gap.seconds)}"
+    return f"{gap.what}: {gap.cells:,} {gap.status}{price}{f': {gap.reason}' if gap.reason else ''}"
+
+
+def bytes_of(size: float) -> str:
+    """A size as a person says it.
+
+    >>> bytes_of(2.4e9), bytes_of(5.1e6), bytes_of(300)
+    ('2.4 GB', '5.1 MB', '0.0 MB')
+    """
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
