@@ -11,6 +11,7 @@ from catchment import models
 from catchment.capabilities import context_length, prepare, sample
 from catchment.commands.study.calls import gaps_of, stand_of
 from catchment.commands.study.design import Place, Unit, read_design
+from catchment.commands.study.fetched import bytes_on_hub
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Gap, Status
@@ -85,6 +86,7 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     counts.update(stand_of(site.store, call, reasons)[0] for call in design.calls)
     trainings = [unit for place in design.places for unit in design.units(place) if unit.trains]
     todo = [unit for unit in trainings if site.known(unit).card is None]
+    same, notes = far_aliases(site)
     gaps = [*_gaps(prices, stands, todo), *gaps_of(design.calls, site.store, reasons)]
     return Plan(
         name=design.settings.label,
@@ -94,10 +96,11 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
         measured=prices.measured,
         memory=max((prices.memory(unit) for place in design.places for unit in design.units(place)), default=0.0),
         disk=sum(prices.disk(unit) for unit in trainings if _kept(site, unit)),
-        aliases=aliases_of(site),
+        aliases=(*aliases_of(site), *same),
         gaps=tuple(gaps),
         questions=tuple(dict.fromkeys(_line(question) for question in design.questions)),
         models=tuple(_model_line(site, place) for place in design.places),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -113,6 +116,19 @@ def aliases_of(site: Site) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in models.aliases(named))
 
 
+def far_aliases(site: Site) -> tuple[list[tuple[str, ...]], list[str]]:
+    """The same of checkpoints that are not here, by the hub's checksums; and what could not be compared."""
+    far = [place for place in site.design.places if site.is_far(place)]
+    known, why = bytes_on_hub(far) if far else ({}, "")
+    groups: dict[str, list[str]] = {}
+    for place, identity in known.items():
+        groups.setdefault(identity, []).append(place.name)
+    missing = len(far) - len(known)
+    said = f"{missing} checkpoints are not here, and whether some are the same bytes is not known: {why}"
+    notes = [said] if missing else []
+    return [tuple(names) for names in groups.values() if len(names) > 1], notes
+
+
 def _line(question: Question) -> str:
     """A task, its split, items and gate."""
     gate = {"missing": "gates passed", "refused": f"refused: {question.reason}", "failed": question.reason}
@@ -125,7 +141,8 @@ def _line(question: Question) -> str:
 def _model_line(site: Site, place: Place) -> str:
     card = site.card(place)
     if isinstance(card, str):
-        return f"{place.name}: not here: {card}"
+        size = f", {place.parameters:,.0f} weights" if place.parameters else ""
+        return f"{place.name}: not here{size}: {card or 'it will be fetched from the hub'}"
     return f"{place.name}: {card.parameters:,} weights in {card.dtype}, {card.weights_hash[:12]}"
 
 

@@ -11,15 +11,18 @@ from typing import Any
 
 from catchment import models
 from catchment.commands.study.design import Design, Place, Recipe, Unit
+from catchment.commands.study.fetched import is_fetched, of_hub
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Cell, Status
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.tunings import key_of, read_tuned
 from catchment.errors import CatchmentError, StoreError
 from catchment.measuring import Subject
-from catchment.records import ModelCard
+from catchment.records import ModelCard, from_json, to_json
 from catchment.runs import Store, cell_key, make_folder, write_atomic
 from catchment.training import Rows, read_rows, seeded_rows
+
+FAR = "its weights are not here yet"
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,15 @@ class Known:
     Attributes:
         card: Identity of its weights; ``None`` until they are there, or trained.
         key: Address of its training.
-        reason: Why there is no card, where that is not only that nobody has trained it.
+        reason: Why there can be no card.
+        waiting: What has to be done before there is one.
     """
 
     unit: Unit
     card: ModelCard | None
     key: str = ""
     reason: str = ""
+    waiting: str = "its tuning is not trained yet"
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,42 @@ class Site:
         return cls(design, Store(settings.store_folder))
 
     def card(self, place: Place) -> ModelCard | str:
-        """Identity of a checkpoint, or why it is not known. Cost: loading it, the first time ever."""
+        """Identity of a checkpoint, or why it is not known: empty where it only has to be fetched. Cost: loading it, the
+        first time ever; nothing is fetched."""
         if place not in self._cards:
             self._cards[place] = self._look(place)
         return self._cards[place]
 
     def _look(self, place: Place) -> ModelCard | str:
+        if self.is_far(place):
+            return self._remembered(place) or read_remark(_remark(self.store, fetch_key(place))).reason
         try:
             subject = self.subject(place)
             return models.card_of(place.spec, **subject.options) or subject.loaded.card
         except CatchmentError as error:
             return str(error)
+
+    @staticmethod
+    def is_far(place: Place) -> bool:
+        """Whether the weights have to be fetched first."""
+        return of_hub(place) and not is_fetched(place)
+
+    def fetched(self, place: Place, card: ModelCard) -> None:
+        """A checkpoint was fetched and loaded; its identity is remembered, so that it may be dropped."""
+        self._cards[place] = card
+        self._known = {}
+        make_folder(self._memory(place).parent)
+        write_atomic(self._memory(place), to_json(card))
+        remark(self.store, fetch_key(place), Remark())
+
+    def _memory(self, place: Place) -> Path:
+        return self.store.root / "checkpoints" / f"{fetch_key(place)}.json"
+
+    def _remembered(self, place: Place) -> ModelCard | None:
+        try:
+            return from_json(ModelCard, self._memory(place).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def subject(self, place: Place, card: ModelCard | None = None) -> Subject:
         """A checkpoint as a model under test."""
@@ -113,7 +143,7 @@ class Site:
     def _look_at(self, unit: Unit, key: str) -> Known:
         base = self.card(unit.place)
         if isinstance(base, str):
-            return Known(unit, None, reason=base)
+            return Known(unit, None, reason=base, waiting=FAR)
         if unit.recipe is None:
             return Known(unit, base)
         if unit.recipe.model:
@@ -145,7 +175,7 @@ class Site:
             cell = cell_of(known.unit, question)
             if question.task is None or subject is None:
                 status = question.status if question.task is None else "failed" if failed else "missing"
-                reason = question.reason or failed or "its tuning is not trained yet"
+                reason = question.reason or failed or known.waiting
                 yield Stand(cell, known.unit, question, "", 0, question.wanted, status, reason)
                 continue
             key = cell_key(subject.conditions(question.task, question.format))
@@ -155,6 +185,11 @@ class Site:
             status = "done" if done else "failed" if remark.reason else "missing"
             said = f"{remark.left_out} items longer than the context were left out" if remark.left_out else ""
             yield Stand(cell, known.unit, question, key, have, question.wanted, status, said if done else remark.reason)
+
+
+def fetch_key(place: Place) -> str:
+    """Address of what is known of fetching a checkpoint."""
+    return cell_key({"kind": "fetch", "spec": place.spec, "revision": place.revision})
 
 
 def ready_made(unit: Unit) -> Place:

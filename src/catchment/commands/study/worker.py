@@ -19,15 +19,16 @@ from transformers.utils.logging import disable_progress_bar
 
 from catchment.commands.study.calls import make_call, read_result
 from catchment.commands.study.design import Place, Unit, read_design
-from catchment.commands.study.disk import drop_fetched, is_fetched, keep_within
+from catchment.commands.study.fetched import drop_fetched, keep_within
 from catchment.commands.study.pace import Meter, learn
 from catchment.commands.study.scanning import scan_unit, scans_due
 from catchment.commands.study.settings import StudySettings
-from catchment.commands.study.standing import Known, Remark, Site, Stand, read_remarks, ready_made, remark
+from catchment.commands.study.standing import Known, Remark, Site, Stand, fetch_key, read_remarks, ready_made, remark
 from catchment.commands.study.tunings import artefact, check_room, standing_tuned
 from catchment.errors import StoreError
 from catchment.measuring import OutOfTimeError, Progress, Subject, batch_tokens, failure, fill
 from catchment.models import LoadedModel
+from catchment.records import ModelCard
 from catchment.runs import Leases
 
 SAVE_EVERY = 60.0
@@ -72,12 +73,14 @@ class Bench:
         if self._base is None:
             assert self.place is not None
             self.progress.status(f"reading {self.place.name}")
-            there = is_fetched(self.place)
+            far = self.site.is_far(self.place)
             self._base = self.site.subject(self.place)
             self._base.check = self.check
             _ = self._base.loaded
             self.done.loads += 1
-            self.fetched |= not there and is_fetched(self.place)
+            if far:
+                self.fetched = True
+                self.site.fetched(self.place, self._base.card)
         return self._base
 
     def release(self) -> None:
@@ -114,6 +117,12 @@ def work(settings: StudySettings, number: int, seconds: float | None, progress: 
 def _place(bench: Bench, place: Place) -> None:
     """The open cells of one checkpoint."""
     site = bench.site
+    if site.is_far(place) and not isinstance(site.card(place), ModelCard):
+        with _claimed(bench, fetch_key(place)) as ours:
+            if not ours:
+                return
+            with _kept_to(bench, fetch_key(place)):
+                _ = bench.base
     counts, remarks = site.store.counts(), read_remarks(site.store)
     for unit in site.design.units(place):
         bench.check()
