@@ -68,6 +68,22 @@ def write_atomic(path: str | Path, text: str) -> None:
     _write(Path(path), text.encode(), os.replace)
 
 
+@contextlib.contextmanager
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """As :func:`write_atomic`, for what is too large to hold: a file to write to, which takes its name at the end of
+    the block, and none where the block fails.
+
+    Raises:
+        StoreError: As :func:`write_atomic`.
+    """
+    path = Path(path)
+    with explained(path), temporary(path.parent) as (beside, file):
+        yield file
+        flush(file)
+        os.replace(beside, path)
+        sync_folder(path.parent)
+
+
 def read_json(path: Path, fix: str = "delete it, and the same command makes it anew", lines: bool = False) -> Any:
     """What a JSON file holds, or each line of a JSON Lines file.
 

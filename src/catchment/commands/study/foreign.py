@@ -227,6 +227,7 @@ def _table(
     labels = tuple(dict.fromkeys(c.tuning for c in cells if c.tuning != BASE))
     tasks = tuple(dict.fromkeys(c.task for c in cells))
     _check_names(path, cells, labels, tasks, settings)
+    notes = [*notes, *_unknown(path, labels, tasks, settings)]
     checkpoints = _checkpoints(path, entries)
     expected, task_formats = expected_cells(cells, checkpoints, labels)
     results = {cell: CellResult(cell, "missing", reason="not in the table") for cell in expected}
@@ -240,10 +241,14 @@ def _table(
     formats = tuple(dict.fromkeys(c.format for c in cells))
     return ScoreTable(
         name=name, checkpoints=checkpoints, tasks=tasks, formats=formats, cells=tuple(results.values()), scored=scored,
-        tunings=tuple(TuningCard(t, t, "", "", tuple(settings.in_domain.get(t, ()))) for t in labels),
+        tunings=tuple(TuningCard(t, t, "", "", _domain(settings, t, tasks)) for t in labels),
         contrasts=tuple(settings.contrasts), flags=tuple(settings.flags), alpha=settings.alpha, margin=settings.margin,
         task_formats=task_formats, notes=tuple(notes),
     )  # fmt: skip
+
+
+def _domain(settings: TableSettings, label: str, tasks: Sequence[str]) -> tuple[str, ...]:
+    return tuple(task for task in settings.in_domain.get(label, ()) if task in tasks)
 
 
 def _check_names(
@@ -254,15 +259,22 @@ def _check_names(
             f"{path}: no row is a base; expected rows with tuning 'BASE' for the checkpoints themselves, because every "
             f"change is against them. The tunings are {', '.join(labels)}.{did_you_mean('base', labels)}"
         )
-    pairs = [pair for contrast in settings.contrasts for pair in contrast.pairs]
-    pairs += [(label, task) for label, domain in settings.in_domain.items() for task in domain]
-    for label, task in pairs:
+    for label, task in (pair for contrast in settings.contrasts for pair in contrast.pairs):
         if label not in labels:
             raise InputError(f"{path} has no tuning {label!r}; expected one of {', '.join(labels)}."
                              f"{did_you_mean(label, labels)}")  # fmt: skip
         if task not in tasks:
             raise InputError(f"{path} has no task {task!r}; expected one of {', '.join(tasks)}."
                              f"{did_you_mean(task, tasks)}")  # fmt: skip
+
+
+def _unknown(path: Path, labels: Sequence[str], tasks: Sequence[str], settings: TableSettings) -> Sequence[str]:
+    """What the settings say of tunings and tasks that the table does not have: a study may have more than it."""
+    tunings = [label for label in settings.in_domain if label not in labels]
+    named = [task for domain in settings.in_domain.values() for task in domain]
+    named += [flag.task for flag in settings.flags if flag.task]
+    absent = [*(f"tuning {t}" for t in tunings), *(f"task {t}" for t in dict.fromkeys(named) if t not in tasks)]
+    return [f"{path.name} has no {', '.join(absent)}, which the study names"] if absent else []
 
 
 def _checkpoints(path: Path, entries: Sequence[_Entry]) -> tuple[Checkpoint, ...]:

@@ -31,7 +31,9 @@ def write_grid(folder: Path, name: str = "study.yaml", **changes: Any) -> Path:
 
 
 def settings(path: Path, **options: Any) -> StudySettings:
-    return StudySettings(**{**read_config(path, StudySettings), "study": path, "store": path.parent / "store", **options})
+    return StudySettings(
+        **{**read_config(path, StudySettings), "study": path, "store": path.parent / "store", **options}
+    )
 
 
 def design(path: Path, **options: Any) -> Design:

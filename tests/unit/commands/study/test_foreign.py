@@ -10,7 +10,7 @@ import pytest
 
 from catchment.commands.study.analysis import analyse
 from catchment.commands.study.foreign import TableSettings, read_scores
-from catchment.commands.study.record import BASE
+from catchment.commands.study.record import BASE, Flag
 from catchment.commands.study.scores import Pairs, ScoreTable
 from catchment.errors import InputError, MissingExtraError
 
@@ -107,12 +107,20 @@ def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
     [
         (TableSettings(contrasts=[Pairs("c", (("sfd", "qa"),))]), "no tuning 'sfd'; .*Did you mean 'sft'"),
         (TableSettings(contrasts=[Pairs("c", (("sft", "qb"),))]), "no task 'qb'; .*Did you mean 'qa'"),
-        (TableSettings(in_domain={"sft": ["xx"]}), "no task 'xx'"),
     ],
 )
 def test_settings_that_name_what_is_not_there(tmp_path: Path, settings: TableSettings, message: str) -> None:
     with pytest.raises(InputError, match=message):
         _read(tmp_path, HEAD + "1,BASE,qa,0.5\n1,sft,qa,0.5\n", settings)
+
+
+def test_a_study_may_know_more_than_the_table(tmp_path: Path) -> None:
+    flag = Flag("unlabelled", "gone", "no labels.", refused=True, task="gone")
+    settings = TableSettings(in_domain={"sft": ["qa", "xx"], "dpo": ["qa"]}, flags=[flag])
+    table = _read(tmp_path, HEAD + "1,BASE,qa,0.5\n1,sft,qa,0.5\n", settings)
+    assert [card.in_domain for card in table.tunings] == [("qa",)]
+    assert table.notes == ("table.csv has no tuning dpo, task xx, task gone, which the study names",)
+    assert [c.refused for c in analyse(table).changes] == [False]
 
 
 def test_files_that_are_no_tables(tmp_path: Path) -> None:
