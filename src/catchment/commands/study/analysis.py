@@ -10,6 +10,7 @@ from catchment.commands.study.analysis_contrasts import contrasts
 from catchment.commands.study.analysis_gaps import counts, gaps
 from catchment.commands.study.analysis_gates import contrast_gates, gates
 from catchment.commands.study.analysis_index import Index, Refusals
+from catchment.commands.study.analysis_learned import learned
 from catchment.commands.study.analysis_trajectories import noise, sensitivities, trajectories
 from catchment.commands.study.record import Change, Flag, Study
 from catchment.commands.study.scores import ScoreTable
@@ -28,8 +29,7 @@ def analyse(table: ScoreTable) -> Study:
     index = Index(table)
     flags = gates(index)
     refusals = Refusals(flags, table.tasks)
-    learned: dict[tuple[str, str, str], bool] = {}
-    rows, lacking, without = changes(index, refusals, learned)
+    rows, lacking, without = changes(index, refusals, learned(index, refusals))
     lists = contrasts(index, rows, refusals)
     flags += [*lacking, *contrast_gates(lists)]
     number = counts(table.cells)

@@ -12,14 +12,12 @@ from catchment.capabilities import GENERATED_SCORERS
 from catchment.commands.study.analysis_contrasts import NEAR_ZERO
 from catchment.commands.study.analysis_index import Index, Key, Refusals
 from catchment.commands.study.analysis_intervals import UNKNOWN, normal, standard_error
+from catchment.commands.study.analysis_learned import Learned
 from catchment.commands.study.analysis_paired import Judged, Rule, judge
 from catchment.commands.study.record import BASE, Change, Flag, Gap, Matrix
 from catchment.commands.study.scores import Scored
 from catchment.records import Interval
 from catchment.statistics import NoiseFloor, forgetting_matrix, seed_noise, transfer
-
-Learned = Mapping[tuple[str, str, str], bool]
-"""By model, checkpoint and task whether the base is above chance."""
 
 
 def changes(index: Index, refusals: Refusals, learned: Learned) -> tuple[list[Change], list[Flag], list[Gap]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 
@@ -14,8 +14,11 @@ from catchment.commands.study.analysis_index import Index, Key, Place, Refusals
 from catchment.commands.study.analysis_intervals import score_interval, standard_error
 from catchment.commands.study.record import BASE, Checkpoint, Point, Sensitivity, TaskNoise, Trajectory
 from catchment.commands.study.scores import Scored
-from catchment.statistics import checkpoint_noise, retention, seed_noise, sensitivity, signal_to_noise
+from catchment.records import Interval
+from catchment.statistics import checkpoint_noise, plateau, retention, seed_noise, sensitivity, signal_to_noise
 
+FEWEST = 5
+"""Checkpoints below which no plateau can be told."""
 TAIL = 5
 """Checkpoints at the end whose scores say how noisy a task is."""
 CURVES = 50
@@ -23,10 +26,11 @@ CURVES = 50
 
 
 def trajectories(index: Index, refusals: Refusals) -> list[Trajectory]:
-    """Scores of each model and tuning on each task, format, number of shots and scorer, by checkpoint."""
+    """Scores of each model and tuning on each task, format, number of shots and scorer, by checkpoint; and where those
+    under the default view stop rising, simultaneously over the tasks of one model and tuning."""
     curves: dict[Place, list[Point]] = defaultdict(list)
     places = {(point.model, point.revision): point for points in index.checkpoints.values() for point in points}
-    order = {(p.model, p.revision): number for number, p in enumerate(places.values())}
+    order = {place: number for number, place in enumerate(places)}
     for place in sorted(index.groups, key=lambda p: order[p.model, p.revision]):
         seeds = index.groups[place]
         tokens = places[place.model, place.revision].tokens
@@ -34,14 +38,49 @@ def trajectories(index: Index, refusals: Refusals) -> list[Trajectory]:
         curves[place._replace(revision="")].append(
             Point(place.revision, tokens, seeds[0].n, count, score_interval(seeds))
         )
-    return [_trajectory(index, place, points, refusals) for place, points in curves.items()]
+    family = Counter((p.model, p.tuning) for p, points in curves.items() if _asked(index, p, points, refusals) is None)
+    return [_trajectory(index, place, points, refusals, family) for place, points in curves.items()]
 
 
-def _trajectory(index: Index, place: Place, points: Sequence[Point], refusals: Refusals) -> Trajectory:
+def _trajectory(
+    index: Index, place: Place, points: Sequence[Point], refusals: Refusals, family: Mapping[tuple[str, str], int]
+) -> Trajectory:
     form, (_, shots, scorer) = place.format, index.views[place.task]
     if (place.shots, place.scorer) != (shots, scorer):
         form += f", {place.shots} shots" + (f", {place.scorer}" if place.scorer else "")
-    return Trajectory(place.model, place.tuning, place.task, form, tuple(points))
+    where, note = None, _asked(index, place, points, refusals)
+    if note is None:
+        where, note = _plateau(index, place, points, family[place.model, place.tuning])
+    return Trajectory(place.model, place.tuning, place.task, form, tuple(points), where, note)
+
+
+def _asked(index: Index, place: Place, points: Sequence[Point], refusals: Refusals) -> str | None:
+    """Why a curve is not asked for its plateau; ``None`` where it is."""
+    if (place.format, place.shots, place.scorer) != index.views[place.task]:
+        return "not of the default format, shots and scorer"
+    if refusals.task(place.task):
+        return "a gate refused the task"
+    if any(point.tokens is None for point in points):
+        return "the tokens of the checkpoints are not known"
+    if len(_trained(points)) < FEWEST:
+        return f"{len(_trained(points))} checkpoints; at least {FEWEST} show a plateau"
+    return None
+
+
+def _trained(points: Sequence[Point]) -> list[Point]:
+    """Those that have seen tokens: a logarithm has no place for none."""
+    return [point for point in points if point.tokens]
+
+
+def _plateau(index: Index, place: Place, points: Sequence[Point], family: int) -> tuple[Interval | None, str]:
+    """Tokens from which the curve is flat, where that is shown; and what is shown, in words."""
+    trained = _trained(points)
+    groups = [index.groups[place._replace(revision=point.revision)] for point in trained]
+    seeds = [{s.cell.seed: s.mean for s in group} for group in groups]
+    shared = [seed for seed in seeds[0] if all(seed in own for own in seeds)]
+    rows = [[own[seed] for own in seeds] for seed in shared] or [[p.interval.estimate for p in trained]]
+    result = plateau([point.tokens or 0.0 for point in trained], rows, family=family, seed=index.table.seed)
+    return (result.tokens if result.shape == "plateau" else None), f"{result.shape}: {result.reason}"
 
 
 def sensitivities(index: Index) -> list[Sensitivity]:

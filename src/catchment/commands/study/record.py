@@ -89,7 +89,7 @@ class Point:
 @dataclass(frozen=True)
 class Trajectory:
     """Scores of one model and tuning on one task and format, by checkpoint; ``plateau``: tokens at which it stops
-    rising, where that is shown, and ``plateau_note`` why it is not."""
+    rising, where that is shown, and ``plateau_note`` what is shown, or why it is not."""
 
     model: str
     tuning: str
