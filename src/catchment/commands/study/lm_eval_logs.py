@@ -36,7 +36,7 @@ class _Model:
 
 
 def read_lm_eval(
-    folder: str | Path, base: str = "", metric: str = "", *, alpha: float = 0.05, margin: float = 0.02
+    folder: str | Path, base: str | None = None, metric: str | None = None, *, alpha: float = 0.05, margin: float = 0.02
 ) -> ScoreTable:
     """Read the logs of a base and of models tuned from it.
 
@@ -55,7 +55,8 @@ def read_lm_eval(
     """
     root = Path(folder)
     models = _models(root)
-    own = _base(root, models, base)
+    own = _base(root, models, base or "")
+    metric = metric or ""
     logs: dict[str, dict[str, Log]] = {}
     for model in (own, *(m for m in models if m is not own)):
         label = BASE if model is own else model.label
