@@ -32,7 +32,9 @@ BELOW: dict[str, tuple[str, ...]] = {
     "demo": ("cli",),
 }
 """Every room with those directly below it, which come first; it may import these and all that is below them."""
-COMMANDS: dict[str, tuple[str, ...]] = {"compare": (), "scan": (), "tune": ("compare", "scan")}
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "compare": (), "scan": (), "tune": ("compare", "scan"), "study": ("compare", "scan", "tune")
+}  # fmt: skip
 """Every command with those it may import."""
 PARTS = ("settings", "plan", "run", "record", "words", "table", "page")
 """Files that every command has."""

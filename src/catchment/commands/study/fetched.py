@@ -66,7 +66,7 @@ def _named(place: Place) -> tuple[str, str | None]:
 
 
 def bytes_on_hub(places: Sequence[Place], api: Any = None) -> tuple[dict[Place, str], str]:
-    """What identifies the weights of checkpoints that are not here: the hub's SHA-256 of every weight file, as one text.
+    """What identifies the weights of checkpoints that are not here: the hub's SHA-256 of all weight files, as a text.
 
     Args:
         api: Asked instead of the hub.

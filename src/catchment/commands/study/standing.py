@@ -84,8 +84,8 @@ class Site:
         return cls(design, Store(settings.store_folder))
 
     def card(self, place: Place) -> ModelCard | str:
-        """Identity of a checkpoint, or why it is not known: empty where it only has to be fetched. Cost: loading it, the
-        first time ever; nothing is fetched."""
+        """Identity of a checkpoint, or why it is not known: empty where it only has to be fetched. Cost: loading it,
+        the first time ever; nothing is fetched."""
         if place not in self._cards:
             self._cards[place] = self._look(place)
         return self._cards[place]
