@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import dataclasses
 
+from catchment.commands.study import words
 from catchment.commands.study.analysis_changes import changes, matrices
 from catchment.commands.study.analysis_contrasts import contrasts
 from catchment.commands.study.analysis_gaps import counts, gaps
@@ -12,10 +12,8 @@ from catchment.commands.study.analysis_gates import contrast_gates, gates
 from catchment.commands.study.analysis_index import Index, Refusals
 from catchment.commands.study.analysis_learned import learned
 from catchment.commands.study.analysis_trajectories import noise, sensitivities, trajectories
-from catchment.commands.study.record import Change, Flag, Study
+from catchment.commands.study.record import Study
 from catchment.commands.study.scores import ScoreTable
-
-VERDICTS = ("gained", "lost", "kept", "undecided", "not measurable")
 
 
 def analyse(table: ScoreTable) -> Study:
@@ -33,9 +31,9 @@ def analyse(table: ScoreTable) -> Study:
     lists = contrasts(index, rows, refusals)
     flags += [*lacking, *contrast_gates(lists)]
     number = counts(table.cells)
-    return Study(
+    study = Study(
         name=table.name,
-        sentence=sentence(number, rows, flags),
+        sentence="",
         headline="complete" if number["done"] == number["cells"] else "incomplete",
         counts=number,
         checkpoints=tuple(point for points in index.checkpoints.values() for point in points),
@@ -54,16 +52,4 @@ def analyse(table: ScoreTable) -> Study:
         gaps=(*gaps(table.cells), *without),
         warnings=table.notes,
     )
-
-
-def sentence(number: dict[str, int], rows: Sequence[Change], flags: Sequence[Flag]) -> str:
-    """What a study comes to, in one sentence."""
-    text = f"{number['done']:,} of {number['cells']:,} cells have a score"
-    absent = [f"{number[status]:,} {status}" for status in ("missing", "failed", "refused") if number[status]]
-    text += f" ({', '.join(absent)})" if absent else ""
-    verdicts = Counter(change.verdict for change in rows)
-    said = [f"{verdicts[verdict]:,} {verdict}" for verdict in VERDICTS if verdicts[verdict]]
-    text += f"; {len(rows):,} changes against the base" + (f": {', '.join(said)}" if said else "")
-    refused = sum(change.refused for change in rows)
-    text += f", {refused:,} of them refused by a gate" if refused else ""
-    return f"{text}; {len(flags)} flags." if flags else f"{text}."
+    return dataclasses.replace(study, sentence=words.sentence(study))

@@ -191,7 +191,9 @@ def thinned_words(number: int) -> str:
 
 
 def ends(interval: Interval) -> tuple[float, float, float]:
-    """Estimate, low and high; an end that is no number falls on the estimate."""
+    """Estimate, low and high; an end that is no number, or that nothing bounds, falls on the estimate."""
+    if not words.bounded(interval):
+        return (interval.estimate,) * 3
     low, high = (x if math.isfinite(x) else interval.estimate for x in (interval.low, interval.high))
     return interval.estimate, low, high
 

@@ -108,10 +108,16 @@ def _cell(value: float | None, change: Change | None, where: str, in_domain: boo
         return HeatCell("missing", "", f"{where}: missing", in_domain)
     told = f"{where}: {words.pts(value)} points"
     if change is not None:
-        told += f", interval {words.pts(change.interval.low)} to {words.pts(change.interval.high)}"
+        told += f", {_interval(change)}"
         told += f", n = {change.n:,}" if change.n else ""
     shown = change is not None and bool(words.direction(change))
     return HeatCell(words.pts(value), shade(value), told, in_domain, shown)
+
+
+def _interval(change: Change) -> str:
+    if not words.bounded(change.interval):
+        return "no interval"
+    return f"interval {words.pts(change.interval.low)} to {words.pts(change.interval.high)}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Scatter:
 def scatters(study: Study, tunings: Sequence[str], kinds: Mapping[str, str]) -> list[Scatter]:
     """One panel per tuning on the same axes, so that tunings can be compared."""
     order = {(c.model, c.revision): c.order for c in study.checkpoints}
-    known = [c for c in study.changes if all(map(math.isfinite, (c.base, c.interval.estimate)))]
+    known = [c for c in study.changes if all(map(math.isfinite, (c.base, c.interval.estimate))) and not c.refused]
     known.sort(key=lambda c: -order.get((c.model, c.revision), -1))
     chosen = [c for c in known if c.tuning in tunings]
     if not chosen:
@@ -170,7 +176,7 @@ def _spot(c: Change, plot: Plot, kind: str, several: bool) -> Spot:
     told = {"learned": "base above chance", "unlearned": "base not above chance", "unknown": "not tested"}[shape]
     where = f"{c.model} " if several else ""
     title = f"{c.task} at {where}{c.revision}: base {words.pct(c.base)}, change {words.pts(estimate)} points "
-    title += f"({words.pts(low)} to {words.pts(high)}); {told}" + ("; near zero" if c.near_zero else "")
+    title += f"({_interval(c)}); {told}" + ("; near zero" if c.near_zero else "")
     return Spot(plot.px(c.base), plot.py(estimate), plot.py(low), plot.py(high), shape, kind, title)
 
 
@@ -178,5 +184,6 @@ def _counts(changes: Sequence[Change]) -> str:
     """What the panel shows, counted."""
     up = sum(words.direction(c) == "gained" for c in changes)
     down = sum(words.direction(c) == "lost" for c in changes)
-    learned = sum(c.learned is True for c in changes)
-    return f"{words.plural(len(changes), 'change')}: {up:,} gained, {down:,} lost; base above chance in {learned:,}."
+    tested = [c for c in changes if c.learned is not None]
+    learned = f"; base above chance in {sum(c.learned is True for c in tested):,} of {len(tested):,}" if tested else ""
+    return f"{words.plural(len(changes), 'change')}: {up:,} gained, {down:,} lost{learned}."

@@ -132,7 +132,9 @@ def _figures(study: Study) -> dict[str, Any]:
         "heat_steps": heat.STEPS,
         "scatters": heat.scatters(study, tunings[:MOST_SCATTERS], kinds),
         "scatters_left_out": max(0, len(tunings) - MOST_SCATTERS),
-        "change_words": _interval_words(study.changes),
+        "change_words": _interval_words(study.changes, study.alpha),
+        "refused_changes": sum(change.refused for change in study.changes),
+        "refused_tasks": {change.task for change in study.changes if change.refused},
         "near_zero": sum(change.near_zero for change in study.changes),
         **_formats(study, kinds),
     }
@@ -237,8 +239,8 @@ def _by_task(trajectories: Sequence[Trajectory], formats: Sequence[str]) -> dict
     return chosen
 
 
-def _interval_words(changes: Sequence[Change]) -> str:
-    parts = [words.between([c.n for c in changes], "item"), words.levels([c.interval for c in changes])]
+def _interval_words(changes: Sequence[Change], alpha: float) -> str:
+    parts = [words.between([c.n for c in changes], "item"), words.levels([c.interval for c in changes], alpha)]
     return ", ".join(part for part in (f"n = {parts[0]}" if parts[0] else "n not known", parts[1]) if part)
 
 

@@ -21,7 +21,7 @@ from catchment.commands.study.record import CellResult, Study
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
 from catchment.commands.study.standing import Site, Stand
-from catchment.commands.study.words import choice
+from catchment.commands.study.words import choice, sentence
 from catchment.measuring import POLICY, environment
 from catchment.records import ModelCard
 from catchment.runs import Columns
@@ -143,7 +143,7 @@ def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
     plan = plan_of(site, stands)
     study, verdicts = analyse(table), verdicts_of(site, stands)
     cards = [card for place in site.design.places if isinstance(card := site.card(place), ModelCard)]
-    return dataclasses.replace(
+    whole = dataclasses.replace(
         study,
         counts=plan.counts,
         headline="complete" if plan.counts["done"] == plan.counts["cells"] else "incomplete",
@@ -156,6 +156,7 @@ def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
         warnings=tuple(dict.fromkeys([*study.warnings, *_warnings(site, cards)])),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    return dataclasses.replace(whole, sentence=sentence(whole))
 
 
 def _warnings(site: Site, cards: Sequence[ModelCard]) -> Iterator[str]:

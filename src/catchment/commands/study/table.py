@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from catchment.commands.compare.table import STYLES
 from catchment.commands.compare.words import SYMBOLS
 from catchment.commands.study import words
-from catchment.commands.study.plan import Plan
 from catchment.commands.study.record import Change, Gap, Study
 from catchment.pages import duration, one_line, plain_text, points
 from catchment.records import TaskResult
@@ -19,7 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-MOST_TUNINGS, MOST_LINES = 12, 8
+    from catchment.commands.study.plan import Plan
+
+MOST_TUNINGS, MOST_LINES, LONGEST = 12, 6, 240
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -39,7 +40,7 @@ def change_table(changes: Sequence[Change]) -> Table:
 
 
 def verdict_table(study: Study) -> Table:
-    """Tasks by tunings as :func:`change_table`, the tuning with the fewest losses first."""
+    """Tasks by tunings as :func:`change_table`, sorted as :func:`words.ranked` says."""
     of = {(one.tuning, task.task): task for one in study.verdicts for task in one.tasks}
     tunings = [one.tuning for one in words.ranked(study.verdicts)]
     tasks = list(dict.fromkeys(task.task for one in study.verdicts for task in one.tasks))
@@ -90,7 +91,8 @@ def _print_gaps(study: Study, console: Console) -> None:
     console.print(plain_text(words.gap_cost(study.gaps), "bold"))
     largest = sorted(study.gaps, key=lambda gap: -gap.cells)
     _print_some([_gap(gap) for gap in largest], "dim", console)
-    console.print(plain_text(words.fill_command(study)), soft_wrap=True)
+    if command := words.fill_command(study):
+        console.print(plain_text(command), soft_wrap=True)
 
 
 def _gap(gap: Gap) -> str:
@@ -100,7 +102,7 @@ def _gap(gap: Gap) -> str:
 
 def _print_some(lines: Sequence[str], style: str, console: Console) -> None:
     for line in lines[:MOST_LINES]:
-        console.print(plain_text(line, style))
+        console.print(plain_text(one_line(line, LONGEST), style))
     if len(lines) > MOST_LINES:
         console.print(plain_text(f"{len(lines) - MOST_LINES:,} more in the record", style))
 

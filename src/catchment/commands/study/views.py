@@ -27,7 +27,7 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class VerdictTable:
-    """Tunings by tasks, the tuning with the fewest losses first."""
+    """Tunings by tasks, sorted as :func:`words.ranked` says."""
 
     tasks: tuple[str, ...]
     rows: tuple[VerdictRow, ...]
@@ -45,12 +45,13 @@ def verdict_table(verdicts: Sequence[Verdicts]) -> VerdictTable:
 
 @dataclass(frozen=True)
 class ContrastRow:
-    """One checkpoint: mean change, mean ratio, and the mean change with every pair once."""
+    """One checkpoint: mean change and mean ratio, the mean ratio over the others, the change with every pair once."""
 
     revision: str
     tokens: str
     gain: str
     ratio: str
+    without: str
     unique: str
     bar: tuple[float, float, str] | None
 
@@ -65,12 +66,14 @@ class ContrastView:
     facts: tuple[tuple[str, str, str], ...]
     twice: bool
     note: str
+    left_out: bool
 
 
 def contrast_view(contrast: Contrast, study: Study) -> ContrastView:
     """Rows by checkpoint with the mean change drawn from zero."""
     tokens = {c.revision: words.tokens(c.tokens) for c in study.checkpoints if c.model == contrast.model}
     ratios, unique = dict(contrast.ratio_by_checkpoint), dict(contrast.unique)
+    without = dict(contrast.ratio.leave_out) if contrast.ratio else {}
     values = [value for _, value in contrast.by_checkpoint if value is not None and math.isfinite(value)]
     scale = axis([0.0, *values], 5)
     rows = tuple(
@@ -79,6 +82,7 @@ def contrast_view(contrast: Contrast, study: Study) -> ContrastView:
             tokens.get(revision, ""),
             words.pts(gain),
             words.ratio_percent(ratios.get(revision)),
+            words.ratio_percent(without.get(revision)),
             words.pts(unique.get(revision)),
             _from_zero(scale, gain),
         )
@@ -88,9 +92,10 @@ def contrast_view(contrast: Contrast, study: Study) -> ContrastView:
         contrast,
         scale,
         rows,
-        _ratio_facts(contrast.ratio),
+        _facts(contrast),
         bool(contrast.unique),
         thinned_words(len(contrast.by_checkpoint)),
+        bool(without),
     )
 
 
@@ -101,25 +106,32 @@ def _from_zero(scale: Axis, value: float | None) -> tuple[float, float, str] | N
     return left, round(right - left, 3), "gained" if value > 0 else "lost"
 
 
-def _ratio_facts(ratio: Ratio | None) -> tuple[tuple[str, str, str], ...]:
+def _facts(contrast: Contrast) -> tuple[tuple[str, str, str], ...]:
     """A mean of ratios never stands alone: one base near zero can carry it."""
+    ratio = contrast.ratio
+    mean = ("Mean change", words.pts(contrast.mean if ratio is None else ratio.raw), "raw, in points of score")
     if ratio is None:
-        return ()
-    t = f", t = {words.plain(ratio.t)}" if ratio.t is not None else ""
+        return (mean,) if contrast.mean is not None else ()
     log = words.plain(ratio.log_ratio, 3)
-    without = f"without {ratio.without_what}" if ratio.without_what else "without the checkpoint of that cell"
-    influence = f"; {ratio.largest} moves the mean most" if ratio.largest else ""
-    spread = f"sd {words.size(ratio.sd)}%{t}, n = {words.plural(ratio.n, 'cell')}"
     facts = [
-        ("Mean ratio", words.ratio_percent(ratio.mean), f"of (tuned − base) / base; {spread}"),
+        ("Mean ratio", words.ratio_percent(ratio.mean), f"of (tuned − base) / base{_spread(ratio)}"),
         ("Median ratio", words.ratio_percent(ratio.median), "of the same cells"),
         ("Pooled ratio", words.ratio_percent(ratio.pooled), "sum of changes over sum of base scores"),
         ("Mean log ratio", log, "of ln(tuned / base)" if log != "–" else "not defined: a score is 0"),
-        ("Mean change", words.pts(ratio.raw), "raw, in points of score"),
-    ]  # fmt: skip
+        mean,
+    ]
     if ratio.without is not None:
-        facts.insert(1, ("Mean ratio, reduced", words.ratio_percent(ratio.without), f"{without}{influence}"))
+        influence = f"; {ratio.largest} moves the mean most" if ratio.largest else ""
+        facts.insert(1, ("Mean ratio, reduced", words.ratio_percent(ratio.without), f"{ratio.without_what}{influence}"))
     return tuple(facts)
+
+
+def _spread(ratio: Ratio) -> str:
+    if ratio.mean is None:
+        return ", not defined: a base is 0"
+    t = f", t = {words.plain(ratio.t)}" if ratio.t is not None else ""
+    sd = f"; sd {words.size(ratio.sd)}%" if ratio.sd is not None else ""
+    return f"{sd}{t}, n = {words.plural(ratio.n, 'cell')}"
 
 
 @dataclass(frozen=True)
@@ -210,8 +222,8 @@ def scan_table(study: Study) -> ScanTable:
     )  # fmt: skip
     values = [value for s in scans for key in ("sigma_low", "sigma_high") if (value := _positive(s.get(key)))]
     scale = log_axis(values)
-    several = len({s.get("model") for s in scans}) > 1
-    rows = tuple(_scan_row(s, scale, several) for s in scans[:MOST_SCANS])
+    several, kinds = (len({s.get(key) for s in scans}) > 1 for key in ("model", "scan"))
+    rows = tuple(_scan_row(s, scale, several, kinds) for s in scans[:MOST_SCANS])
     return ScanTable(scale, rows, len(scans) - len(rows), any(row.trace != "–" for row in rows))
 
 
@@ -220,14 +232,14 @@ def _positive(value: Any) -> float | None:
     return float(value) if known else None
 
 
-def _scan_row(scan: dict[str, Any], scale: LogAxis, several: bool) -> ScanRow:
+def _scan_row(scan: dict[str, Any], scale: LogAxis, several: bool, kinds: bool) -> ScanRow:
     low, high = _positive(scan.get("sigma_low")), _positive(scan.get("sigma_high"))
     some = low is not None or high is not None
     revision = str(scan.get("revision", ""))
     return ScanRow(
         f"{scan.get('model', '')} {revision}" if several else revision,
-        words.tuning_name(str(scan.get("tuning", BASE))),
-        str(scan.get("task", "")),
+        words.tuning_name(str(scan.get("tuning", BASE))) + (f", seed {scan['seed']}" if scan.get("seed") else ""),
+        str(scan.get("task", "")) + (f" ({scan.get('scan')})" if kinds else ""),
         _span(low, high, sigma),
         _span(_positive(scan.get("relative_low")), _positive(scan.get("relative_high")), share),
         _trace(scan.get("trace")),

@@ -6,22 +6,19 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from catchment.commands.study.plan import Plan
+from catchment.commands.study.analysis_intervals import UNKNOWN
 from catchment.commands.study.record import BASE, Change, Flag, Gap, Study, Verdicts
 from catchment.measuring import with_verdict
 from catchment.pages import decimal, duration, interval_points, join, level, named, percent, points, typeset
-from catchment.records import Interval
+from catchment.records import Interval, TaskResult, Verdict
+
+if TYPE_CHECKING:
+    from catchment.commands.study.plan import Plan
 
 STATES = ("done", "missing", "failed", "refused")
 TOKENS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
-
-
-def headline(study: Study) -> Literal["complete", "incomplete"]:
-    """``complete`` where every cell of the grid was measured; a refused cell was."""
-    counts = states(study.counts)
-    return "incomplete" if counts["missing"] or counts["failed"] or not sum(counts.values()) else "complete"
 
 
 def states(counts: Mapping[str, int]) -> dict[str, int]:
@@ -43,16 +40,19 @@ def share_done(counts: Mapping[str, int]) -> str:
 
 
 def latest(study: Study) -> list[Change]:
-    """The changes at the last checkpoint of each model that has any."""
+    """The changes at the last checkpoint of each model that has any, without those that a gate refused."""
+    changes = [change for change in study.changes if not change.refused]
     order = {(point.model, point.revision): point.order for point in study.checkpoints}
     last: dict[str, str] = {}
-    for change in sorted(study.changes, key=lambda c: order.get((c.model, c.revision), -1)):
+    for change in sorted(changes, key=lambda c: order.get((c.model, c.revision), -1)):
         last[change.model] = change.revision
-    return [change for change in study.changes if change.revision == last[change.model]]
+    return [change for change in changes if change.revision == last[change.model]]
 
 
 def direction(change: Change) -> str:
     """gained or lost where shown: by the verdict, and without one by the side of zero on which the interval lies."""
+    if change.refused:
+        return ""
     if change.verdict:
         return change.verdict if change.verdict in ("gained", "lost") else ""
     return "gained" if change.interval.low > 0 else "lost" if change.interval.high < 0 else ""
@@ -83,7 +83,7 @@ def sentence(study: Study) -> str:
 def _changes(study: Study) -> str:
     changes = latest(study)
     if not changes:
-        return choice(study.verdicts) or "No change between a base and its tuning could be computed."
+        return study.choice or "No change between a base and its tuning could be computed."
     revisions = list(dict.fromkeys(change.revision for change in changes))
     models = len({change.model for change in changes})
     where = f"At the last checkpoint ({revisions[0]})" if len(revisions) == 1 else "At the last checkpoints"
@@ -92,13 +92,19 @@ def _changes(study: Study) -> str:
     gained = [change for change in changes if direction(change) == "gained"]
     lost = [change for change in changes if direction(change) == "lost"]
     of = f"of {plural(len(changes), 'pair')} of tuning and task"
-    text = f"{where}, {len(gained):,} {of} gained and {len(lost):,} lost"
+    text = f"{where}, {len(gained):,} {of} gained and {len(lost):,} lost{_rest(changes)}"
     largest = [
         f"the largest {word} is {pair(max(some, key=lambda c: abs(c.interval.estimate)), study)}"
         for word, some in (("gain", gained), ("loss", lost))
         if some
     ]
     return f"{text}{': ' if largest else ''}{join(largest)}.{_outside(changes)}"
+
+
+def _rest(changes: Sequence[Change]) -> str:
+    """Pairs that neither gained nor lost, by verdict; an undecided one is not a kept one."""
+    told = Counter(change.verdict or "with no change shown" for change in changes if not direction(change))
+    return f" ({join([f'{number:,} {what}' for what, number in told.items()])})" if told else ""
 
 
 def _outside(changes: Sequence[Change]) -> str:
@@ -136,67 +142,76 @@ def _grid(study: Study) -> str:
 
 
 def choice(verdicts: Sequence[Verdicts]) -> str:
-    """Which tuning to take: the one with the fewest losses, and among these the one with the most gains.
+    """Which tuning to take: among those without a shown loss, the one with the largest sum of shown gains.
 
-    A tie is said, and not broken; where no tuning gained anything, or only tunings with losses did, that is said.
+    Tunings whose intervals overlap with those of the first on every task are named, for they cannot be told from it.
     """
     if not verdicts:
         return ""
     order = ranked(verdicts)
-    best, equal = order[0], _equal(order)
-    if not any(_count(one, "gained") for one in verdicts):
-        return "No tuning was shown to gain anything: nothing here speaks for leaving the base."
-    if len(equal) > 1:
-        each = " ".join(f"{one.tuning}: {outcome(one)}." for one in equal[:3])
-        return f"{_names(equal)} have as many losses and gains, so which to take depends on the task. {each}"
-    if not _count(best, "gained"):
-        return (
-            f"{best.tuning} has the fewest losses ({outcome(best)}); "
-            "whether the gains of the others are worth their losses depends on the task."
-        )
-    others = f" Next is {order[1].tuning}: {outcome(order[1])}." if len(order) > 1 else ""
-    return f"Take {best.tuning}: {outcome(best)}.{others}"
+    first, equal = order[0], _equal(order)
+    if _with(first, "lost"):
+        return f"Every tuning lost something. {first.tuning} has the largest sum of changes: {outcome(first)}."
+    if not _with(first, "gained"):
+        others = _names([one for one in order if _with(one, "gained")])
+        also = f" {others} gained, and lost elsewhere: which to take depends on the task." if others else ""
+        return f"No tuning without a shown loss was shown to gain anything.{also}"
+    also = f" {_names(equal)} cannot be told from it: the intervals overlap on every task." if equal else ""
+    rest = [one for one in order[1:] if one not in equal]
+    return f"Take {first.tuning}: {outcome(first)}.{also}" + (
+        f" Next is {rest[0].tuning}: {outcome(rest[0])}." if rest else ""
+    )
 
 
 def choice_title(verdicts: Sequence[Verdicts]) -> str:
     """The same as a title of a few words."""
     order = ranked(verdicts)
-    equal = _equal(order)
-    if not any(_count(one, "gained") for one in verdicts):
-        return "No tuning was shown to gain anything"
-    if len(equal) > 1:
-        return f"{_names(equal)}: as many losses and gains"
-    return f"Take {order[0].tuning}" if _count(order[0], "gained") else f"{order[0].tuning} has the fewest losses"
+    if _with(order[0], "lost"):
+        return "Every tuning lost something"
+    if not _with(order[0], "gained"):
+        return "No tuning to take without a loss"
+    return f"Take {' or '.join(one.tuning for one in [order[0], *_equal(order)][:3])}"
+
+
+def ranked(verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """Without a shown loss first, by the sum of shown gains; then those with one, by the sum of all changes."""
+    return sorted(verdicts, key=_key)
+
+
+def _key(one: Verdicts) -> tuple[bool, float]:
+    lost = bool(_with(one, "lost"))
+    return lost, -sum(task.difference.estimate for task in (one.tasks if lost else _with(one, "gained")))
 
 
 def _equal(order: Sequence[Verdicts]) -> list[Verdicts]:
-    return [one for one in order if _key(one) == _key(order[0])]
+    """Tunings after the first that gained without a shown loss, and whose intervals overlap with its own."""
+    return [one for one in order[1:] if _with(one, "gained") and not _with(one, "lost") and _overlap(order[0], one)]
+
+
+def _overlap(first: Verdicts, other: Verdicts) -> bool:
+    others = {task.task: task.difference for task in other.tasks}
+    pairs = [(task.difference, others[task.task]) for task in first.tasks if task.task in others]
+    return all(one.low <= two.high and two.low <= one.high for one, two in pairs)
+
+
+def _with(one: Verdicts, verdict: Verdict) -> list[TaskResult]:
+    return with_verdict(one.tasks, verdict)
 
 
 def _names(verdicts: Sequence[Verdicts]) -> str:
     return named([one.tuning for one in verdicts])
 
 
-def ranked(verdicts: Sequence[Verdicts]) -> list[Verdicts]:
-    """Fewest losses first, then most gains, then fewest undecided."""
-    return sorted(verdicts, key=_key)
-
-
-def _key(one: Verdicts) -> tuple[int, int, int]:
-    return _count(one, "lost"), -_count(one, "gained"), _count(one, "undecided") + _count(one, "not measurable")
-
-
-def _count(one: Verdicts, verdict: str) -> int:
-    return sum(task.verdict == verdict for task in one.tasks)
-
-
 def outcome(one: Verdicts) -> str:
-    """``gained a and b; lost c; 2 tasks not decided``. No loss shown is never called kept."""
-    gained, lost = ([task.task for task in with_verdict(one.tasks, verdict)] for verdict in ("gained", "lost"))
-    open_ones = _count(one, "undecided") + _count(one, "not measurable")
+    """``gained a (+3.1); lost b (-2.0); 2 tasks not decided``. No loss shown is never called kept."""
+    gained, lost = (
+        named([f"{task.task} ({points(task.difference.estimate)})" for task in _with(one, verdict)])
+        for verdict in ("gained", "lost")
+    )
+    open_ones = len(_with(one, "undecided")) + len(_with(one, "not measurable"))
     parts = [
-        f"gained {named(gained)}" if gained else "no gain was shown",
-        f"lost {named(lost)}" if lost else "no loss was shown",
+        f"gained {gained}" if gained else "no gain was shown",
+        f"lost {lost}" if lost else "no loss was shown",
         f"{plural(open_ones, 'task')} not decided" if open_ones else "",
     ]
     return "; ".join(part for part in parts if part)
@@ -245,18 +260,28 @@ def tokens(value: float | None) -> str:
 
 
 def interval_percent(interval: Interval) -> str:
-    """``62.4% (60.1% to 64.2%)``."""
+    """``62.4% (60.1% to 64.2%)``; an interval that nothing bounds is not printed."""
+    if not bounded(interval):
+        return f"{percent(interval.estimate)} (no interval)"
     return f"{percent(interval.estimate)} ({percent(interval.low)} to {percent(interval.high)})"
 
 
-def levels(intervals: Sequence[Interval]) -> str:
-    """What intervals claim: their level, and of how many together."""
-    if not intervals:
-        return ""
-    least = min(interval.level for interval in intervals)
-    size = max(interval.family for interval in intervals)
-    together = f", corrected so that {size:,} hold together" if size > 1 else ""
-    return f"{level(1 - least)} intervals{together}"
+def bounded(interval: Interval) -> bool:
+    """Whether anything bounds the interval: a table of means without errors says nothing."""
+    return interval.method != UNKNOWN
+
+
+def levels(intervals: Sequence[Interval], alpha: float | None = None) -> str:
+    """What intervals claim: their level, and of how many together; ``alpha``: the error rate of these together."""
+    known = [interval for interval in intervals if bounded(interval)]
+    if not known:
+        return "no intervals, because the table gives no errors" if intervals else ""
+    least, size = min(interval.level for interval in known), max(interval.family for interval in known)
+    part = "" if len(known) == len(intervals) else f" where errors are known ({len(known):,} of {len(intervals):,})"
+    if size == 1:
+        return f"{level(1 - least)} intervals{part}"
+    each = level(1 - least) if alpha is None else level(alpha)
+    return f"{each} intervals{' each, corrected' if alpha is None else ''} for {size:,} together{part}"
 
 
 def gap_cost(gaps: Sequence[Gap]) -> str:
@@ -267,15 +292,17 @@ def gap_cost(gaps: Sequence[Gap]) -> str:
     if not cells:
         return "Nothing is left to run: what is not there was refused."
     if not priced:
-        return f"{plural(cells, 'cell')} to fill; what they cost is not known."
+        return f"{plural(cells, 'cell')} not there; what they cost is not known."
     time = duration(sum(gap.seconds or 0.0 for gap in priced))
     unpriced = cells - sum(gap.cells for gap in priced)
     rest = f", without {plural(unpriced, 'cell')} of unknown price" if unpriced else ""
-    return f"{plural(cells, 'cell')} to fill, about {time} on this machine{rest}."
+    return f"{plural(cells, 'cell')} not there: about {time} on this machine to fill them{rest}."
 
 
 def fill_command(study: Study) -> str:
-    """The command that fills the gaps; ``conditions["command"]`` where the study says it."""
+    """The command that fills the gaps: ``conditions["command"]`` where the study says it; none for scores of others."""
+    if not study.conditions:
+        return ""
     stated = study.conditions.get("command")
     if isinstance(stated, str) and stated:
         return stated
