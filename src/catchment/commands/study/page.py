@@ -11,6 +11,7 @@ from typing import Any
 
 from catchment import pages
 from catchment.commands.study import figures, heat, views, words
+from catchment.commands.study.choosing import outcome
 from catchment.commands.study.record import BASE, FILE, Change, Study, Trajectory
 from catchment.measuring import family, short_note
 from catchment.pages import clean, frame, render, write_html
@@ -113,6 +114,7 @@ def _verdicts(study: Study) -> dict[str, Any]:
     return {
         "verdict_table": views.verdict_table(study.verdicts),
         "verdict_axis": pages.axis([0.0, -study.margin, *scale]),
+        "outcome": outcome,
         "verdict_family": family(tasks),
     }
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from catchment.capabilities import CHOICE_SCORERS
 from catchment.commands.study.analysis import analyse
 from catchment.commands.study.choice import verdicts_of
+from catchment.commands.study.choosing import choice
 from catchment.commands.study.gated import flags_of
 from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
@@ -21,7 +22,7 @@ from catchment.commands.study.record import CellResult, Study
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
 from catchment.commands.study.standing import Site, Stand
-from catchment.commands.study.words import choice, sentence
+from catchment.commands.study.words import sentence
 from catchment.measuring import POLICY, environment
 from catchment.records import ModelCard
 from catchment.runs import Columns

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from catchment.commands.compare.table import STYLES
 from catchment.commands.compare.words import SYMBOLS
 from catchment.commands.study import words
+from catchment.commands.study.choosing import ranked
 from catchment.commands.study.record import Change, Gap, Study
 from catchment.pages import duration, one_line, plain_text, points
 from catchment.records import TaskResult
@@ -40,9 +41,9 @@ def change_table(changes: Sequence[Change]) -> Table:
 
 
 def verdict_table(study: Study) -> Table:
-    """Tasks by tunings as :func:`change_table`, sorted as :func:`words.ranked` says."""
+    """Tasks by tunings as :func:`change_table`, sorted as :func:`ranked` says."""
     of = {(one.tuning, task.task): task for one in study.verdicts for task in one.tasks}
-    tunings = [one.tuning for one in words.ranked(study.verdicts)]
+    tunings = [one.tuning for one in ranked(study.verdicts)]
     tasks = list(dict.fromkeys(task.task for one in study.verdicts for task in one.tasks))
     return _grid(
         tunings[:MOST_TUNINGS], tasks, lambda tuning, task: _verdict(of[tuning, task]) if (tuning, task) in of else None

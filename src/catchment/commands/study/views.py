@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catchment.commands.study import words
+from catchment.commands.study.choosing import ranked
 from catchment.commands.study.figures import thinned, thinned_words
 from catchment.commands.study.record import BASE, Contrast, Ratio, Sensitivity, Study, TaskNoise, Verdicts
 from catchment.pages import Axis, Bar, LogAxis, axis, bar, log_axis, number, share, sigma, typeset, value_text
@@ -27,7 +28,7 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class VerdictTable:
-    """Tunings by tasks, sorted as :func:`words.ranked` says."""
+    """Tunings by tasks, sorted as :func:`ranked` says."""
 
     tasks: tuple[str, ...]
     rows: tuple[VerdictRow, ...]
@@ -37,7 +38,7 @@ def verdict_table(verdicts: Sequence[Verdicts]) -> VerdictTable:
     """Tasks in the order in which they first appear."""
     tasks = tuple(dict.fromkeys(task.task for one in verdicts for task in one.tasks))
     rows = []
-    for one in words.ranked(verdicts):
+    for one in ranked(verdicts):
         results = {task.task: task for task in one.tasks}
         rows.append(VerdictRow(one, tuple(results.get(task) for task in tasks)))
     return VerdictTable(tasks, tuple(rows))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from catchment.commands.study import words
+from catchment.commands.study.choosing import choice
 from catchment.commands.study.record import (
     BASE,
     Change,
@@ -212,8 +213,8 @@ def one_checkpoint(**changes: Any) -> Study:
     c = sample_comparison()
     other = tuple(replace(task, verdict="kept" if task.verdict == "lost" else task.verdict) for task in c.tasks)
     verdicts = (Verdicts("full", "trade", c.verdict, c.tasks), Verdicts("lora", "gain", c.verdict, other[:-1]))
-    choice = words.choice(verdicts)
-    return sample_study(steps=(757000,), contrasts=(), scans=(), verdicts=verdicts, choice=choice, **changes)
+    kept = {"verdicts": verdicts, "choice": choice(verdicts), **changes}
+    return sample_study(steps=(757000,), contrasts=(), scans=(), **kept)
 
 
 def empty_study() -> Study:
