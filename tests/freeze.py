@@ -33,10 +33,10 @@ from tests.integration.test_rooms import moved
 from tests.integration.test_scan import solved
 
 GOLDEN = Path(__file__).parent / "golden"
-POSITIONALS = {"compare": ("base", "tuned"), "scan": ("model",), "tune": ("base",)}
+POSITIONALS = {"compare": ("base", "tuned"), "scan": ("model",), "tune": ("base",), "study": ("action", "study")}
 OF_ALL = ("commands.json", "config.json", "names.json")
 OF_A_COMMAND = (".json", "-plan.txt", "-plans.json", "-out.json", "-table.txt", "-page.txt")
-FILES = {"compare": "comparison.json", "scan": "scan.json", "tune": "tune.json"}
+FILES = {"compare": "comparison.json", "scan": "scan.json", "tune": "tune.json", "study": "study.json"}
 
 
 @contextlib.contextmanager
@@ -207,7 +207,9 @@ def _value(shown: dict[str, dict[str, str | None]], key: str) -> Any:
 def _refusal(verb: str, values: dict[str, Any]) -> str:
     """What a call with these keywords ends with; its models do not exist."""
     function: Callable[..., Any] = getattr(catchment, verb)
-    given = {"compare": ("nowhere/base", "nowhere/tuned"), "scan": ("nowhere/base",)}
+    given = {
+        "compare": ("nowhere/base", "nowhere/tuned"), "scan": ("nowhere/base",), "study": ("nowhere/study.yaml",)
+    }  # fmt: skip
     try:
         function(*given.get(verb, ("nowhere/base", "nowhere.jsonl")), **values)
     except CatchmentError as error:
@@ -232,6 +234,7 @@ WORDS = {
         "6", "--fence-steps", "3", "--max-drop", "0.05", "--held-out", "0.2", "--learning-rate", "0.3", "--max-length",
         "64", "--eval-steps", "3", "--eval-limit", "24", "--limit", "60",
     ),
+    "study": ("run", "study.yaml"),
 }  # fmt: skip
 """One command of each kind that fills as much of its record as a tiny model can."""
 
@@ -251,6 +254,22 @@ def write_inputs(folder: Path) -> None:
     _lines(folder / "sums-task.jsonl", [{"task": {"name": "sums", "scorer": "exact"}}, *asked])
     _lines(folder / "text.jsonl", [{"text": f"{text} {k}"} for k in range(4) for text in tiny.TEXT])
     (folder / "prompts.txt").write_text("\n".join(item.prompt for item in make_task(n=20).items), encoding="utf-8")
+
+
+    for name, grid in (("study", GRID), ("misspelt", {**GRID, "tasks": ["arithmetik"]})):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
+
+
+GRID: dict[str, Any] = {
+    "models": "base",
+    "tunings": [{"data": "sums.jsonl", "max_steps": 3, "max_length": 64, "learning_rate": 0.3}, {"model": "tuned"}],
+    "seeds": [0, 1],
+    "tasks": ["echo.jsonl"],
+    "formats": 2,
+    "limit": 60,
+    "device": "cpu",
+}
+"""A study of the tiny models; files are relative to the YAML file."""
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from catchment.commands.compare.run import compare
     from catchment.commands.scan.record import Scan
     from catchment.commands.scan.run import scan
+    from catchment.commands.study.record import Study
+    from catchment.commands.study.run import study
     from catchment.commands.tune.record import Tune
     from catchment.commands.tune.run import tune
     from catchment.landscape import Subspace, displaced, gaussian, towards
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "compare": "commands.compare.run",
     "scan": "commands.scan.run",
+    "study": "commands.study.run",
     "tune": "commands.tune.run",
     "SIFT": "methods",
     "Sift": "methods",
@@ -49,6 +52,7 @@ _WHERE = {
     "swap": "models",
     "export_peft": "models",
     "export_merged": "models",
+    "Study": "commands.study.record",
     "Tune": "commands.tune.record",
     "Subspace": "landscape",
     "displaced": "landscape",
@@ -82,6 +86,7 @@ __all__ = [
     "Scan",
     "Scores",
     "Sift",
+    "Study",
     "Subspace",
     "Task",
     "Tune",
@@ -97,6 +102,7 @@ __all__ = [
     "make_increment",
     "overlap",
     "scan",
+    "study",
     "swap",
     "towards",
     "tune",

@@ -18,8 +18,11 @@ from catchment.options import COMMAS, IN_FILE, marked, read_config
 
 def parse(command: Command, arguments: list[str]) -> Asked:
     """What a command line and its YAML file ask for; the line has ``json`` and ``config`` beside the settings."""
-    kind, config = command.settings, _value_of("--config", arguments) or command.settings.config_in(arguments)
-    values = read_config(Path(config), kind) if config else {}
+    kind = command.settings
+    files = [kind.config_in(arguments), _value_of("--config", arguments)]
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= read_config(Path(file), kind) if file else {}
     hints = get_type_hints(kind, include_extras=True)
     line, inner = command_line(kind), {name for name in hints if marked(hints[name], IN_FILE)}
     missing = dict.fromkeys(subjects(kind), tyro.MISSING)

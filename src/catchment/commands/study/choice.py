@@ -63,6 +63,6 @@ def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:
         for task in v.tasks:
             if task.difference.high < 0 and -task.difference.estimate > bound:
                 yield (
-                    f"{v.tuning}: {task.task} dropped by {-task.difference.estimate:.3f} "
-                    f"[{-task.difference.high:.3f}, {-task.difference.low:.3f}], more than --fail-if-drop {bound:g}"
+                    f"{task.task} dropped by {-task.difference.estimate:.3f} [{-task.difference.high:.3f}, "
+                    f"{-task.difference.low:.3f}], more than --fail-if-drop {bound:g}, in {v.tuning}"
                 )

@@ -63,6 +63,8 @@ def study(study: Any, action: str = "run", *, progress: Progress | None = None, 
         >>> record.counts["missing"]  # doctest: +SKIP
         0
     """
+    closed = {"dry_run", "study"}
+    as_settings(StudySettings, options={"action": action, **options}, caller="study()", closed=closed)
     given = dict(study) if isinstance(study, Mapping) else read_config(Path(study), StudySettings)
     if not isinstance(study, Mapping):
         given["study"] = Path(study)
@@ -266,8 +268,9 @@ def broken(record: Study, settings: StudySettings) -> list[str]:
     if record.verdicts:
         return [*lines, *losses(record.verdicts, settings.fail_if_drop)]
     return lines + [
-        f"{change.tuning} at {change.revision}: {change.task} dropped by {-change.interval.estimate:.3f}, more than "
-        f"--fail-if-drop {settings.fail_if_drop:g}"
+        f"{change.task} dropped by {-change.interval.estimate:.3f} [{-change.interval.high:.3f}, "
+        f"{-change.interval.low:.3f}], more than --fail-if-drop {settings.fail_if_drop:g}, in {change.tuning} of "
+        f"{change.model} at {change.revision}"
         for change in record.changes
         if change.interval.high < 0 and -change.interval.estimate > settings.fail_if_drop
     ]
