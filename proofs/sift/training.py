@@ -1,4 +1,4 @@
-"""How ``sift.py`` trains: the methods beside each other, through one trainer, and what each leaves on the disk."""
+"""How the calls of the studies of SIFT train, and what a step of each method costs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from catchment.methods import SIFT, Full, LoRA, LoRATuning, MethodTrainer, Sift
-from catchment.models import drift, make_increment
+from catchment.methods import SIFT, Full, LoRA, LoRATuning, MethodTrainer
 
 WARM_UP, CLIP = 0.06, 1.0
 
@@ -28,6 +25,16 @@ class InOrder(MethodTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = train_dataset or self.train_dataset
         return SequentialSampler(rows)
+
+
+class Checked(TrainerCallback):
+    """Looks at the time after every step."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self.check = check
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.check()
 
 
 @dataclass(frozen=True)
@@ -75,26 +82,25 @@ def _wrapped(model: Any, config: Any, method: Any, seed: int) -> LoRATuning:
 
 @dataclass
 class Tuned:
-    """A model after training, and what the training cost.
+    """What a training cost.
 
     Attributes:
         seconds: Of the training loop, evaluation left out.
         tokens: Trained on, padding left out.
     """
 
-    model: Any
     trainable: int
     seconds: float
     tokens: int
     steps: int
-    bytes: dict[str, int] = field(default_factory=dict)
-    moved: dict[str, float] = field(default_factory=dict)
 
 
 def train(
-    base: Any, method: Any, rows: Sequence[Any], collator: Callable[..., Any], lr: float, seed: int, batch: int
-) -> tuple[Any, Tuned]:
-    """Train a copy of ``base`` by AdamW with linear decay; returns the tuning at work and what it cost."""
+    base: Any, method: Any, rows: Sequence[Any], collator: Callable[..., Any], lr: float, seed: int, batch: int,
+    check: Callable[[], None],
+) -> tuple[Any, Tuned]:  # fmt: skip
+    """Train a copy of ``base`` by AdamW with linear decay; returns the tuning at work and what it cost. ``check`` may
+    end it after any step."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tuning = method.attach(copy.deepcopy(base), seed=seed)
@@ -106,39 +112,14 @@ def train(
         )  # fmt: skip
         trainer = InOrder(tuning, arguments, train_dataset=list(rows), data_collator=collator)
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Checked(check))
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
     trainable = sum(p.numel() for p in tuning.parameters())
     tokens = sum(len(row["input_ids"]) for row in rows)
     tuning.model.eval()
-    return tuning, Tuned(tuning.model, trainable, seconds, tokens, trainer.state.global_step)
-
-
-def settle(base: Any, base_hash: str, tuning: Any, tuned: Tuned) -> Tuned:
-    """Write what the method leaves on the disk, merge, and say how far the weights moved."""
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        folder = Path(name)
-        tuning.save_pretrained(folder / "own", base_hash=base_hash)
-        tuned.bytes["fp32"] = sum(p.stat().st_size for p in (folder / "own").glob("*.safetensors"))
-        tuned.model = tuning.merge().eval()
-        half = folder / "half"
-        half.mkdir()
-        if isinstance(tuning, Sift):
-            models = [copy.deepcopy(m).to(torch.bfloat16) for m in (base, tuned.model)]
-            make_increment(models[0], models[1], half / "increment.safetensors", base_hash=base_hash)
-        else:
-            for path in (folder / "own").glob("*.safetensors"):
-                tensors = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in load_file(path).items()}
-                save_file(tensors, half / path.name)
-        tuned.bytes["bf16"] = sum(p.stat().st_size for p in half.glob("*.safetensors"))
-    found = drift(base, tuned.model)
-    tuned.moved = {
-        "distance": found.distance, "rms": found.rms, "changed": found.changed,
-        "rms_changed": found.distance / max(found.changed, 1) ** 0.5,
-    }  # fmt: skip
-    return tuned
+    return tuning, Tuned(trainable, seconds, tokens, trainer.state.global_step)
 
 
 def peak(base: Any, method: Any, rows: Sequence[Any], collator: Callable[..., Any], batch: int, steps: int = 3) -> int:
@@ -210,18 +191,13 @@ def _step(tuning: Any, batch: Any) -> Callable[[], None]:
     return step
 
 
-def methods(large: bool = False) -> dict[str, Any]:
-    """The five ways, at about the same number of trained numbers but for ``full``; see ``sift.py``."""
+def methods() -> dict[str, Any]:
+    """The five ways, on stories15M at about the same number of trained numbers but for ``full``."""
     every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    found: dict[str, Any] = {
+    return {
         "SIFT": SIFT(sparsity=0.01, rule="gradient"),
         "random": SIFT(sparsity=0.01, rule="random"),
+        "LoRA": Ranked(r=2, low=("q_proj", "k_proj"), low_r=1),
+        "SHiRA": Shira(r=2, target_modules=tuple(name for name in every if name != "k_proj")),
+        "full": Full(),
     }
-    if large:
-        mlp = ("gate_proj", "up_proj", "down_proj")
-        found["LoRA"] = Ranked(r=4, low=mlp, low_r=3)
-        found["SHiRA"] = Shira(r=4, target_modules=every[1:])
-    else:
-        found["LoRA"] = Ranked(r=2, low=("q_proj", "k_proj"), low_r=1)
-        found["SHiRA"] = Shira(r=2, target_modules=tuple(n for n in every if n != "k_proj"))
-    return {**found, "full": Full()}

@@ -1,10 +1,12 @@
-"""The tables of ``scans.py`` for people."""
+"""The tables of scanned models for people."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import results
 
 STORED = {
     "SmolLM2-135M-Instruct": "de-quantised from Q4_1 and Q8_0 blocks of a GGUF file, so that its weights lie on a grid "
@@ -71,8 +73,7 @@ def interval(found: Mapping[str, Any] | None, by: float = 1.0, digits: int = 2) 
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    return [*results.table(head, rows).splitlines(), ""]
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -159,7 +160,7 @@ def _shapes(model: Mapping[str, Any]) -> list[str]:
             n = f"{min(p['pairs'] for p in points)} x {t['items_each']} x {len(points)}"
             rows.append([
                 name, kind, n, *(interval(found[level], rms) for level in ("0.1", "0.5", "0.9")), interval(found["r"]),
-                _word(t, kind),
+                word(t, kind),
             ])  # fmt: skip
         gap = t["shape"].get("r_score_minus_companion")
         if gap:
@@ -177,7 +178,7 @@ def _shapes(model: Mapping[str, Any]) -> list[str]:
     return table(head, rows)
 
 
-def _word(task: Mapping[str, Any], kind: str) -> str:
+def word(task: Mapping[str, Any], kind: str) -> str:
     """What the shape number allows to say, if anything."""
     found = task["shape"][kind]
     if task["base"] - task["chance"] <= ROOM:
