@@ -2,7 +2,7 @@
 # make test   the tests;  make soak  those that are slow by nature;  make check  style, types, docs
 # make bench  speed against peers;  make gpu  tests on a GPU
 # make test-newest   a core of the tests against the newest transformers, PEFT and accelerate
-# make proofs NAME=independent BUDGET=60m   goes on where it stopped, writes tables with n per cell
+# make proofs NAME=independent BUDGET=60m   proofs/NAME/study.yaml; goes on where it stopped, writes NAME/results
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
@@ -81,7 +81,7 @@ $(VENV)/.encoder: $(VENV)/.base
 	touch $@
 
 proofs: $(VENV)/.dev $(VENV)/.model $(VENV)/.encoder
-	$(BIN)/python proofs/$(NAME).py --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
+	$(BIN)/python proofs/prove.py $(NAME) --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
 
 gpu: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -53,7 +53,8 @@ def tuned(call: Call, data: str, seed: int, rate: float, steps: int) -> dict[str
     sums = data == "sums"
     base = recipe.BASE if sums else str(SHARED / "models/stories15M")
     rows = recipe.problems(recipe.PROBLEMS, seed) if sums else sst2(2200)
-    own = {"learning_rate": rate, "max_steps": steps, "seed": seed, "out": call.folder / "tune"}
+    where = {"out": call.folder / "tune", "store": call.store.root}
+    own = {"learning_rate": rate, "max_steps": steps, "seed": seed, **where}
     return numbers(run(TuneSettings(base, rows, **{**(SUMS if sums else STORIES), **SHARED_SETTINGS, **own}), call))
 
 

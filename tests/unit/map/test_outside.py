@@ -34,7 +34,7 @@ def _there(module: str, name: str) -> bool:
     return True
 
 
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
