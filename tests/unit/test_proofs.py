@@ -34,7 +34,7 @@ def module(path: Path, name: str) -> ModuleType:
     return made
 
 
-@pytest.fixture()
+@pytest.fixture
 def results() -> Iterator[ModuleType]:
     yield module(PROOFS / "results.py", "results")
     del sys.modules["results"]
@@ -45,7 +45,7 @@ def short(path: Path) -> str:
 
 
 def test_every_claim_has_a_study_and_a_rule() -> None:
-    assert CLAIMS == sorted({path.parent.name for path in STUDIES} | {path.parts[-3] for path in RESULTS})
+    assert sorted({path.parent.name for path in STUDIES} | {path.parts[-3] for path in RESULTS}) == CLAIMS
     assert {path.parents[0].name for path in STUDIES if path.stem == "study"} == set(CLAIMS)
 
 

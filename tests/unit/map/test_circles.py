@@ -22,7 +22,12 @@ def test_no_circle_in_the_package() -> None:
     assert found(ROOT / "src" / "catchment", "catchment") == []
 
 
-@pytest.mark.parametrize(("folder", "prefix"), [("proofs", ""), ("benchmarks", ""), ("tests", "tests")])
+CLAIMS = sorted(f"proofs/{path.parent.name}" for path in (ROOT / "proofs").glob("*/claim.py"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "prefix"), [*((claim, "") for claim in CLAIMS), ("proofs", ""), ("benchmarks", ""), ("tests", "tests")]
+)
 def test_no_circle_beside_the_package(folder: str, prefix: str) -> None:
     assert found(ROOT / folder, prefix) == []
 
