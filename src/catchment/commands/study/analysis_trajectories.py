@@ -143,7 +143,7 @@ def _task_noise(index: Index, task: str, keys: Sequence[Key]) -> TaskNoise:
         seeds=seed_noise(repeated).sd.estimate if repeated else None,
         checkpoints=checkpoint_noise(tails[:CURVES]).sd.estimate if tails else None,
         items=float(np.median(errors)) if errors else None,
-        signal_to_noise=_signal_to_noise(index, task, tails),
+        signal_to_noise=_signal_to_noise(index, keys, tails),
     )
 
 
@@ -167,9 +167,12 @@ def tail_of(points: Sequence[Checkpoint]) -> Sequence[Checkpoint]:
     return points[first:]
 
 
-def _signal_to_noise(index: Index, task: str, tails: Sequence[Sequence[float]]) -> float | None:
-    """Signal over models and tunings at their last checkpoint; noise over the last ones of the first of them."""
-    last = [tail[-1] for tail in tails]
-    if len(last) < 2 or not all(np.mean(scores) > 0 for scores in (last, tails[0])):
+def _signal_to_noise(index: Index, keys: Sequence[Key], tails: Sequence[Sequence[float]]) -> float | None:
+    """Signal over the models and tunings at their last checkpoint; noise over the last near ones of the first of them
+    that has several."""
+    ends = {model: points[-1].revision for model, points in index.checkpoints.items()}
+    last = [index.mean(key) for key in keys if key.revision == ends[key.model]]
+    scores = [mean for mean in last if mean is not None]
+    if len(scores) < 2 or not tails or min(np.mean(scores), np.mean(tails[0])) <= 0:
         return None
-    return signal_to_noise(last, tails[0]).ratio
+    return signal_to_noise(scores, tails[0]).ratio
