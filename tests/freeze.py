@@ -255,7 +255,6 @@ def write_inputs(folder: Path) -> None:
     _lines(folder / "text.jsonl", [{"text": f"{text} {k}"} for k in range(4) for text in tiny.TEXT])
     (folder / "prompts.txt").write_text("\n".join(item.prompt for item in make_task(n=20).items), encoding="utf-8")
 
-
     for name, grid in (("study", GRID), ("misspelt", {**GRID, "tasks": ["arithmetik"]})):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid), encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -20,7 +19,7 @@ from catchment.commands.study.record import FILE, Study
 from catchment.commands.study.standing import Site
 from catchment.commands.study.tunings import artefact, read_tuned
 from catchment.commands.study.worker import work
-from catchment.records import Row, from_json
+from catchment.records import Row, from_json, to_json
 from catchment.runs import Store
 from tests import freeze
 from tests.freeze import said
@@ -93,16 +92,16 @@ def test_a_tuned_model_in_memory_is_the_one_on_the_disk(folder: Path) -> None:
 
 
 def test_rows_are_those_of_compare_and_the_reverse(folder: Path) -> None:
-    code, _, errors = said("compare", "base", "tuned", "--tasks", "echo.jsonl", "--text", "none", "--formats", "2",
-                           "--limit", "24", "--device", "cpu", "--no-room", "--store", "store", "--out", "c")  # fmt: skip
+    asked = ("base", "tuned", "--tasks", "echo.jsonl", "--text", "none", "--formats", "2", "--limit", "24", "--device",
+             "cpu", "--no-room", "--store", "store")  # fmt: skip
+    code, _, errors = said("compare", *asked, "--out", "c")
     assert code == 0, errors
     path = write_grid(folder, tunings=[{"name": "ready", "model": "tuned"}])
     stands = {(s.unit.tuning, s.question.format): s.status for s in site_of(path).stands()}
     assert stands["base", "plain"] == stands["ready", "plain"] == "done"
     work(settings(path), 0, None)
     before = rows_of(folder / "store")
-    assert said("compare", "base", "tuned", "--tasks", "echo.jsonl", "--text", "none", "--formats", "2", "--limit",
-                "24", "--device", "cpu", "--no-room", "--store", "store", "--out", "d")[0] == 0  # fmt: skip
+    assert said("compare", *asked, "--out", "d")[0] == 0
     assert rows_of(folder / "store") == before
 
 
@@ -126,8 +125,9 @@ def test_a_damaged_cell_is_measured_again(measured: Path, folder: Path) -> None:
     path = write_grid(folder)
     with pytest.warns(UserWarning, match="damaged"):
         code, _, errors = said("study", "run", str(path), "--store", "store", "--out", "out")
+        after = rows_of(folder / "store")
     assert code == 0, errors
-    assert rows_of(folder / "store") == before
+    assert after == before
 
 
 def test_what_fails_is_kept_and_tried_again(folder: Path) -> None:
@@ -138,7 +138,7 @@ def test_what_fails_is_kept_and_tried_again(folder: Path) -> None:
     record = from_json(Study, (folder / "out" / FILE).read_text(encoding="utf-8"))
     assert (record.counts["done"], record.counts["failed"]) == (4, 2)
     (gap,) = [gap for gap in record.gaps if gap.status == "failed" and not gap.what.startswith("training")]
-    assert "finite" in gap.reason
+    assert "the loss is nan" in gap.reason or "not finite" in gap.reason
     assert record.headline == "incomplete"
 
 
@@ -164,18 +164,19 @@ def test_out_of_another_study(measured: Path, folder: Path) -> None:
 
 
 def test_tuned_models_are_dropped_within_the_disk_and_rows_stay(folder: Path) -> None:
-    path = write_grid(folder, seeds=[0, 1])
+    one = [{"name": "sums", "data": "sums.jsonl", "method": "full", "max_steps": 3, "max_length": 64}]
+    path = write_grid(folder, tunings=one)
     work(settings(path, disk=0.0001), 0, None)
     site = site_of(path)
     stored = list((folder / "store/tunings").glob("*/*/model"))
     assert sum(file.stat().st_size for place in stored for file in place.rglob("*") if file.is_file()) <= 1e5
     assert {stand.status for stand in site.stands()} == {"done"}
-    more = write_grid(folder, seeds=[0, 1], formats=3)
+    more = write_grid(folder, tunings=one, formats=3)
     before = rows_of(folder / "store")
     work(settings(more, disk=0.0001), 0, None)
     after = rows_of(folder / "store")
     assert {key: after[key] for key in before} == before
-    assert len(after) == len(before) + 5
+    assert len(after) == len(before) + 3
 
 
 def test_time_that_ends_leaves_whole_rows_and_goes_on(
@@ -184,12 +185,15 @@ def test_time_that_ends_leaves_whole_rows_and_goes_on(
     """A clock that goes on by a second at every look; each run has 14 looks."""
     ticks = itertools.count()
     monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
-    path, rounds = write_grid(folder), 0
+    one = {"name": "sums", "data": "sums.jsonl", "method": "full", "max_steps": 3, "max_length": 64}
+    path, rounds = write_grid(folder, seeds=[0], tunings=[one]), 0
     while work(settings(path), 0, 14.0).late:
         rounds += 1
         assert rounds < 30
     assert rounds > 2
-    assert rows_of(folder / "store") == rows_of(measured / "store")
+    rows, all_rows = rows_of(folder / "store"), rows_of(measured / "store")
+    assert rows == {key: all_rows[key] for key in rows}
+    assert len(rows) == 4
 
 
 def test_aliases_are_said_by_the_plan(folder: Path) -> None:
@@ -208,7 +212,7 @@ def test_a_record_reads_back(measured: Path, folder: Path) -> None:
     code, printed, errors = said("study", "run", str(write_grid(folder)), "--store", "store", "--out", "out", "--json")
     assert code == 0, errors
     record = from_json(Study, printed)
-    assert dataclasses.asdict(record) == json.loads(printed) | {}
+    assert to_json(record) == printed.strip()
     assert record.counts["done"] == record.counts["cells"] == 10
     assert {change.tuning for change in record.changes} == {"sums full", "sums lora"}
     assert all(change.seeds == 2 for change in record.changes)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from catchment.capabilities import Task
+from catchment.commands.study import questions
 from catchment.commands.study.many import names_of
 from catchment.commands.study.standing import Unit, cell_of
-from catchment.errors import InputError
+from catchment.errors import InputError, TaskError
 from tests.unit.commands.study.grids import design, write_grid
 
 
@@ -80,13 +83,19 @@ def test_formats_of_a_task_and_the_default(folder: Path) -> None:
     assert [q.wanted for q in grid.questions] == [24, 24]
 
 
-def test_a_task_that_is_not_here_stays_in_the_grid(folder: Path) -> None:
-    tasks = ["echo.jsonl", {"task": "lm-eval:no_such_task_at_all", "name": "far", "items": 500, "split": "test"}]
-    try:
-        grid = design(write_grid(folder, tasks=tasks, limit=None))
-    except InputError as error:  # lm-eval is there and knows no such task: a wrong name is the user's
-        assert "no_such_task_at_all" in str(error)
-        return
+def _unreachable(resolve: Callable[[list[str]], list[Task]]) -> Callable[[list[str]], list[Task]]:
+    def resolved(names: list[str]) -> list[Task]:
+        if names[0].startswith("lm-eval:"):
+            raise TaskError("its data set cannot be had: the hub cannot be reached.")
+        return resolve(names)
+
+    return resolved
+
+
+def test_a_task_that_is_not_here_stays_in_the_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = ["echo.jsonl", {"task": "lm-eval:far_task", "name": "far", "items": 500, "split": "test"}]
+    monkeypatch.setattr(questions, "resolve_tasks", _unreachable(questions.resolve_tasks))
+    grid = design(write_grid(folder, tasks=tasks, limit=None))
     far = next(question for question in grid.questions if question.name == "far")
     assert (far.task, far.status, far.wanted) == (None, "failed", 500)
 
