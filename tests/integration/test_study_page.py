@@ -52,8 +52,11 @@ def _no_complaints(browser: Browser) -> Iterator[None]:
     assert browser.problems == []
 
 
-@pytest.mark.parametrize(("name", "width", "dark"), [("rich", 1280, False), ("rich", 360, True), ("one", 360, False),
-                                                     ("one", 1600, True), ("long", 360, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "width", "dark"),
+    [("rich", 1280, False), ("long", 360, True), pytest.param("one", 1600, True, marks=pytest.mark.soak),
+     ("one", 360, False), pytest.param("rich", 360, False, marks=pytest.mark.soak)],
+)  # fmt: skip
 def test_figures_are_drawn_and_nothing_overflows(
     browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:

@@ -16,6 +16,11 @@ STEPS = (0.005, 0.02, 0.05, 0.10, 0.20, 0.40)
 """Sizes of change at which the colour steps up: the same in every study, so that pages can be compared."""
 MOST_CELLS, MOST_SIDE = 3000, 50
 MOST_SPOTS = 250
+SHAPES = {
+    "learned": "base above chance",
+    "unlearned": "base not above chance",
+    "unknown": "whether the base is above chance is not tested",
+}
 
 
 @dataclass(frozen=True)
@@ -173,10 +178,9 @@ def scatters(study: Study, tunings: Sequence[str], kinds: Mapping[str, str]) -> 
 def _spot(c: Change, plot: Plot, kind: str, several: bool) -> Spot:
     shape = {True: "learned", False: "unlearned", None: "unknown"}[c.learned]
     estimate, low, high = ends(c.interval)
-    told = {"learned": "base above chance", "unlearned": "base not above chance", "unknown": "not tested"}[shape]
     where = f"{c.model} " if several else ""
     title = f"{c.task} at {where}{c.revision}: base {words.pct(c.base)}, change {words.pts(estimate)} points "
-    title += f"({_interval(c)}); {told}" + ("; near zero" if c.near_zero else "")
+    title += f"({_interval(c)}); {SHAPES[shape]}" + ("; near zero" if c.near_zero else "")
     return Spot(plot.px(c.base), plot.py(estimate), plot.py(low), plot.py(high), shape, kind, title)
 
 

@@ -124,6 +124,8 @@ def _figures(study: Study) -> dict[str, Any]:
     tasks = telling(study)
     last, earlier, unshown = heat.heats(study)
     tunings = [label for label in _by_size(study.changes, "tuning") if label != BASE]
+    scatters = heat.scatters(study, tunings[:MOST_SCATTERS], kinds)
+    drawn = {spot.shape for one in scatters for spot in one.spots}
     return {
         "kinds": kinds,
         "groups": _groups(study, kinds, tasks),
@@ -132,7 +134,8 @@ def _figures(study: Study) -> dict[str, Any]:
         "earlier": earlier,
         "heats_unshown": unshown,
         "heat_steps": heat.STEPS,
-        "scatters": heat.scatters(study, tunings[:MOST_SCATTERS], kinds),
+        "scatters": scatters,
+        "shapes": [(shape, text) for shape, text in heat.SHAPES.items() if shape in drawn],
         "scatters_left_out": max(0, len(tunings) - MOST_SCATTERS),
         "change_words": _interval_words(study.changes, study.alpha),
         "refused_changes": sum(change.refused for change in study.changes),

@@ -213,6 +213,36 @@ def test_shapes_say_whether_the_base_had_learned_the_task(html: str) -> None:
     assert 'class="span"' not in section(study_html(sample_study(changes=study.changes[-6:])), "gain")
 
 
+def test_cells_that_a_gate_refused_are_shown_as_refused_and_count_for_nothing() -> None:
+    study = sample_study()
+    changes = tuple(replace(c, refused=c.task == "paws") for c in study.changes)
+    matrices = tuple(
+        replace(m, tasks=m.tasks[:1] + m.tasks[2:], values=tuple(row[:1] + row[2:] for row in m.values))
+        for m in study.matrices
+    )
+    text = study_html(replace(study, changes=changes, matrices=matrices, sentence=""))
+    assert "<h1>2 gained, 5 lost of 14 pairs" in text
+    assert section(text, "trajectories").count("refused by a gate") == 1
+    assert "A gate refused paws, which is left out." in section(text, "forgetting")
+    gain = section(text, "gain")
+    assert "24 changes that a gate refused are not drawn." in gain
+    assert "<title>paws at" not in gain
+
+
+def test_an_interval_that_nothing_bounds_is_not_drawn() -> None:
+    study = sample_study()
+    whole = Interval(0.5, 0.0, 1.0, 0.95, "unknown")
+    lines = tuple(
+        replace(t, points=tuple(replace(p, interval=whole) for p in t.points)) if t.task == "sciq" else t
+        for t in study.trajectories
+    )
+    text = section(study_html(replace(study, trajectories=lines)), "trajectories")
+    assert "95% intervals where errors are known" in text
+    assert "50.0% (no interval)" in text
+    sciq = text[text.index("sciq <small>") :].partition("</figure>")[0]
+    assert sciq.count('class="spread-band"') == 1  # the noise floor
+
+
 def test_contrasts_show_the_ratio_with_all_that_stands_beside_it(html: str) -> None:
     text = section(html, "contrasts")
     for told in ("−61.5%", "sd 106.0%, t = −3.28, n = 32 cells", "−80.0%", "without checkpoint step424000",
@@ -263,7 +293,7 @@ def wide_study(tunings: int, checkpoints: int, tasks: int) -> Study:
     line = tuple(Point(c.revision, c.tokens, 500, 3, interval(0.5, 0.02)) for c in points)
     changes = tuple(
         Change(MODEL, c.revision, label, name, 0.5, 0.5 + 0.01 * i, 0.0, 500, 3, interval(0.01 * i, 0.001), 0.01 * i)
-        for c in points for label in labels for i, name in enumerate(names)
+        for c in points[-3:] for label in labels for i, name in enumerate(names)
     )  # fmt: skip
     lines = [(label, name) for label in (BASE, *labels) for name in names]
     values = tuple(tuple(0.01 * i for i in range(tasks)) for _ in labels)
