@@ -96,10 +96,12 @@ def _twins(site: Site, stands: Sequence[Stand], scored: Mapping[Cell, Scored]) -
     """Models of different weights with the same score on every item of every question."""
     rows: dict[tuple[str, str], list[np.ndarray]] = {}
     keys: dict[tuple[str, str], set[str]] = {}
+    cells: dict[tuple[str, str], Cell] = {}
     for stand in stands:
         cell = scored.get(stand.cell)
         if cell is not None and cell.companions is not None:
             name = (stand.unit.place.name, stand.unit.name)
+            cells[name] = stand.cell
             rows.setdefault(name, []).append(cell.companions)
             keys.setdefault(name, set()).add(stand.key)
     prints: dict[bytes, tuple[str, str]] = {}
@@ -110,9 +112,12 @@ def _twins(site: Site, stands: Sequence[Stand], scored: Mapping[Cell, Scored]) -
             continue
         other = prints.setdefault(values.tobytes(), name)
         if other != name and keys[other] != keys[name]:
-            yield Flag(
-                "identical outputs", f"{other[1]} and {name[1]}",
+            said = (
                 f"bit-identical probabilities on all {values.size} items from different weights: one of them is "
-                "probably not the model its name says; check the revision, the path and that the tuning is at work",
-                refused=True,
-            )  # fmt: skip
+                "probably not the model its name says; check the revision, the path and that the tuning is at work"
+            )
+            for twin in (cells[other], cells[name]):
+                yield Flag(
+                    "identical outputs", f"{other[1]} and {name[1]}", said, refused=True,
+                    model=twin.model, revision=twin.revision, tuning=twin.tuning,
+                )  # fmt: skip
