@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,9 +124,11 @@ def test_a_damaged_cell_is_measured_again(measured: Path, folder: Path) -> None:
     data[middle + 9] ^= 1
     segment.write_bytes(bytes(data))
     path = write_grid(folder)
-    with pytest.warns(UserWarning, match="damaged"):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         code, _, errors = said("study", "run", str(path), "--store", "store", "--out", "out")
         after = rows_of(folder / "store")
+    assert any("is damaged" in str(warning.message) for warning in told)
     assert code == 0, errors
     assert after == before
 
@@ -182,14 +185,14 @@ def test_tuned_models_are_dropped_within_the_disk_and_rows_stay(folder: Path) ->
 def test_time_that_ends_leaves_whole_rows_and_goes_on(
     measured: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that goes on by a second at every look; each run has 14 looks."""
+    """A clock that goes on by a second at every look; each run has 11 looks."""
     ticks = itertools.count()
     monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     one = {"name": "sums", "data": "sums.jsonl", "method": "full", "max_steps": 3, "max_length": 64}
     path, rounds = write_grid(folder, seeds=[0], tunings=[one]), 0
-    while work(settings(path), 0, 14.0).late:
+    while work(settings(path), 0, 11.0).late:
         rounds += 1
-        assert rounds < 30
+        assert rounds < 60
     assert rounds > 2
     rows, all_rows = rows_of(folder / "store"), rows_of(measured / "store")
     assert rows == {key: all_rows[key] for key in rows}

@@ -136,7 +136,8 @@ def _round(
     """
     due, alone = _due(site, stands), _is_alone(settings)
     helpers = 1 if alone else settings.workers if settings.executor == "processes" else HELPERS
-    shared = (left, progress) if alone else (left,)
+    damaged = frozenset(stand.key for stand in stands if stand.key and stand.status == "missing")
+    shared = (left, damaged, progress) if alone else (left, damaged)
     calls = [(work, (settings, number, *shared)) for number in due * helpers]
     done, failed = [], []
     for outcome in executor(settings.executor, settings.workers).run(calls):

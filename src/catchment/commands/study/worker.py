@@ -92,9 +92,19 @@ class Bench:
             drop_fetched(self.place)
 
 
-def work(settings: StudySettings, number: int, seconds: float | None, progress: Progress | None = None) -> Done:
+def work(
+    settings: StudySettings,
+    number: int,
+    seconds: float | None,
+    damaged: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+) -> Done:
     """Measure what is open of checkpoint ``number`` and nobody else is at, within so many seconds; behind the last
-    checkpoint come the calls."""
+    checkpoint come the calls.
+
+    Args:
+        damaged: Keys of cells whose rows were found to be damaged, though the store counts them.
+    """
     disable_progress_bar()
     site = Site.open(settings, read_design(settings))
     until = float("inf") if seconds is None else time.monotonic() + seconds
@@ -105,7 +115,7 @@ def work(settings: StudySettings, number: int, seconds: float | None, progress: 
             if place is None:
                 _calls(bench)
             else:
-                _place(bench, place)
+                _place(bench, place, damaged)
         except OutOfTimeError:
             bench.done.late = True
         finally:
@@ -114,7 +124,7 @@ def work(settings: StudySettings, number: int, seconds: float | None, progress: 
     return bench.done
 
 
-def _place(bench: Bench, place: Place) -> None:
+def _place(bench: Bench, place: Place, damaged: frozenset[str]) -> None:
     """The open cells of one checkpoint."""
     site = bench.site
     if site.is_far(place) and not isinstance(site.card(place), ModelCard):
@@ -123,7 +133,8 @@ def _place(bench: Bench, place: Place) -> None:
                 return
             with _kept_to(bench, fetch_key(place)):
                 _ = bench.base
-    counts, remarks = site.store.counts(), read_remarks(site.store)
+    counts, remarks = dict(site.store.counts()), read_remarks(site.store)
+    counts |= dict.fromkeys(damaged, 0)
     for unit in site.design.units(place):
         bench.check()
         known = site.known(unit)
