@@ -15,6 +15,8 @@ from catchment.pages import Axis, Bar, LogAxis, axis, bar, log_axis, number, sha
 from catchment.records import TaskResult
 
 MOST_SCANS = 200
+MOST_VERDICTS = 1500
+"""Cells of the table of verdicts; at least 12 tunings stand in it."""
 MOST_FORMAT_ROWS = 150
 
 
@@ -28,20 +30,22 @@ class VerdictRow:
 
 @dataclass(frozen=True)
 class VerdictTable:
-    """Tunings by tasks, sorted as :func:`ranked` says."""
+    """Tunings by tasks, sorted as :func:`ranked` says; ``left_out``: tunings that are not in it."""
 
     tasks: tuple[str, ...]
     rows: tuple[VerdictRow, ...]
+    left_out: int
 
 
 def verdict_table(verdicts: Sequence[Verdicts]) -> VerdictTable:
     """Tasks in the order in which they first appear."""
     tasks = tuple(dict.fromkeys(task.task for one in verdicts for task in one.tasks))
     rows = []
-    for one in ranked(verdicts):
+    most = max(12, MOST_VERDICTS // max(1, len(tasks)))
+    for one in ranked(verdicts)[:most]:
         results = {task.task: task for task in one.tasks}
         rows.append(VerdictRow(one, tuple(results.get(task) for task in tasks)))
-    return VerdictTable(tasks, tuple(rows))
+    return VerdictTable(tasks, tuple(rows), len(verdicts) - len(rows))
 
 
 @dataclass(frozen=True)

@@ -273,6 +273,16 @@ def test_which_tune_to_take_is_a_table_of_tunings_by_tasks(one: str) -> None:
     assert "no loss was shown" in text
 
 
+def test_a_table_of_many_tunings_keeps_the_first_and_counts_the_rest() -> None:
+    study = one_checkpoint()
+    many = tuple(replace(study.verdicts[i % 2], tuning=f"t{i}") for i in range(230))
+    text = section(study_html(replace(study, verdicts=many)), "choice")
+    rows = re.findall(r'<tr><th scope="row">t(\d+)</th>', text)
+    assert len(rows) == 1500 // 7
+    assert all(int(row) % 2 for row in rows[:100])  # those without a loss come first
+    assert "16 more tunings in <code>study.json</code>" in text
+
+
 def test_a_study_of_one_cell_makes_a_page() -> None:
     cell = Cell(MODEL, "main", BASE, None, "sciq", "default", 0, "exact")
     point = Point("main", None, 0, 0, Interval(0.5, 0.5, 0.5, 0.95, "none"))
