@@ -307,8 +307,9 @@ def left_in(out: Path) -> list[str]:
 
 def _without_speed(shown: str) -> str:
     """A plan's text without the progress before it and without what this machine's speed says."""
-    plan = " ".join(re.split(r"(?m)^(?= *Plan *$|base: )", shown, maxsplit=1)[1].split())
+    plan = " ".join(re.split(r"(?m)^(?= *Plan *$|base: |study: )", shown, maxsplit=1)[1].split())
     plan = re.sub(r"about [\d,]+ tokens a second", "about N tokens a second", plan)
+    plan = re.sub(r"about [\d,.]+ (s|min|h)(?= of one worker|:| |$)", "about N s", plan)
     return re.sub(r"about [\d,]+ s of", "about N s of", plan) + "\n"
 
 
