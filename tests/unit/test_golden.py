@@ -19,7 +19,7 @@ from catchment import records
 from catchment.records import from_json, to_json
 from tests import freeze
 
-KINDS = {"compare": "Comparison", "scan": "Scan", "tune": "Tune"}
+KINDS = {"compare": "Comparison", "scan": "Scan", "tune": "Tune", "study": "Study"}
 MEASURED = {
     "companion", "companions", "base_companion", "texts", "agreements", "weight", "kl", "curvature", "gradients",
     "loss", "losses", "loss_base", "held_out", "check", "cosine",

@@ -73,7 +73,8 @@ def carry_out(command: Command, arguments: list[str] | Any, json: bool = False) 
 
     from catchment.cli.live import LiveProgress
 
-    quiet()
+    if not settings.foreign:
+        quiet()
     from catchment.runs import processes
 
     processes.join(settings.device)

@@ -203,6 +203,11 @@ class OutputOptions(Options):
     dry_run: bool = False
 
     @property
+    def foreign(self) -> bool:
+        """Whether no model is read, because what was measured is somebody else's."""
+        return False
+
+    @property
     def planned(self) -> bool:
         """Whether nothing is to be done but a plan."""
         return self.dry_run

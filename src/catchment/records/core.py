@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -87,11 +87,12 @@ def to_json(record: Any) -> str:
 
 def from_json(kind: type[T], text: str) -> T:
     """Read a record back, checked field by field. Raises ``pydantic.ValidationError`` on a foreign file."""
-    return _adapter(kind).validate_json(text)
+    adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
+    return adapter.validate_json(text)
 
 
 @lru_cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     """What checks a kind of record; making it takes longer than reading one."""
     from pydantic import TypeAdapter
 

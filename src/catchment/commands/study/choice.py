@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from catchment.capabilities import gates
 from catchment.commands.study.record import Verdicts
@@ -55,14 +55,3 @@ def _verdicts(
 def _rows(site: Site, stand: Stand) -> dict[str, Row]:
     rows = site.store.cell(stand.key, {}).rows()
     return {item.id: rows[item.id] for item in stand.question.items if item.id in rows}
-
-
-def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:
-    """Drops that are shown and estimated to be larger than the bound, one sentence each."""
-    for v in verdicts:
-        for task in v.tasks:
-            if task.difference.high < 0 and -task.difference.estimate > bound:
-                yield (
-                    f"{task.task} dropped by {-task.difference.estimate:.3f} [{-task.difference.high:.3f}, "
-                    f"{-task.difference.low:.3f}], more than --fail-if-drop {bound:g}, in {v.tuning}"
-                )

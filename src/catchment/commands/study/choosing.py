@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from catchment.commands.study.record import Verdicts
 from catchment.measuring import with_verdict
@@ -84,3 +84,14 @@ def outcome(one: Verdicts) -> str:
         f"{open_ones} {'task' if open_ones == 1 else 'tasks'} not decided" if open_ones else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:
+    """Drops that are shown and estimated to be larger than the bound, one sentence each."""
+    for v in verdicts:
+        for task in v.tasks:
+            if task.difference.high < 0 and -task.difference.estimate > bound:
+                yield (
+                    f"{task.task} dropped by {-task.difference.estimate:.3f} [{-task.difference.high:.3f}, "
+                    f"{-task.difference.low:.3f}], more than --fail-if-drop {bound:g}, in {v.tuning}"
+                )

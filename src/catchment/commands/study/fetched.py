@@ -78,7 +78,8 @@ def bytes_on_hub(places: Sequence[Place], api: Any = None) -> tuple[dict[Place, 
 
     if models.offline() and api is None:
         return {}, "HF_HUB_OFFLINE=1 forbids asking the hub"
-    asked, known = api or HfApi(), {}
+    asked: Any = api or HfApi()
+    known: dict[Place, str] = {}
     for place in places:
         name, revision = _named(place)
         try:

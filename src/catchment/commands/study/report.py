@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -171,7 +172,9 @@ def _warnings(site: Site, cards: Sequence[ModelCard]) -> Iterator[str]:
 
 def _conditions(site: Site, cards: Sequence[ModelCard]) -> dict[str, Any]:
     s, design = site.design.settings, site.design
+    path = s.study or f"{s.label}.yaml"
     return {
+        "command": f"catchment study run {shlex.quote(str(path))}" if s.study or not design.recipes else "",
         "sampling": "items are a sample of a population, training seeds of all seeds; where there is one seed the "
         "statement is about these very models",
         "chat_template": design.asked.chat_template,

@@ -98,6 +98,11 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Exec
         return self.dry_run or self.action == "plan"
 
     @property
+    def foreign(self) -> bool:
+        """Whether the scores are somebody else's."""
+        return self.csv is not None or self.lm_eval is not None
+
+    @property
     def label(self) -> str:
         """Name of the study."""
         given = self.study or self.csv or self.lm_eval

@@ -1,0 +1,175 @@
+"""The work of a study: rounds of workers until nothing is open, what the store holds, and the record of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from catchment.commands.study.calls import FILE as RESULT
+from catchment.commands.study.calls import read_result
+from catchment.commands.study.design import read_design
+from catchment.commands.study.output import claim, write
+from catchment.commands.study.plan import check_contexts
+from catchment.commands.study.record import Study
+from catchment.commands.study.report import study_of, table_of
+from catchment.commands.study.scores import ScoreTable
+from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.standing import Site, Stand
+from catchment.commands.study.worker import Done, work
+from catchment.errors import InputError, StoreError
+from catchment.measuring import Progress
+from catchment.runs import Store, executor
+
+ROUNDS = 3
+"""Times that cells which were left, or found damaged, are tried in one run."""
+HELPERS = 8
+"""Tasks of a cluster that are offered for each checkpoint; one that finds nothing to do ends at once."""
+LOOK = 2.0
+"""Seconds between two looks at how far the workers are."""
+
+
+def drive(settings: StudySettings, progress: Progress) -> Study:
+    """Do what the action says, and give the record of what is there then."""
+    if settings.study is None and not settings.models:
+        raise InputError(f"study {settings.action}: no study; expected a YAML file, e.g. study.yaml.")
+    design = read_design(settings)
+    site = Site.open(settings, design)
+    claim(settings)
+    if settings.action == "merge":
+        _merge(settings, site, progress)
+    if settings.action == "run":
+        _run(settings, site, progress)
+    stands, table = _read(site, progress)
+    record = study_of(site, stands, table)
+    return record if settings.action == "status" else write(settings, record, table, progress)
+
+
+def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
+    """Work until nothing is open, or the time is spent, or a whole round brought nothing."""
+    end = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
+    check_contexts(site)
+    rounds = 0
+    with _watched(site, progress, not _is_alone(settings)):
+        while rounds < ROUNDS:
+            stands, _ = _read(site, progress)
+            left = None if end is None else end - time.monotonic()
+            if not _due(site, stands) or (left is not None and left <= 0):
+                return
+            done = _round(settings, site, stands, left, progress)
+            if any(part.late for part in done):
+                return
+            if any(part.cells or part.trained for part in done):
+                rounds += 1
+            elif any(part.busy for part in done):
+                progress.status("waiting for cells that another driver is at")
+                time.sleep(LOOK)
+            else:
+                return
+
+
+def _is_alone(settings: StudySettings) -> bool:
+    """Whether this process does the work itself."""
+    return settings.workers == 1 and settings.executor == "processes"
+
+
+def _due(site: Site, stands: Sequence[Stand]) -> list[int]:
+    """Checkpoints at which something is open, by number; their number where calls are."""
+    open_places = {stand.unit.place for stand in stands if stand.open}
+    scans, places = bool(site.design.scans), site.design.places
+    due = [n for n, place in enumerate(places) if place in open_places or scans]
+    return [*due, len(places)] if any(read_result(site.store, call) is None for call in site.design.calls) else due
+
+
+def _round(
+    settings: StudySettings, site: Site, stands: Sequence[Stand], left: float | None, progress: Progress
+) -> list[Done]:
+    """One pass of all workers over the checkpoints at which something is open.
+
+    A checkpoint is begun by one worker; once each has been begun, workers that are free help at the others.
+    """
+    due, alone = _due(site, stands), _is_alone(settings)
+    helpers = 1 if alone else settings.workers if settings.executor == "processes" else HELPERS
+    damaged = frozenset(stand.key for stand in stands if stand.key and stand.status == "missing")
+    shared = (left, damaged, progress) if alone else (left, damaged)
+    calls = [(work, (settings, number, *shared)) for number in due * helpers]
+    done, failed = [], []
+    for outcome in executor(settings.executor, settings.workers).run(calls):
+        if outcome.ok:
+            done.append(outcome.value)
+        else:
+            failed.append(str(outcome.error))
+    if failed and not done:
+        raise StoreError(f"no worker came to its end: {failed[0]}. What was measured is kept.")
+    for error in dict.fromkeys(failed):
+        progress.status(f"a worker ended early: {error}")
+    return done
+
+
+def _read(site: Site, progress: Progress) -> tuple[list[Stand], ScoreTable]:
+    """Where the study stands, cells whose rows turned out to be damaged counted as missing; and the scores."""
+    progress.status("reading the store")
+    stands = list(site.stands())
+    table, short = table_of(site, stands)
+    if short:
+        again = {stand.cell: stand for stand in short}
+        stands = [again.get(stand.cell, stand) for stand in stands]
+    return stands, table
+
+
+def _merge(settings: StudySettings, site: Site, progress: Progress) -> None:
+    """Take over the rows and tunings of other stores."""
+    if not settings.others:
+        raise InputError("study merge: no folders to merge; expected --others FOLDER ..., stores of other machines.")
+    for other in settings.others:
+        if not Path(other).is_dir():
+            raise InputError(f"--others {other!r}: no such folder; expected a store, as --store names it.")
+        progress.status(f"merging {other}")
+        site.store.merge(Store(other))
+        merge_folders(Path(other), site.store.root)
+
+
+def merge_folders(other: Path, root: Path) -> None:
+    """Take over trainings, scans and results of calls that are not here; a folder is copied beside its name, then
+    renamed."""
+    import shutil
+
+    for kind, file in (("tunings/*", "tuning.json"), ("scans", "scan.json"), ("calls", RESULT)):
+        for folder in sorted(path.parent for path in other.glob(f"{kind}/*/{file}")):
+            target = root / folder.relative_to(other)
+            if not (target / file).is_file():
+                beside = target.with_name(f".{target.name}.merging")
+                shutil.rmtree(beside, ignore_errors=True)
+                try:
+                    shutil.copytree(folder, beside)
+                    shutil.rmtree(target, ignore_errors=True)
+                    beside.rename(target)
+                except OSError as error:
+                    raise StoreError(f"{target} cannot be written ({error.strerror}); free some space.") from error
+
+
+@contextmanager
+def _watched(site: Site, progress: Progress, apart: bool) -> Iterator[None]:
+    """Say how far workers in other processes are, as the store shows it."""
+    if not apart:
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK):
+            began = time.monotonic()
+            stands = list(site.stands())
+            done = sum(stand.status == "done" for stand in stands)
+            progress.status(f"{done:,} of {len(stands):,} cells")
+            over.wait(10 * (time.monotonic() - began))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
