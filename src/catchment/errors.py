@@ -30,6 +30,14 @@ class TaskError(CatchmentError):
     """A task cannot be built or scored honestly: unlabelled, empty, prompts that do not fit."""
 
 
+class UnavailableError(TaskError):
+    """A data set that is not on this machine and cannot be fetched now; ``reason`` is why, without its name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{name}: {reason}; expected it in the hub's cache, or a network.")
+
+
 class NonFiniteError(TaskError):
     """A model's outputs are NaN or infinite, so there is nothing to score."""
 
@@ -46,6 +54,7 @@ class MissingExtraError(CatchmentError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.reason = f"{package!r} is not installed: pip install 'catchment[{extra}]'"
         super().__init__(f"{purpose} needs {package!r}, which is not installed: pip install 'catchment[{extra}]'")
 
 

@@ -27,7 +27,7 @@ from catchment.capabilities.prepared import (
 from catchment.capabilities.prompts import DATE, Encoded, PromptOptions, apply_template, date_note, expected_answer
 from catchment.capabilities.rows import NON_FINITE, non_finite_note, run, settle_path
 from catchment.capabilities.scores import OnRows, Scores
-from catchment.capabilities.sources import resolve_tasks
+from catchment.capabilities.sources import SOURCES, Described, describe, describe_yaml, resolve_tasks
 from catchment.capabilities.speed import Pace, Speed, measure_pace, measure_speed
 from catchment.capabilities.tables import task_from_dataset
 from catchment.capabilities.tallies import Tally, tally
@@ -42,7 +42,7 @@ from catchment.capabilities.tasks import (
     Item,
     Task,
 )
-from catchment.capabilities.variants import variant
+from catchment.capabilities.variants import check_scorer, variant
 from catchment.models import without_trace
 
 __all__ = [
@@ -54,7 +54,9 @@ __all__ = [
     "JUDGED_SCORERS",
     "NON_FINITE",
     "SCORERS",
+    "SOURCES",
     "AllTooLongError",
+    "Described",
     "DoubleKeyError",
     "Encoded",
     "Engine",
@@ -73,10 +75,13 @@ __all__ = [
     "agreement",
     "agreement_rows",
     "apply_template",
+    "check_scorer",
     "classifiers",
     "context_length",
     "cost_tokens",
     "date_note",
+    "describe",
+    "describe_yaml",
     "distinct_keys",
     "evaluate",
     "expected_answer",

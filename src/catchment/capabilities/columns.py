@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +169,7 @@ class Columns:
     Attributes:
         above: The second choice is right where the gold is a number above this one, else the first.
         shown: Columns that the formats name beside the prompt.
+        shuffle: Choices in an order that the prompt decides, for data that has the right one always at one place.
     """
 
     kind: str
@@ -177,6 +179,7 @@ class Columns:
     answer: Template | None
     above: float | None = None
     shown: tuple[str, ...] = ()
+    shuffle: bool = False
 
     def check(self, where: str) -> None:
         """A kind of item takes exactly its own arguments, and each is a template.
@@ -193,6 +196,8 @@ class Columns:
             raise InputError(f"scorer {scorer!r} on rows takes {expected}; got {', '.join(sorted(given)) or 'none'}.")
         if self.above is not None and (self.kind != "choices" or not _number(self.above)):
             raise InputError(f"{where}: gold_above is {self.above!r}; expected a number, beside choices and gold.")
+        if not isinstance(self.shuffle, bool) or (self.shuffle and self.kind != "choices"):
+            raise InputError(f"{where}: shuffle is {self.shuffle!r}; expected true or false, beside choices and gold.")
         for argument, template in (("prompt", self.prompt), ("gold", self.gold), ("answer", self.answer)):
             if template is not None and not isinstance(template, str) and not callable(template):
                 raise InputError(f"{where}: {argument} is {template!r}; expected a column or a template.")
@@ -225,7 +230,8 @@ class Columns:
                 if len(options) != 2:
                     fail(where, f"gold_above {self.above:g} with the choices {list(options)!r}; expected 2 of them.")
                 return Item(text, options, _above(self._gold(row, where), self.above, where))
-            return Item(text, options, gold_index(self._gold(row, where), options, labels, where))
+            gold = gold_index(self._gold(row, where), options, labels, where)
+            return Item(text, *self._ordered(text, options, gold))
         if self.answer is not None:
             return Item(text, (), self._answer(row, where))
         if self.kind == "refuse":
@@ -236,6 +242,13 @@ class Columns:
             label = _whole(self._gold(row, where))
             return Item(text, (), UNLABELLED if label is None else label)
         return Item(text)
+
+    def _ordered(self, text: str, choices: tuple[str, ...], gold: int) -> tuple[tuple[str, ...], int]:
+        """Choices and the place of the right one, shuffled where that is asked for."""
+        if not self.shuffle:
+            return choices, gold
+        order = random.Random(f"choices:{text}").sample(range(len(choices)), len(choices))
+        return tuple(choices[i] for i in order), gold if gold == UNLABELLED else order.index(gold)
 
     def _gold(self, row: Row, where: str) -> Any:
         assert self.gold is not None  # by check

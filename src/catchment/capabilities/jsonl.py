@@ -244,7 +244,20 @@ def parse_options(options: Mapping[str, Any], where: str, columns: Collection[st
 
 def build_task(kind: str, items: Sequence[Item], options: Mapping[str, Any], where: str, name: str) -> Task:
     """A task of checked items and options, with the defaults of its kind."""
-    options = parse_options(options, where, items[0].columns if items else ())
+    options = complete_options(kind, options, where, items[0].columns if items else ())
+    for number, shot in enumerate(options.get("shots", ()), 1):
+        if expected_answer(shot, options["scorer"]) is None:
+            fail(where, f"shot {number} has no answer to show for scorer {options['scorer']!r}; expected a solved "
+                 "example.")  # fmt: skip
+    options.setdefault("name", name)
+    return Task(items=tuple(items), **options)
+
+
+def complete_options(
+    kind: str, options: Mapping[str, Any], where: str, columns: Collection[str] = ()
+) -> dict[str, Any]:
+    """Checked options with the defaults of a kind of item: scorer, style, formats and limits."""
+    options = parse_options(options, where, columns)
     allowed = SCORERS_OF[kind]
     scorer = options.setdefault("scorer", allowed[0])
     if scorer not in allowed:
@@ -261,11 +274,7 @@ def build_task(kind: str, items: Sequence[Item], options: Mapping[str, Any], whe
     if scorer == "rouge_l":
         options.setdefault("max_new_tokens", 60)
         options.setdefault("stop", ())
-    for number, shot in enumerate(options.get("shots", ()), 1):
-        if expected_answer(shot, scorer) is None:
-            fail(where, f"shot {number} has no answer to show for scorer {scorer!r}; expected a solved example.")
-    options.setdefault("name", name)
-    return Task(items=tuple(items), **options)
+    return options
 
 
 def read_text(path: str | Path) -> str:

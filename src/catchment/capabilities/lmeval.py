@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from catchment.capabilities.columns import UNLABELLED
+from catchment.capabilities.hub import cache_alone
 from catchment.capabilities.tables import distinct
 from catchment.capabilities.tasks import Format, Item, Task
-from catchment.errors import CatchmentError, InputError, MissingExtraError, TaskError, did_you_mean
+from catchment.errors import CatchmentError, InputError, MissingExtraError, TaskError, UnavailableError, did_you_mean
+from catchment.models import no_hub
 
 CHOICE_METRICS = {"acc": "choice", "acc_norm": "choice_per_byte", "acc_bytes": "choice_per_byte"}
 DEFAULT_MAX_TOKENS = 256
@@ -95,8 +97,11 @@ def _load(name: str) -> Any:
                 f"lm-eval has no task {name!r}; see 'lm-eval ls tasks'.{did_you_mean(name, manager.all_tasks)}"
             )
     try:
-        tasks = manager.load([name])["tasks"]
+        with cache_alone():
+            tasks = manager.load([name])["tasks"]
     except Exception as error:  # task files, the hub and data set builders each raise their own
+        if isinstance(error, ConnectionError) and (why := no_hub()):
+            raise UnavailableError(f"lm-eval task {name!r}", f"its data set is not in the cache, and {why}") from error
         detail = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _refuse(name, f"it cannot be loaded ({detail}); expected its data set on this machine or a network.")
     if len(tasks) != 1:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from catchment.capabilities import packs
+from catchment.capabilities.columns import Columns, kind_of
 from catchment.capabilities.delimited import DELIMITED
 from catchment.capabilities.jsonl import (
     OPTIONS,
     SUFFIXES,
     check_keys,
+    complete_options,
     fail,
     parse_options,
     read_text,
@@ -21,22 +23,23 @@ from catchment.capabilities.jsonl import (
     task_from_lines,
 )
 from catchment.capabilities.lmeval import task_from_lm_eval
-from catchment.capabilities.tables import TABLE_FILES, task_from_dataset
-from catchment.capabilities.tasks import ASK, CONTINUE, Item, Task
+from catchment.capabilities.tables import TABLE_FILES, check_columns, task_from_dataset
+from catchment.capabilities.tasks import ASK, CONTINUE, NAMED, Format, Item, Task
 from catchment.errors import InputError, did_you_mean
 
 YAML_SUFFIXES = (".yaml", ".yml")
 LM_EVAL = "lm-eval:"
 GROUPS = {"default": packs.DEFAULT, "stories": packs.STORIES}
 _DATASET_KEYS = (
-    "prompt", "choices", "gold", "gold_above", "answer", "split", "subset", "revision", "shots", "shot_split",
-    "shots_from", "seed",
+    "prompt", "choices", "gold", "gold_above", "shuffle", "answer", "split", "subset", "revision", "shots",
+    "shot_split", "shots_from", "seed",
 )  # fmt: skip
-_SOURCES: dict[str, tuple[str, ...]] = {
+SOURCES: dict[str, tuple[str, ...]] = {
     "file": (*OPTIONS, "shots_from"),
     "dataset": (*_DATASET_KEYS, *(key for key in OPTIONS if key != "shots")),
     "lm_eval": ("num_fewshot", "limit", "seed", "metric"),
 }
+"""Where a task of a YAML file comes from, and the keys that may stand beside it."""
 
 
 def task_from_callable(
@@ -86,6 +89,130 @@ def _check_function(function: Any, where: str) -> None:
         return
 
 
+@dataclass(frozen=True)
+class Described:
+    """A task as a mapping describes it, checked as far as that goes without its rows.
+
+    Attributes:
+        source: ``"file"``, ``"dataset"`` or ``"lm_eval"``.
+        value: Which of them.
+        options: What belongs to it.
+        folder: That its paths are relative to.
+        where: Its place, for errors.
+        formats: Its prompt formats; empty where the source alone knows them, as for ``scorer``.
+    """
+
+    source: str
+    value: str
+    options: Mapping[str, Any]
+    folder: Path
+    where: str
+    formats: tuple[Format, ...] = ()
+    scorer: str = ""
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return str(self.options.get("name") or Path(self.value).name.split(".")[0])
+
+    @property
+    def shots(self) -> int:
+        """Solved examples of its own."""
+        given = self.options.get("num_fewshot" if self.source == "lm_eval" else "shots") or 0
+        return given if isinstance(given, int) else len(given)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether it names rows to draw shots from."""
+        return any(self.options.get(key) is not None for key in ("shot_split", "shots_from"))
+
+    def task(self) -> Task:
+        """The task itself.
+
+        Raises:
+            InputError: no such file.
+            TaskError: rows that do not fit, or that cannot be had.
+        """
+        options = dict(self.options)
+        if self.source == "lm_eval":
+            name = options.pop("name", None)
+            task = task_from_lm_eval(self.value, **options)
+            return replace(task, name=name) if name else task
+        if self.source == "file":
+            pool = options.pop("shots_from", None)
+            return self._with_pool(task_from_jsonl(self.folder / self.value, **options), pool)
+        if "shots_from" in options:
+            options["shots_from"] = self._beside(options["shots_from"])
+        later = (*_DATASET_KEYS, "name", "scorer", "formats")  # formats may name columns, which the rows tell
+        checked = parse_options({key: value for key, value in options.items() if key not in later}, self.where)
+        return task_from_dataset(self._beside(self.value), **{**options, **checked})
+
+    def _beside(self, named: str) -> str:
+        """A table or a folder beside the YAML file; any other name as it is."""
+        beside = self.folder / named
+        return str(beside) if named.endswith(TABLE_FILES) or beside.is_dir() else named
+
+    def _with_pool(self, task: Task, named: str | None) -> Task:
+        """The task with the items of another task file as its pool of shots."""
+        if named is None:
+            return task
+        return replace(task, pool=task_from_jsonl(self._beside(named), scorer=task.scorer).items)
+
+
+def describe(content: Mapping[str, Any], folder: str | Path, where: str) -> Described:
+    """What a mapping with the keys of a task's YAML file says; its data is not read.
+
+    Args:
+        content: ``file:``, ``dataset:`` or ``lm_eval:`` and the arguments that belong to it.
+        folder: that paths in it are relative to.
+        where: its place, for errors.
+
+    Raises:
+        InputError: arguments that do not fit together.
+        TaskError: unknown keys, or values that cannot be right.
+
+    Example:
+        >>> content = {"dataset": "owner/glue", "prompt": "{q}", "choices": ["no", "yes"], "gold": "label"}
+        >>> said = describe(content, ".", "here")
+        >>> said.name, said.scorer, [form.name for form in said.formats][0]
+        ('glue', 'choice', 'question')
+    """
+    sources = [key for key in SOURCES if key in content]
+    if len(sources) != 1:
+        fail(where, f"it has {', '.join(sources) or 'no source'}; expected exactly one of {', '.join(SOURCES)}.")
+    source, value = sources[0], content[sources[0]]
+    check_keys(content, (source, *SOURCES[source], "name"), where)
+    if not isinstance(value, str) or not value:
+        fail(where, f"{source!r} is {value!r}; expected a text.")
+    options = {key: part for key, part in content.items() if key != source}
+    for key in ("split", "subset", "revision", "shot_split", "shots_from"):
+        if options.get(key) is not None and (not isinstance(options[key], str) or not options[key]):
+            fail(where, f"{key!r} is {options[key]!r}; expected a text.")
+    said = Described(source, value, options, Path(folder), where)
+    if source == "lm_eval":
+        return said
+    if source == "file":
+        checked = parse_options({key: part for key, part in options.items() if key != "shots_from"}, where)
+        return replace(said, formats=checked.get("formats", ()), scorer=checked.get("scorer", ""))
+    return _of_rows(said)
+
+
+def _of_rows(said: Described) -> Described:
+    """A task over rows, with its formats and scorer; which columns there are is not known yet."""
+    options, where = said.options, said.where
+    if "prompt" not in options:
+        fail(where, "'prompt' is missing; expected a column or a template such as '{question}'.")
+    given: dict[str, Any] = {key: options.get(key) for key in ("choices", "gold", "answer")}
+    columns = Columns(
+        kind_of(options.get("scorer"), given["choices"], given["answer"], given["gold"]), options["prompt"], **given,
+        above=options.get("gold_above"), shuffle=options.get("shuffle", False),
+    )  # fmt: skip
+    check_columns(columns, options.get("shots", 0), options.get("seed", 0), where)
+    own = {key: part for key, part in options.items() if key in OPTIONS and key != "shots"}
+    complete = complete_options(columns.kind, own, where, columns=NAMED.findall(str(options.get("formats", ""))))
+    return replace(said, formats=complete["formats"], scorer=complete["scorer"])
+
+
 def task_from_yaml(path: str | Path) -> Task:
     """A task from a YAML file: ``file:``, ``dataset:`` or ``lm_eval:`` and the arguments that belong to it.
 
@@ -95,46 +222,12 @@ def task_from_yaml(path: str | Path) -> Task:
         InputError: no such file.
         TaskError: not YAML, unknown keys, or values that do not fit.
     """
-    where = str(path)
-    content = _read_yaml(path)
-    sources = [key for key in _SOURCES if key in content]
-    if len(sources) != 1:
-        fail(where, f"it has {', '.join(sources) or 'no source'}; expected exactly one of {', '.join(_SOURCES)}.")
-    source = sources[0]
-    check_keys(content, (source, *_SOURCES[source], "name"), where)
-    value = content.pop(source)
-    if not isinstance(value, str) or not value:
-        fail(where, f"{source!r} is {value!r}; expected a text.")
-    if source == "lm_eval":
-        return task_from_lm_eval(value, **content)
-    beside = Path(path).parent / value
-    if source == "file":
-        pool = content.pop("shots_from", None)
-        return _with_pool(task_from_jsonl(beside, **content), path, pool)
-    if "prompt" not in content:
-        fail(where, "'prompt' is missing; expected a column or a template such as '{question}'.")
-    later = (*_DATASET_KEYS, "name", "scorer", "formats")  # formats may name columns, which the rows tell
-    options = {key: content.pop(key) for key in list(content) if key not in later}
-    for key, named in (("shots_from", content.get("shots_from")), (source, value)):
-        if named is not None:
-            content[key] = _beside(path, key, named)
-    return task_from_dataset(content.pop(source), **content, **parse_options(options, where))
+    return describe_yaml(path).task()
 
 
-def _beside(path: str | Path, key: str, named: Any) -> str:
-    """A table or a folder beside the YAML file; any other name as it is."""
-    if not isinstance(named, str) or not named:
-        fail(str(path), f"{key!r} is {named!r}; expected a text.")
-    beside = Path(path).parent / named
-    return str(beside) if named.endswith(TABLE_FILES) or beside.is_dir() else named
-
-
-def _with_pool(task: Task, path: str | Path, named: Any) -> Task:
-    """The task with the items of another task file as its pool of shots."""
-    if named is None:
-        return task
-    pool = task_from_jsonl(_beside(path, "shots_from", named), scorer=task.scorer)
-    return replace(task, pool=pool.items)
+def describe_yaml(path: str | Path) -> Described:
+    """What a task's YAML file says, as :func:`describe`."""
+    return describe(_read_yaml(path), Path(path).parent, str(path))
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from catchment.capabilities.columns import UNLABELLED, Columns, Placed, Row, Template, kind_of
 from catchment.capabilities.delimited import DELIMITED, local_options, parse_table
+from catchment.capabilities.hub import cache_alone, check_reach
 from catchment.capabilities.jsonl import build_task, check_keys, fail, read_entries, read_text
 from catchment.capabilities.tasks import NAMED, Item, Task
 from catchment.errors import InputError, MissingExtraError, TaskError, did_you_mean
@@ -31,14 +34,16 @@ def distinct(items: Sequence[Item]) -> tuple[Item, ...]:
 
 
 def _load(name: str, subset: str | None, split: str, revision: str | None) -> Sequence[Row]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "datasets", f"the data set {name!r}") from error
+    if find_spec("datasets") is None:
+        raise MissingExtraError("datasets", "datasets", f"the data set {name!r}")
+    check_reach(name)
+    import datasets
+
     options = local_options(name, lambda path, where, message: fail(f"{path}, {where}", f"{message}."))
     pinned = {} if revision is None else {"revision": revision}
     try:
-        return datasets.load_dataset(name, subset, split=split, **pinned, **options)
+        with nullcontext() if Path(name).exists() else cache_alone():
+            return datasets.load_dataset(name, subset, split=split, **pinned, **options)
     except Exception as error:  # the hub, builders and file systems each raise their own
         at = f", revision {revision!r}" if revision else ""
         raise TaskError(
@@ -119,6 +124,7 @@ def task_from_dataset(
     choices: Template | Sequence[Template] | None = None,
     gold: Template | None = None,
     gold_above: float | None = None,
+    shuffle: bool = False,
     answer: Template | None = None,
     name: str | None = None,
     split: str = "validation",
@@ -143,6 +149,7 @@ def task_from_dataset(
         gold: a column with the right choice as index from 0, label or text. Unlabelled rows (-1, empty) are kept as
             -1; the validity gate refuses them. With scorer ``"classify"`` the class, with ``"refusal"`` true or false.
         gold_above: of two choices the second is right where the gold is a number above this one, else the first.
+        shuffle: put the choices of each row in a seeded order: for data that has the right one always at one place.
         answer: a column or template with the right answer (or a list of them): exact match; with ``scorer="regex"``
             the pattern, with ``scorer="rouge_l"`` the reference.
         split, subset, revision: of a named data set; ``split`` also of a ``DatasetDict``.
@@ -165,11 +172,9 @@ def task_from_dataset(
         '3'
     """
     where = f"data set {name or _name(dataset)!r}"
-    columns = Columns(kind_of(scorer, choices, answer, gold), prompt, choices, gold, answer, gold_above)
-    columns.check(where)
-    for argument, number in (("shots", shots), ("seed", seed)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise InputError(f"{where}: {argument} is {number!r}; expected a whole number.")
+    kind = kind_of(scorer, choices, answer, gold)
+    columns = Columns(kind, prompt, choices, gold, answer, gold_above, shuffle=shuffle)
+    check_columns(columns, shots, seed, where)
     check_keys(task_options, TASK_OPTIONS, where)
     source = _Source(dataset, subset, revision, where, [])
     rows = source.rows(split)
@@ -190,6 +195,18 @@ def task_from_dataset(
     task = build_task(columns.kind, distinct(items), options, where, name or _name(dataset))
     pool = tuple({apart[i].id: apart[i] for i in _sampled(len(apart), POOL, seed)}.values())
     return replace(task, notes=tuple(dict.fromkeys(source.notes)), pool=pool)
+
+
+def check_columns(columns: Columns, shots: int, seed: int, where: str) -> None:
+    """Refuse arguments of :func:`task_from_dataset` that are wrong whatever the rows are.
+
+    Raises:
+        InputError: Names the argument.
+    """
+    columns.check(where)
+    for argument, number in (("shots", shots), ("seed", seed)):
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InputError(f"{where}: {argument} is {number!r}; expected a whole number.")
 
 
 def _sampled(n: int, most: int | None, seed: int) -> Sequence[int]:

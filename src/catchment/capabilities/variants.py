@@ -122,18 +122,8 @@ def _scored(task: Task, scorer: str | None) -> Task:
     """The task under another scorer of its kind."""
     if scorer is None or scorer == task.scorer:
         return task
-    if scorer not in SCORERS:
-        raise InputError(
-            f"task {task.name!r}: unknown scorer {scorer!r}; expected one of {', '.join(SCORERS)}."
-            + did_you_mean(scorer, SCORERS)
-        )
-    kind = next((kind for kind in (CHOICE_SCORERS, TEXT_SCORERS) if task.scorer in kind), ())
-    if scorer not in kind:
-        others = [name for name in kind if name != task.scorer]
-        reason = f"its items are scored by {task.scorer!r}, and so by {' or '.join(others)}" if others else (
-            f"there is no other scorer than {task.scorer!r} for its items")  # fmt: skip
-        _refuse(task, scorer, reason)
-    if kind == CHOICE_SCORERS:
+    check_scorer(task.name, task.scorer, scorer)
+    if scorer in CHOICE_SCORERS:
         return replace(task, scorer=scorer)
     items, shots, pool = (
         tuple(_regold(task, item, scorer) for item in part) for part in (task.items, task.shots, task.pool)
@@ -141,12 +131,32 @@ def _scored(task: Task, scorer: str | None) -> Task:
     return replace(task, scorer=scorer, items=items, shots=shots, pool=pool)
 
 
+def check_scorer(name: str, own: str, scorer: str) -> None:
+    """Refuse a scorer that the items of a task cannot have; ``own`` is theirs, empty where it is not known.
+
+    Raises:
+        InputError: No scorer of this name, or one of another kind.
+    """
+    if scorer not in SCORERS:
+        raise InputError(
+            f"task {name!r}: unknown scorer {scorer!r}; expected one of {', '.join(SCORERS)}."
+            + did_you_mean(scorer, SCORERS)
+        )
+    kind = next((kind for kind in (CHOICE_SCORERS, TEXT_SCORERS) if own in kind), (own,))
+    if own and scorer not in kind:
+        others = " or ".join(other for other in kind if other != own)
+        there = f"its items are scored by {own!r}, and so by {others}"
+        _refuse(name, scorer, there if others else f"there is no other scorer than {own!r} for its items")
+
+
 def _regold(task: Task, item: Item, scorer: str) -> Item:
     """The item with its right answer as the new scorer reads it; its id stays."""
     if task.scorer == "regex":
         answer = expected_answer(item, "regex")
         if answer is None:
-            _refuse(task, scorer, f"item {item.id} has a pattern and no answer; expected 'answer' beside 'pattern'")
+            _refuse(
+                task.name, scorer, f"item {item.id} has a pattern and no answer; expected 'answer' beside 'pattern'"
+            )
         return replace(item, gold=answer)
     if scorer != "regex":
         return item
@@ -155,5 +165,5 @@ def _regold(task: Task, item: Item, scorer: str) -> Item:
     return replace(item, gold="|".join(re.escape(str(gold).strip()) for gold in golds), meta=meta)
 
 
-def _refuse(task: Task, scorer: str, reason: str) -> NoReturn:
-    raise InputError(f"task {task.name!r} cannot be scored by {scorer!r}: {reason}.")
+def _refuse(name: str, scorer: str, reason: str) -> NoReturn:
+    raise InputError(f"task {name!r} cannot be scored by {scorer!r}: {reason}.")

@@ -18,7 +18,7 @@ from catchment.models.increments import Increment, make_increment, swap, write_i
 from catchment.models.layout import Damage, ModelLayout, listed, reshard
 from catchment.models.loading import LoadedModel, card_of, load, tokenizer_of
 from catchment.models.options import DEVICES, DTYPES, HEADS, find_device
-from catchment.models.sources import Source, offline, resolve
+from catchment.models.sources import Source, no_hub, offline, resolve
 from catchment.models.ties import merge_adapter, save_model, untie, untied
 from catchment.models.traces import without_trace
 from catchment.models.weights import (
@@ -74,6 +74,7 @@ __all__ = [
     "mapped_weights",
     "merge_adapter",
     "named_weights",
+    "no_hub",
     "non_finite",
     "norm",
     "offline",

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -253,6 +254,23 @@ def offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE) or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def no_hub() -> str:
+    """Why the hub cannot be asked now; empty where it answers. It is asked once in a process, for 3 s at most: its
+    client repeats a request that fails, which takes half a minute for every name."""
+    return "HF_HUB_OFFLINE=1 forbids asking the hub" if offline() else _silence()
+
+
+@lru_cache(maxsize=1)
+def _silence() -> str:
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception as error:  # whatever the network raises
+        return f"the hub did not answer ({type(error).__name__})"
+    return ""
 
 
 def _hub(spec: str, name: str, revision: str | None) -> Source:

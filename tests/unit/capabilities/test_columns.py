@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from catchment.capabilities import Format, Item, Task, gates, task_from_dataset, variant
+from catchment.capabilities import Format, Item, Task, gates, hub, task_from_dataset, variant
 from catchment.capabilities.prompts import render
 from catchment.capabilities.sources import task_from_yaml
 from catchment.errors import GateError, InputError, TaskError
@@ -117,6 +117,7 @@ def test_a_revision_of_a_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     datasets = pytest.importorskip("datasets")
     asked: list[Any] = []
     made = datasets.Dataset.from_list([{"q": f"{n}", "a": "x"} for n in range(3)])
+    monkeypatch.setattr(hub, "no_hub", lambda: "")
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: asked.append((given, named)) or made)
     task_from_dataset("owner/name", prompt="{q}?", answer="a", revision="refs/convert/parquet")
     assert asked == [(("owner/name", None), {"split": "validation", "revision": "refs/convert/parquet"})]

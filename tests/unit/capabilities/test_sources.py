@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from catchment.capabilities import ASK, CONTINUE, Format, Item, Task, packs, sources, tables
+from catchment.capabilities import ASK, CONTINUE, Format, Item, Task, hub, packs, sources, tables
 from catchment.capabilities.columns import gold_index
 from catchment.capabilities.gates import check_task
 from catchment.capabilities.jsonl import task_from_jsonl, task_from_lines
@@ -295,6 +295,7 @@ def test_data_set_objects(monkeypatch):
     with pytest.raises(InputError, match=r"no split 'valid'; .*Did you mean 'validation'\?"):
         task_from_dataset(splits, prompt="q", answer="a", split="valid")
     asked = []
+    monkeypatch.setattr(hub, "no_hub", lambda: "")
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append((a, k)) or rows)
     named = task_from_dataset("owner/sums", prompt="q", answer="a", subset="easy", split="test")
     assert (named.name, len(named.items), asked) == ("sums", 6, [(("owner/sums", "easy"), {"split": "test"})])
@@ -306,6 +307,7 @@ def test_named_data_sets_that_cannot_be_loaded(monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no route")
 
+    monkeypatch.setattr(hub, "no_hub", lambda: "")
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(TaskError, match=r"data set 'owner/sums' .*ConnectionError: no route"):
         task_from_dataset("owner/sums", prompt="q", answer="a")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, TypeVar, get_type_hints
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from catchment.capabilities import SOURCES
 from catchment.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class TaskAxis:
     """A task of the grid.
 
     Attributes:
-        task: A name or a file, as ``compare --tasks`` takes it.
+        task: A name or a file, as ``compare --tasks`` takes it; of an entry that describes its task itself, the source.
         name: In tables. Default: the task's own.
         shots_from: Task whose items are the solved examples.
         formats: Instead of the study's.
@@ -104,6 +105,12 @@ class TaskAxis:
     split: str = ""
     note: str = ""
     unlabelled: str = ""
+    content: Mapping[str, object] = field(default_factory=dict)
+    """Keys of a task's YAML file, of an entry that describes its task itself."""
+
+
+OF_TASKS = ("name", "items", "split", "note", "unlabelled")
+"""Keys of the study in an entry that describes its task itself; name and split belong to both."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,8 @@ class ScanAxis:
     of: str = "all"
 
 
-def read(kind: type[T], value: object, where: str, main: str) -> T:
-    """One entry of an axis; a text alone is its ``main`` field.
+def read(kind: type[T], value: object, where: str, main: str, beside: Iterable[str] = ()) -> T:
+    """One entry of an axis; a text alone is its ``main`` field. ``beside``: what else a wrong key may have meant.
 
     Raises:
         InputError: An unknown key, or a value of another type; names the place.
@@ -124,13 +131,13 @@ def read(kind: type[T], value: object, where: str, main: str) -> T:
     given = {main: value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise InputError(f"{where} is {value!r}; expected a text or `key: value` lines such as {main}: ...")
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    names = [f.name for f in fields(kind) if f.name != "content"]  # type: ignore[arg-type]
     types = get_type_hints(kind, include_extras=True)
     values = {}
     for key, part in given.items():
         name = str(key).replace("-", "_")
         if name not in names:
-            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(name, names)}")
+            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(name, [*names, *beside])}")
         try:
             values[name] = TypeAdapter(types[name]).validate_python(part)
         except ValidationError as error:
@@ -147,6 +154,38 @@ def read_all(kind: type[T], values: object, where: str, main: str) -> tuple[T, .
     if not isinstance(entries, Sequence):
         raise InputError(f"{where} is {values!r}; expected a list.")
     return tuple(read(kind, value, f"{where}[{number}]", main) for number, value in enumerate(entries))
+
+
+def read_tasks(values: object, where: str = "tasks") -> tuple[TaskAxis, ...]:
+    """The tasks: names, mappings with ``task:``, and mappings that describe their task as a task's YAML file does, by
+    ``dataset:``, ``file:`` or ``lm_eval:``. There ``formats`` are templates, or how many of them are asked.
+
+    Raises:
+        InputError: An unknown key, or a value of another type; names the place.
+    """
+    entries = [values] if isinstance(values, (str, Mapping)) else values
+    if not isinstance(entries, Sequence):
+        raise InputError(f"{where} is {values!r}; expected a list.")
+    return tuple(_read_task(value, f"{where}[{number}]") for number, value in enumerate(entries))
+
+
+def _read_task(value: object, where: str) -> TaskAxis:
+    sources = [key for key in SOURCES if isinstance(value, Mapping) and key in value]
+    if not sources or not isinstance(value, Mapping):
+        return read(TaskAxis, value, where, "task", beside=SOURCES)
+    if "task" in value:
+        raise InputError(f"{where} has task and {sources[0]}; expected one of them.")
+    counted = isinstance(value.get("formats"), int)
+    own = {key: value[key] for key in (*OF_TASKS, *(["formats"] if counted else [])) if key in value}
+    left = {str(key): part for key, part in value.items() if key not in own or key in ("name", "split")}
+    known = (*sources, *dict.fromkeys([*SOURCES[sources[0]], *OF_TASKS]))
+    for key in left:
+        if key not in known:
+            raise InputError(f"{where}: unknown key {key!r}.{did_you_mean(key, known)}")
+    if sources[0] != "dataset":
+        left.pop("split", None)
+    axis = read(TaskAxis, {"task": value[sources[0]], **own}, where, "task")
+    return replace(axis, content=left)
 
 
 def distinct(values: Iterable[object], where: str) -> None:

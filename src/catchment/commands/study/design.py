@@ -9,7 +9,7 @@ from typing import Any
 
 from catchment.capabilities import PromptOptions
 from catchment.commands.study import axes
-from catchment.commands.study.axes import ModelAxis, ScanAxis, TaskAxis, TuningAxis
+from catchment.commands.study.axes import ModelAxis, ScanAxis, TuningAxis
 from catchment.commands.study.calls import PlannedCall, read_calls
 from catchment.commands.study.questions import Question, ask
 from catchment.commands.study.record import BASE, Checkpoint, TuningCard
@@ -130,7 +130,7 @@ def read_design(settings: StudySettings) -> Design:
     tunings = axes.read_all(TuningAxis, s.tunings, "tunings", "data")
     recipes = _labelled([part for number, axis in enumerate(tunings) for part in _parts(axis, seeds, number, s)])
     axes.distinct((recipe.label for recipe in recipes), "tunings")
-    tasks = axes.read_all(TaskAxis, s.tasks, "tasks", "task")
+    tasks = axes.read_tasks(s.tasks)
     questions = ask(s, tasks)
     design = Design(
         settings=s,

@@ -67,10 +67,11 @@ def read_foreign(settings: StudySettings) -> tuple[Study, ScoreTable]:
 def table_settings(settings: StudySettings) -> TableSettings:
     """What a study's file says of the tunings and tasks of a table."""
     tunings = axes.read_all(axes.TuningAxis, settings.tunings, "tunings", "data")
-    tasks = axes.read_all(axes.TaskAxis, settings.tasks, "tasks", "task")
+    tasks = axes.read_tasks(settings.tasks)
+    in_domain = {t.name or Path(t.data or t.model).name.partition(".")[0]: t.in_domain for t in tunings}
     return TableSettings(
         contrasts=_contrasts(settings),
-        in_domain={t.name or Path(t.data or t.model).name.partition(".")[0]: t.in_domain for t in tunings},
+        in_domain=in_domain,
         flags=[
             Flag("unlabelled", t.name or t.task, t.unlabelled, refused=True, task=t.name or t.task)
             for t in tasks
@@ -78,6 +79,7 @@ def table_settings(settings: StudySettings) -> TableSettings:
         ],
         alpha=settings.alpha,
         margin=settings.margin,
+        known={*in_domain, *(t.name or t.task for t in tasks)},
     )
 
 

@@ -23,8 +23,8 @@ Other columns are not used, which a note of the table says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,6 +63,8 @@ class TableSettings:
         in_domain: For each tuning, the tasks that belong to its data.
         flags: Gates that whoever knows the tasks declares, such as a test set without labels.
         chance: Score of guessing, by task.
+        known: Tunings and tasks of the study, which may have more than the table: a contrast of them of which the table
+            has no pair is left out, and a note says so.
         alpha, margin: Error over all changes, and the drop that does not matter.
     """
 
@@ -72,6 +74,7 @@ class TableSettings:
     chance: Mapping[str, float] = field(default_factory=dict)
     alpha: float = 0.05
     margin: float = 0.02
+    known: Collection[str] = ()
 
 
 def read_scores(path: str | Path, name: str | None = None, settings: TableSettings | None = None) -> ScoreTable:
@@ -226,8 +229,10 @@ def _table(
     cells = [e.cell for e in entries]
     labels = tuple(dict.fromkeys(c.tuning for c in cells if c.tuning != BASE))
     tasks = tuple(dict.fromkeys(c.task for c in cells))
+    absent = [p for p in settings.contrasts if _is_elsewhere(p, labels, tasks, settings.known)]
+    notes = [*notes, *_unknown(path, labels, tasks, settings, absent)]
+    settings = replace(settings, contrasts=[p for p in settings.contrasts if p not in absent])
     _check_names(path, cells, labels, tasks, settings)
-    notes = [*notes, *_unknown(path, labels, tasks, settings)]
     checkpoints = _checkpoints(path, entries)
     expected, task_formats = expected_cells(cells, checkpoints, labels)
     results = {cell: CellResult(cell, "missing", reason="not in the table") for cell in expected}
@@ -268,12 +273,21 @@ def _check_names(
                              f"{did_you_mean(task, tasks)}")  # fmt: skip
 
 
-def _unknown(path: Path, labels: Sequence[str], tasks: Sequence[str], settings: TableSettings) -> Sequence[str]:
-    """What the settings say of tunings and tasks that the table does not have: a study may have more than it."""
+def _is_elsewhere(pairs: Pairs, labels: Sequence[str], tasks: Sequence[str], known: Collection[str]) -> bool:
+    """Whether a contrast is one of the study of which the table has no pair."""
+    there = any(tuning in labels and task in tasks for tuning, task in pairs.pairs)
+    return not there and all({tuning, task} <= {*known} for tuning, task in pairs.pairs)
+
+
+def _unknown(
+    path: Path, labels: Sequence[str], tasks: Sequence[str], settings: TableSettings, contrasts: Sequence[Pairs]
+) -> Sequence[str]:
+    """What the settings say that the table has nothing of: a study may have more than it."""
     tunings = [label for label in settings.in_domain if label not in labels]
     named = [task for domain in settings.in_domain.values() for task in domain]
     named += [flag.task for flag in settings.flags if flag.task]
     absent = [*(f"tuning {t}" for t in tunings), *(f"task {t}" for t in dict.fromkeys(named) if t not in tasks)]
+    absent += [f"pair of contrast {pairs.name}" for pairs in contrasts]
     return [f"{path.name} has no {', '.join(absent)}, which the study names"] if absent else []
 
 

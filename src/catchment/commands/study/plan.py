@@ -28,6 +28,8 @@ SAMPLED = 32
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 UNKNOWN_TOKENS = 200
 """Tokens of an item, or a row, that cannot be read here: only for a price, which says so."""
+UNKNOWN_ROWS = 1000
+"""Rows of data that cannot be read here, where the study does not say."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,14 @@ def far_aliases(site: Site) -> tuple[list[tuple[str, ...]], list[str]]:
 
 def _line(question: Question) -> str:
     """A task, its split, items and gate."""
-    gate = {"missing": "gates passed", "refused": f"refused: {question.reason}", "failed": question.reason}
+    gate = {
+        "refused": f"refused: {question.reason}",
+        "failed": f"not here: {question.reason}; declared: {question.total:,} items",
+    }.get(question.status, f"gates passed ({question.total:,} items)")
     asked = f"{question.shots} shots, {question.scorer}" if question.shots else question.scorer
     split = f", {question.split}" if question.split else ""
     notes = "".join(f"; {note}" for note in question.notes)
-    return f"{question.name}{split}, {asked}: {question.wanted:,} items; {gate[question.status]}{notes}"
+    return f"{question.name}{split}, {asked}: {question.wanted:,} items asked; {gate}{notes}"
 
 
 def _model_line(site: Site, place: Place) -> str:
@@ -263,10 +268,11 @@ class Prices:
         options = dict(recipe.options or {})
         try:
             rows = self.site.rows(recipe)
+            count = len(rows)
         except CatchmentError:
-            return float(UNKNOWN_TOKENS * 1000)
+            rows, count = None, recipe.rows or UNKNOWN_ROWS
         each = float(UNKNOWN_TOKENS)
-        if opened is not None:
+        if opened is not None and rows is not None:
             key = (str(unit.place.spec), rows.fingerprint)
             if key not in self._rows:
                 few = rows.of(rows.rows[:SAMPLED])
@@ -276,7 +282,7 @@ class Prices:
             each = self._rows[key]
         steps = options.get("max_steps")
         batch = int(options.get("batch_size", 8)) * int(options.get("accumulation", 1))
-        return each * (steps * batch if steps else len(rows) * float(options.get("epochs", 1.0)))
+        return each * (steps * batch if steps else count * float(options.get("epochs", 1.0)))
 
 
 def check_contexts(site: Site) -> None:

@@ -7,12 +7,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from catchment.capabilities import Format, Item, Task, gates, resolve_tasks, sample, variant
+from catchment.capabilities import (
+    Described,
+    Format,
+    Item,
+    Task,
+    check_scorer,
+    describe,
+    describe_yaml,
+    gates,
+    resolve_tasks,
+    sample,
+    variant,
+)
 from catchment.commands.study import axes
 from catchment.commands.study.axes import OWN, TaskAxis
 from catchment.commands.study.record import Status
 from catchment.commands.study.settings import StudySettings
-from catchment.errors import CatchmentError, GateError, InputError, did_you_mean
+from catchment.errors import CatchmentError, GateError, InputError, TaskError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Question:
         status: ``"missing"``: may be asked; ``"refused"``: a gate says no; ``"failed"``: the task is not here.
         reason: Why it cannot be asked.
         notes: What a reader must know of the task.
+        total: Items that the task has, known or declared.
     """
 
     name: str
@@ -40,6 +53,7 @@ class Question:
     reason: str = ""
     split: str = ""
     notes: tuple[str, ...] = ()
+    total: int = 0
 
 
 def ask(s: StudySettings, tasks: Sequence[TaskAxis]) -> tuple[Question, ...]:
@@ -47,28 +61,77 @@ def ask(s: StudySettings, tasks: Sequence[TaskAxis]) -> tuple[Question, ...]:
     with the reason.
 
     Raises:
-        InputError: A task, a format or a number of shots twice; a format that no task has.
+        InputError: A task, a format or a number of shots twice; a format, shots or a scorer that a task cannot have.
     """
     shots, scorers = axes.read_shots(s.shots), axes.read_scorers(s.scorers)
-    questions = []
-    for axis in tasks:
-        for resolved in _resolved(s, axis):
-            questions += list(_asked(s, axis, resolved, shots, scorers))
+    questions = [
+        question
+        for number, axis in enumerate(tasks)
+        for entry in _entries(s, axis, f"tasks[{number}]")
+        for count in shots
+        for scorer in scorers
+        for question in (_absent if entry.task is None else _asked)(s, entry, count, scorer)
+    ]
     axes.distinct(((q.name, q.format, q.shots, q.scorer) for q in questions), "tasks")
     return tuple(questions)
 
 
-def _resolved(s: StudySettings, axis: TaskAxis) -> list[Task | str]:
-    """The tasks of one entry ("default" is several); a text says why there is none."""
+@dataclass(frozen=True)
+class _Entry:
+    """A task of the grid with what is known of it: all, or what its description says and why there is no more."""
+
+    axis: TaskAxis
+    name: str
+    task: Task | None = None
+    pool: tuple[Item, ...] = ()
+    said: Described | None = None
+    status: Status = "failed"
+    reason: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (self.axis.note,) if self.axis.note else ()
+
+
+def _entries(s: StudySettings, axis: TaskAxis, where: str) -> list[_Entry]:
+    """The tasks of one entry; "default" is several."""
+    said = _described(s, axis, where)
+    name = axis.name or (said.name if said else Path(axis.task).name.rpartition(":")[2])
+    absent = _Entry(axis, name, said=said)
+    if axis.unlabelled:
+        return [dataclasses.replace(absent, status="refused", reason=axis.unlabelled)]
     try:
-        tasks = resolve_tasks([_path(s, axis.task)])
+        tasks = [said.task()] if said else resolve_tasks([_path(s, axis.task)])
     except InputError:
         raise
     except CatchmentError as error:
-        return [str(error)]
+        return [dataclasses.replace(absent, reason=_why(error))]
     if axis.name and len(tasks) > 1:
         raise InputError(f"task {axis.task!r} is {len(tasks)} tasks; expected one where a name {axis.name!r} is given.")
-    return [dataclasses.replace(task, name=axis.name) if axis.name else task for task in tasks]
+    try:
+        pool = resolve_tasks([_path(s, axis.shots_from)])[0].items if axis.shots_from else ()
+    except CatchmentError as error:
+        reason = f"shots_from: {_why(error)}"
+        names = [axis.name or task.name for task in tasks]
+        return [dataclasses.replace(absent, name=name, reason=reason) for name in names]
+    named = [dataclasses.replace(task, name=axis.name) if axis.name else task for task in tasks]
+    return [_Entry(axis, task.name, task, pool, said) for task in named]
+
+
+def _described(s: StudySettings, axis: TaskAxis, where: str) -> Described | None:
+    """What an entry, or its YAML file, says of the task; nothing of other files and names."""
+    path = Path(_path(s, axis.task))
+    try:
+        if axis.content:
+            return describe(axis.content, s.study.parent if s.study is not None else Path(), where)
+        return describe_yaml(path) if path.suffix in (".yaml", ".yml") else None
+    except TaskError as error:
+        raise InputError(str(error)) from error
+
+
+def _why(error: CatchmentError) -> str:
+    """The reason of an error, without the name of what it is about where that is known: many share one reason."""
+    return str(getattr(error, "reason", error))
 
 
 def _path(s: StudySettings, name: str) -> str:
@@ -76,52 +139,61 @@ def _path(s: StudySettings, name: str) -> str:
     return str(folder / name) if not Path(name).is_absolute() and (folder / name).is_file() else name
 
 
-def _asked(
-    s: StudySettings, axis: TaskAxis, task: Task | str, shots: Sequence[int | str], scorers: Sequence[str]
-) -> Iterator[Question]:
-    name = axis.name or (task.name if isinstance(task, Task) else Path(axis.task).name.rpartition(":")[2])
-    for number in shots:
-        for scorer in scorers:
-            yield from _formats(s, axis, name, task, number, scorer)
+def _absent(s: StudySettings, entry: _Entry, shots: int | str, scorer: str) -> Iterator[Question]:
+    """Questions of a task that is not here, as far as its description and the study tell what they would be."""
+    axis, said = entry.axis, entry.said
+    own = said.scorer if said else ""
+    if scorer != OWN:
+        check_scorer(entry.name, own, scorer)
+    count = shots if isinstance(shots, int) else said.shots if said else 0
+    if said and said.source == "dataset" and count > said.shots and not (said.has_pool or axis.shots_from):
+        raise InputError(f"task {entry.name!r}: {count} shots and no rows to draw them from; expected shot_split or "
+                         "shots_from.")  # fmt: skip
+    items = axis.items or 0
+    for form in _forms(entry, axis.formats if axis.formats is not None else s.formats):
+        yield Question(entry.name, form, count, scorer if scorer != OWN else own or OWN,
+                       wanted=min(items, s.limit or items), status=entry.status, reason=entry.reason,
+                       split=_split(entry), notes=entry.notes, total=items)  # fmt: skip
 
 
-def _formats(
-    s: StudySettings, axis: TaskAxis, name: str, task: Task | str, shots: int | str, scorer: str
-) -> Iterator[Question]:
-    wanted = axis.formats if axis.formats is not None else s.formats
-    count = shots if isinstance(shots, int) else 0
-    if isinstance(task, str):
-        for form in (
-            wanted if isinstance(wanted, (tuple, list)) else [f"format {k + 1}" for k in range(_number(wanted))]
-        ):
-            most = min(axis.items or 0, s.limit or axis.items or 0)
-            yield Question(name, str(form), count, scorer, wanted=most, status="failed", reason=task, split=axis.split,
-                           notes=(axis.note,) if axis.note else ())  # fmt: skip
-        return
-    made, status, reason, notes = _variant(s, axis, task, shots, scorer)
-    for form in _chosen(task, wanted):
-        items = sample(made.items, s.limit, s.seed)
-        scored = made.scorer if scorer == OWN else scorer
-        yield Question(name, form.name, len(made.shots), scored, None if reason else made, items, len(items), status,
-                       reason, axis.split, notes)  # fmt: skip
+def _forms(entry: _Entry, wanted: object) -> list[str]:
+    """Names of the formats of a task that is not here; numbers where nobody knows them."""
+    if entry.said and entry.said.formats:
+        return [form.name for form in _chosen(entry.name, entry.said.formats, wanted)]
+    if isinstance(wanted, (tuple, list)):
+        axes.distinct(wanted, "formats")
+        return [str(form) for form in wanted]
+    return [f"format {k + 1}" for k in range(_number(wanted))]
+
+
+def _split(entry: _Entry) -> str:
+    return entry.axis.split or str((entry.said.options.get("split") if entry.said else "") or "")
+
+
+def _asked(s: StudySettings, entry: _Entry, shots: int | str, scorer: str) -> Iterator[Question]:
+    """Questions of a task that is here."""
+    assert entry.task is not None
+    made, status, reason, notes = _variant(s, entry, entry.task, shots, scorer)
+    wanted = entry.axis.formats if entry.axis.formats is not None else s.formats
+    items = sample(made.items, s.limit, s.seed)
+    for form in _chosen(entry.name, entry.task.formats, wanted):
+        yield Question(entry.name, form.name, len(made.shots), made.scorer if scorer == OWN else scorer,
+                       None if reason else made, items, len(items), status, reason, _split(entry), notes,
+                       len(made.items))  # fmt: skip
 
 
 def _variant(
-    s: StudySettings, axis: TaskAxis, task: Task, shots: int | str, scorer: str
+    s: StudySettings, entry: _Entry, task: Task, shots: int | str, scorer: str
 ) -> tuple[Task, Status, str, tuple[str, ...]]:
     """The task with its shots and scorer; why a gate refuses it, and what else a reader must know."""
-    said = (axis.note,) if axis.note else ()
-    if axis.unlabelled:
-        return task, "refused", axis.unlabelled, said
-    pool = resolve_tasks([_path(s, axis.shots_from)])[0].items if axis.shots_from else ()
     try:
         made = variant(
-            task, shots=None if shots == OWN else int(shots), pool=pool, shot_seed=s.shot_seed,
+            task, shots=None if shots == OWN else int(shots), pool=entry.pool, shot_seed=s.shot_seed,
             scorer=None if scorer == OWN else scorer,
         )  # fmt: skip
-        return made, "missing", "", (*said, *gates.check_task(made))
+        return made, "missing", "", (*entry.notes, *gates.check_task(made))
     except GateError as error:
-        return task, "refused", str(error), said
+        return task, "refused", str(error), entry.notes
 
 
 def _number(formats: object) -> int:
@@ -130,16 +202,15 @@ def _number(formats: object) -> int:
     return formats
 
 
-def _chosen(task: Task, formats: object) -> list[Format]:
+def _chosen(name: str, own: Sequence[Format], formats: object) -> list[Format]:
     """The formats of a task that are asked, the default first."""
     if not isinstance(formats, (tuple, list)):
-        return list(task.formats[: _number(formats)])
+        return list(own[: _number(formats)])
     axes.distinct(formats, "formats")
-    known = {form.name: form for form in task.formats} | {"default": task.formats[0]}
-    missing = [str(name) for name in formats if name not in known]
+    known = {form.name: form for form in own} | {"default": own[0]}
+    missing = [str(form) for form in formats if form not in known]
     if missing:
         raise InputError(
-            f"task {task.name!r} has no format {missing[0]!r}; it has {', '.join(known)}."
-            + did_you_mean(missing[0], known)
+            f"task {name!r} has no format {missing[0]!r}; it has {', '.join(known)}." + did_you_mean(missing[0], known)
         )
-    return [known[str(name)] for name in formats]
+    return [known[str(form)] for form in formats]
