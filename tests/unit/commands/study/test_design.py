@@ -100,6 +100,81 @@ def test_a_task_that_is_not_here_stays_in_the_grid(folder: Path, monkeypatch: py
     assert (far.task, far.status, far.wanted) == (None, "failed", 500)
 
 
+FAR: dict[str, Any] = {"dataset": "owner/far", "name": "far", "prompt": "q", "choices": ["no", "yes"], "gold": "a"}
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_data_set_that_is_not_here_stays_in_the_grid(folder: Path) -> None:
+    far = {**FAR, "items": 500, "split": "test", "note": "a note", "shot_split": "train"}
+    grid = design(write_grid(folder, tasks=[far], limit=None, shots=[0, 3], scorers=["choice"]))
+    there = [question for question in grid.questions if question.name == "far"]
+    assert [(q.format, q.shots, q.scorer) for q in there] == [
+        (form, shots, "choice") for shots in (0, 3) for form in ("question", "bare")
+    ]
+    assert {(q.task, q.status, q.wanted, q.split, q.notes) for q in there} == {
+        (None, "failed", 500, "test", ("a note",))
+    }
+    assert {q.reason for q in there} == {"not in the cache of data sets, and HF_HUB_OFFLINE=1 forbids asking the hub"}
+
+
+def test_a_task_written_out_is_the_task_of_its_file(folder: Path) -> None:
+    (folder / "rows.csv").write_text("q,a\n" + "\n".join(f"which of {n}?,{n % 2}" for n in range(20)))
+    written = {**FAR, "dataset": "rows.csv", "style": "continue", "formats": ["{prompt}", "{q} Well:"], "items": 3}
+    (folder / "far.yaml").write_text(json.dumps({k: v for k, v in written.items() if k != "items"}))
+    one = design(write_grid(folder, tasks=[written], limit=None)).questions
+    other = design(write_grid(folder, tasks=["far.yaml"], limit=None)).questions
+    assert [q.task.hash() for q in one if q.task] == [q.task.hash() for q in other if q.task]
+    assert [(q.format, q.wanted, q.status) for q in one] == [("format 1", 20, "missing"), ("format 2", 20, "missing")]
+    counted = design(write_grid(folder, tasks=[{**written, "formats": 3, "style": "ask"}], limit=None)).questions
+    assert [q.format for q in counted] == ["question", "bare", "instructed"]
+
+
+def test_an_unlabelled_task_is_not_read(folder: Path) -> None:
+    far = {**FAR, "dataset": "none.csv", "unlabelled": "all -1", "items": 9}
+    refused = design(write_grid(folder, tasks=[far, {"task": "none.jsonl", "unlabelled": "no"}], formats=1)).questions
+    assert [(q.name, q.status, q.reason, q.wanted) for q in refused] == [
+        ("far", "refused", "all -1", 9), ("none.jsonl", "refused", "no", 0),
+    ]  # fmt: skip
+
+
+def test_a_task_whose_shots_are_not_here(folder: Path) -> None:
+    task = {"task": "echo.jsonl", "shots_from": "none.jsonl"}
+    (question, _) = design(write_grid(folder, tasks=[task], shots=2)).questions
+    assert (question.name, question.shots, question.status) == ("echo", 2, "failed")
+    assert question.reason.startswith("shots_from: no task file 'none.jsonl'")
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": [{**FAR, "promt": "x"}]}, "tasks[0]: unknown key 'promt'. Did you mean 'prompt'?"),
+        ({"tasks": [{**FAR, "unlabeled": "x"}]}, "tasks[0]: unknown key 'unlabeled'. Did you mean 'unlabelled'?"),
+        ({"tasks": [{"datset": "owner/far"}]}, "tasks[0]: unknown key 'datset'. Did you mean 'dataset'?"),
+        ({"tasks": [{**FAR, "task": "echo.jsonl"}]}, "tasks[0] has task and dataset; expected one of them"),
+        ({"tasks": [{**FAR, "items": "many"}]}, "tasks[0]: items is 'many'"),
+        ({"tasks": [{**FAR, "scorer": "chioce"}]}, "scorer 'chioce' cannot be used on rows"),
+        ({"tasks": [{**FAR, "style": "chat"}]}, "tasks[0]: 'style' is 'chat'"),
+        ({"tasks": [FAR], "scorers": ["rouge_l"]}, "task 'far' cannot be scored by 'rouge_l'"),
+        ({"tasks": [FAR], "scorers": ["chioce"]}, "unknown scorer 'chioce'; expected one of"),
+        ({"tasks": [FAR], "shots": 4}, "task 'far': 4 shots and no rows to draw them from"),
+        ({"tasks": [FAR], "formats": ["bear"]}, "task 'far' has no format 'bear'"),
+        ({"tasks": ["far.yaml"]}, "far.yaml: unknown field 'promt'"),
+    ],
+)
+def test_wrong_keys_of_tasks_that_are_not_here(folder: Path, changes: dict[str, Any], said: str) -> None:
+    (folder / "far.yaml").write_text(json.dumps({**FAR, "promt": "x"}))
+    with pytest.raises(InputError) as caught:
+        design(write_grid(folder, **changes))
+    assert said in str(caught.value)
+
+
 @pytest.mark.parametrize("gold", [-1, None])
 def test_an_unlabelled_task_is_refused_and_listed(folder: Path, gold: int | None) -> None:
     lines = [json.loads(line) for line in (folder / "echo.jsonl").read_text().splitlines()]
