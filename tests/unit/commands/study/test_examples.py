@@ -3,6 +3,7 @@ columns of the published data sets, that every task can be built as it is writte
 
 from __future__ import annotations
 
+import runpy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +189,18 @@ def test_prompts_are_those_of_the_paper(name: str, form: str, expected: str) -> 
     item = question.task.items[0]
     shape = next(f for f in question.task.formats if f.name == form)
     assert shape.fill(item) + shape.separator == expected.format(**item.columns)
+
+
+def test_rows_to_tune_on_are_the_prompts_that_are_asked() -> None:
+    recipe = runpy.run_path(str(STUDIES.parents[1] / "recipes" / "olmo_rows.py"))
+    rows = {"premise": "Snow fell.", "hypothesis": "It was cold.", "label": 2}
+    assert recipe["rows_of"](recipe["task_of"](recipe["SOURCES"]["mnli"], [rows])) == [
+        {
+            "prompt": "### Input_1: Snow fell.\n ### Input_2: It was cold.\n ### Inference:",
+            "completion": " contradiction",
+        }
+    ]
+    row = _row("allenai/sciq", None, 0, "train")
+    (made,) = recipe["rows_of"](recipe["task_of"](recipe["SOURCES"]["sciq"], [row]))
+    assert made["prompt"] == f"{row['support']}\nQuestion: {row['question']}\nAnswer:"
+    assert made["completion"] == f" {row['correct_answer']}"
