@@ -81,7 +81,7 @@ $(VENV)/.encoder: $(VENV)/.base
 	touch $@
 
 proofs: $(VENV)/.dev $(VENV)/.model $(VENV)/.encoder
-	$(BIN)/python proofs/prove.py $(NAME) --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
+	TQDM_DISABLE=1 $(BIN)/python proofs/prove.py $(NAME) --budget $(if $(filter command line environment,$(origin BUDGET)),$(BUDGET),60m)
 
 gpu: $(VENV)/.dev $(VENV)/.model
 	$(BIN)/python -m pytest -m gpu tests/gpu

@@ -103,7 +103,7 @@ def prove(name: str, seconds: float, workers: int) -> Result | None:
     given = read_config(folder / file, StudySettings)
     settings = StudySettings(**{
         **given, "name": name, "study": folder / file, "hours": seconds / 3600, "workers": workers,
-        "store": CACHE / "store", "out": CACHE / name.replace("/", "-"),
+        "store": CACHE / "store", "out": CACHE / "studies" / name.replace("/", "-"),
     })  # fmt: skip
     record = run(settings, Told())
     site = Site.open(settings, read_design(settings))
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the result; that of the claim by default")
     args = parser.parse_args()
     os.chdir(ROOT)
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     result = prove(args.name, parse_seconds(args.budget) or 3600.0, args.workers)
     if result is None:
         return

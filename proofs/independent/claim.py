@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ def theirs(call: Call, model: str, task: str, items: int) -> dict[str, Any]:
     return {"n": len(kept["rows"]), **kept}
 
 
+@lru_cache(maxsize=1)
 def _lm(model: str) -> Any:
-    """lm-eval's own model over an ordinary folder."""
+    """lm-eval's own model over an ordinary folder; tasks of one model share it."""
     from lm_eval.models.huggingface import HFLM
 
     spec = spec_of(model)

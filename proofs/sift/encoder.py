@@ -87,6 +87,7 @@ def tuned(call: Call, method: str, budget: int, seed: int, rate: float) -> dict[
     drawn = random.Random(seed).sample(found["train"], PAIRS)
     rows = data.stream(examples(tokenizer, drawn), seed, epochs=EPOCHS)
     tuning, cost = training.train(model, method_of(method, budget), rows, collator, rate, seed, data.BATCH, call.check)
+    call.check()
     right, loss = scores(tuning.merge().eval(), examples(tokenizer, found["dev"]), collator)
     share = sum(pair[2] for pair in found["dev"]) / len(found["dev"])
     return {

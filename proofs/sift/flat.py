@@ -8,6 +8,7 @@ fixed training rows, and how far random moves of these weights go before the los
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import data
@@ -56,19 +57,18 @@ def flatness(call: Call, start: str, method: str) -> dict[str, Any]:
         tuning, cost = training.train(model, way, rows, collator, lr, 0, data.BATCH, call.check)
         facts = {"lr": lr, "seconds": cost.seconds, "trained_tokens": cost.tokens}
         model = tuning.merge().eval()
-    call.check()
-    return {"n": ROWS, **facts, **measured(model, [fixed_batch(examples, collator)])}
+    return {"n": ROWS, **facts, **measured(model, [fixed_batch(examples, collator)], call.check)}
 
 
-def measured(model: Any, batches: list[Batch]) -> dict[str, Any]:
+def measured(model: Any, batches: list[Batch], check: Callable[[], None]) -> dict[str, Any]:
     """Curvature, and per direction the smallest scale at which the loss has risen by ``RISE``."""
     subspace = Subspace.glob(model, PATTERNS)
     card = subspace.card(model)
-    curved = curvature(model, subspace.weights(model), batches, k=1, steps=STEPS, products=PRODUCTS)
-    rises = [
-        [_loss_at(model, subspace, index, scale, batches) - curved.loss for scale in SCALES]
-        for index in range(DIRECTIONS)
-    ]
+    curved = curvature(model, subspace.weights(model), batches, k=1, steps=STEPS, products=PRODUCTS, check=check)
+    rises = []
+    for index in range(DIRECTIONS):
+        check()
+        rises.append([_loss_at(model, subspace, index, scale, batches) - curved.loss for scale in SCALES])
     means = [sum(row[k] for row in rises) / DIRECTIONS for k in range(len(SCALES))]
     return {
         "loss": curved.loss, "gradient_norm": curved.gradient_norm, "trace": curved.trace.estimate,
