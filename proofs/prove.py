@@ -102,7 +102,7 @@ def prove(name: str, seconds: float, workers: int) -> Result | None:
         return None
     given = read_config(folder / file, StudySettings)
     settings = StudySettings(**{
-        **given, "name": name, "study": folder / file, "hours": seconds / 3600, "workers": workers,
+        **given, "study": folder / file, "hours": seconds / 3600, "workers": workers,
         "store": CACHE / "store", "out": CACHE / "studies" / name.replace("/", "-"),
     })  # fmt: skip
     record = run(settings, Told())
