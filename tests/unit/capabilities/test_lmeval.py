@@ -10,7 +10,7 @@ import pytest
 
 from catchment.capabilities import evaluate, prompts
 from catchment.capabilities.lmeval import task_from_lm_eval
-from catchment.errors import GateError, InputError, MissingExtraError, TaskError
+from catchment.errors import GateError, InputError, MissingExtraError, TaskError, UnavailableError
 from tests import tiny
 
 pytest.importorskip("lm_eval", reason="needs the extra [lm-eval]")
@@ -263,7 +263,7 @@ def test_a_task_file_of_lm_eval(tmp_path):
 
 
 def test_names_that_lm_eval_does_not_know(monkeypatch):
-    from catchment.capabilities import lmeval
+    from catchment.capabilities import hub, lmeval
 
     class Index:
         all_tasks = ("arc_easy", "arc", "offline")
@@ -274,11 +274,16 @@ def test_names_that_lm_eval_does_not_know(monkeypatch):
             return {"tasks": {"arc_easy": lm_eval_task(), "arc_challenge": lm_eval_task()}}
 
     monkeypatch.setattr(lmeval, "_index", Index)
+    monkeypatch.setattr(hub, "no_hub", lambda: "")
+    monkeypatch.setattr(lmeval, "no_hub", lambda: "")
     with pytest.raises(InputError, match=r"lm-eval has no task 'arc_easi'; .*Did you mean 'arc_easy'\?"):
         task_from_lm_eval("arc_easi")
     with pytest.raises(InputError, match=r"lm-eval:arc is a group of 2 tasks; .*arc_easy, arc_challenge"):
         task_from_lm_eval("arc")
     with pytest.raises(TaskError, match=r"cannot be loaded .ConnectionError: no route"):
+        task_from_lm_eval("offline")
+    monkeypatch.setattr(lmeval, "no_hub", lambda: "the hub did not answer (ConnectError)")
+    with pytest.raises(UnavailableError, match="its data set is not in the cache, and the hub did not answer"):
         task_from_lm_eval("offline")
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(MissingExtraError, match=r"catchment\[lm-eval\]"):

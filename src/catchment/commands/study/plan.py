@@ -140,7 +140,8 @@ def _line(question: Question) -> str:
     asked = f"{question.shots} shots, {question.scorer}" if question.shots else question.scorer
     split = f", {question.split}" if question.split else ""
     notes = "".join(f"; {note}" for note in question.notes)
-    return f"{question.name}{split}, {asked}: {question.wanted:,} items asked; {gate}{notes}"
+    items = f"{question.total:,} items" if question.status == "refused" else f"{question.wanted:,} items asked"
+    return f"{question.name}{split}, {asked}: {items}; {gate}{notes}"
 
 
 def _model_line(site: Site, place: Place) -> str:

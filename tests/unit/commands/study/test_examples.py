@@ -66,8 +66,8 @@ def test_every_data_set_is_listed_with_its_split_and_gate(tmp_path: Path) -> Non
     assert lines["rte"].endswith(
         "277 items; the paper scores the training split, and offers 'contradiction', which is never gold"
     )
-    for name, items in (("qqp", "1,000"), ("stsb", "1,000")):
-        assert f"{name}, test, 4 shots, choice: {items} items asked; refused: every gold label " in lines[name]
+    for name, items in (("qqp", "390,965"), ("stsb", "1,379")):
+        assert f"{name}, test, 4 shots, choice: {items} items; refused: every gold label " in lines[name]
     assert all("; declared: " in lines[name] for name in (*LABELLED, *RANKED))
 
 
