@@ -117,14 +117,15 @@ def alpaca() -> tuple[list[Row], list[dict[str, Any]]]:
 
 
 def mmlu() -> list[dict[str, Any]]:
-    """Questions of all subjects of MMLU's test files."""
+    """Questions of all subjects of MMLU's test files, but for those whose choices are not all different."""
     lines = []
     for path in sorted((DATA / "mmlu").glob("*.test.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             lines += [json.loads(line) for line in file]
     drawn = random.Random(0).sample(lines, 200)
     rows = {(row["question"], *map(str, row["choices"])): int(row["answer"]) for row in drawn}
-    return [{"prompt": asked, "choices": choices, "gold": gold} for (asked, *choices), gold in rows.items()]
+    apart = {row: gold for row, gold in rows.items() if len(set(map(str.strip, row[1:]))) == len(row[1:])}
+    return [{"prompt": asked, "choices": choices, "gold": gold} for (asked, *choices), gold in apart.items()]
 
 
 def mrpc() -> dict[str, list[tuple[str, str, int]]]:
