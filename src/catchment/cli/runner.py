@@ -88,11 +88,12 @@ def carry_out(command: Command, arguments: list[str] | Any, json: bool = False) 
         command.part("table").print_plan(result, console)
     if settings.planned or not processes.is_main():
         return 0
-    _show(command, result, json, console, settings.out / "report.html")
+    page = settings.out / "report.html"
+    _show(command, result, json, console, page if page.is_file() else None)
     return exit_code(command, result, settings)
 
 
-def _show(command: Command, record: Any, json: bool, console: Any, page: Path) -> None:
+def _show(command: Command, record: Any, json: bool, console: Any, page: Path | None) -> None:
     if json:
         from catchment.records import to_json
 

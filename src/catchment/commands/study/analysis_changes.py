@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from catchment.capabilities import GENERATED_SCORERS
+from catchment.capabilities import JUDGED_SCORERS
 from catchment.commands.study.analysis_contrasts import NEAR_ZERO
 from catchment.commands.study.analysis_index import Index, Key, Refusals
 from catchment.commands.study.analysis_intervals import UNKNOWN, normal, standard_error
@@ -69,7 +69,7 @@ def _judged(
 ) -> Judged:
     judged = None
     if base.scores is not None and all(s.scores is not None for s in seeds):
-        generated = base.generated or base.cell.scorer in GENERATED_SCORERS
+        generated = base.generated or base.cell.scorer in JUDGED_SCORERS
         floor = floors.get((key.model, key.task))
         judged = judge(base, seeds, rule, chance=base.chance or 0.0, generated=generated, floor=floor)
     tuned = float(np.mean([s.mean for s in seeds]))

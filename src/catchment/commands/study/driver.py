@@ -14,7 +14,7 @@ from catchment.commands.study.design import read_design
 from catchment.commands.study.output import claim, write
 from catchment.commands.study.plan import check_contexts
 from catchment.commands.study.record import Study
-from catchment.commands.study.report import study_of, table_of
+from catchment.commands.study.report import study_of, table_of, unread_table
 from catchment.commands.study.scores import ScoreTable
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand
@@ -42,9 +42,11 @@ def drive(settings: StudySettings, progress: Progress) -> Study:
         _merge(settings, site, progress)
     if settings.action == "run":
         _run(settings, site, progress)
+    if settings.action == "status":
+        stands = list(site.stands())
+        return study_of(site, stands, unread_table(site, stands))
     stands, table = _read(site, progress)
-    record = study_of(site, stands, table)
-    return record if settings.action == "status" else write(settings, record, table, progress)
+    return write(settings, study_of(site, stands, table), table, progress)
 
 
 def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
@@ -54,7 +56,10 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
     rounds = 0
     with _watched(site, progress, not _is_alone(settings)):
         while rounds < ROUNDS:
-            stands, _ = _read(site, progress)
+            progress.status("looking at the store")
+            stands = list(site.stands())
+            if not _due(site, stands):  # as the store counts rows; whether they are whole only reading them tells
+                stands, _ = _read(site, progress)
             left = None if end is None else end - time.monotonic()
             if not _due(site, stands) or (left is not None and left <= 0):
                 return

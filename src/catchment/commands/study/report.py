@@ -19,7 +19,7 @@ from catchment.commands.study.choosing import choice
 from catchment.commands.study.gated import flags_of
 from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
-from catchment.commands.study.record import CellResult, Study
+from catchment.commands.study.record import Cell, CellResult, Flag, Study
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
 from catchment.commands.study.standing import Site, Stand
@@ -88,7 +88,17 @@ def table_of(site: Site, stands: Sequence[Stand]) -> tuple[ScoreTable, list[Stan
             )
             short.append(stand)
         cells.append(_result(stand, scored.get(stand.cell), s.alpha))
-    table = ScoreTable(
+    return _table(site, cells, scored, tuple(flags_of(site, stands, scored))), short
+
+
+def unread_table(site: Site, stands: Sequence[Stand]) -> ScoreTable:
+    """Every cell with its status, as the store counts rows, and no scores."""
+    return _table(site, [CellResult(s.cell, s.status, s.have, None, s.reason) for s in stands], {}, ())
+
+
+def _table(site: Site, cells: list[CellResult], scored: Mapping[Cell, Scored], flags: tuple[Flag, ...]) -> ScoreTable:
+    design, s = site.design, site.design.settings
+    return ScoreTable(
         name=s.label,
         checkpoints=tuple(_with_hash(site, place) for place in design.places),
         tunings=tuple(recipe.card for recipe in design.recipes),
@@ -97,13 +107,12 @@ def table_of(site: Site, stands: Sequence[Stand]) -> tuple[ScoreTable, list[Stan
         cells=cells,
         scored=scored,
         contrasts=tuple(Pairs(name, pairs) for name, pairs in design.contrasts.items()),
-        flags=tuple(flags_of(site, stands, scored)),
+        flags=flags,
         alpha=s.alpha,
         margin=s.margin,
         seed=s.seed,
         task_formats=_task_formats(design.questions),
     )
-    return table, short
 
 
 def _scored(asked: Asked, stand: Stand, columns: Columns) -> Scored | None:

@@ -65,7 +65,8 @@ def title(study: Study) -> str:
     changes = latest(study)
     if not changes:
         done = study.counts.get("done", 0)
-        return f"{plural(done, 'cell')} measured, no tuning to compare" if done else "Nothing is measured yet"
+        alone = "" if study.tunings else ", no tuning to compare"
+        return f"{plural(done, 'cell')} measured{alone}" if done else "Nothing is measured yet"
     told = Counter(direction(change) for change in changes)
     return f"{told['gained']:,} gained, {told['lost']:,} lost of {plural(len(changes), 'pair')} of tuning and task"
 
@@ -83,7 +84,8 @@ def sentence(study: Study) -> str:
 def _changes(study: Study) -> str:
     changes = latest(study)
     if not changes:
-        return study.choice or "No change between a base and its tuning could be computed."
+        said = "No change between a base and its tuning could be computed." if study.trajectories else ""
+        return study.choice or said
     revisions = list(dict.fromkeys(change.revision for change in changes))
     models = len({change.model for change in changes})
     where = f"At the last checkpoint ({revisions[0]})" if len(revisions) == 1 else "At the last checkpoints"
