@@ -143,6 +143,15 @@ def test_an_unlabelled_task_is_not_read(folder: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_label_that_is_missing_is_seen_outside_the_sample(folder: Path) -> None:
+    rows = [f"which of {n} things it is?,{n % 2 if n else -1}" for n in range(300)]
+    (folder / "rows.csv").write_text("q,a\n" + "\n".join(rows))
+    (question, _) = design(write_grid(folder, tasks=[{**FAR, "dataset": "rows.csv"}], limit=2)).questions
+    assert all(item.gold != -1 for item in question.items)
+    assert question.status == "refused"
+    assert "1 of 300 items have no label" in question.reason
+
+
 def test_a_task_whose_shots_are_not_here(folder: Path) -> None:
     task = {"task": "echo.jsonl", "shots_from": "none.jsonl"}
     (question, _) = design(write_grid(folder, tasks=[task], shots=2)).questions
