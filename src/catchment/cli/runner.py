@@ -88,8 +88,7 @@ def carry_out(command: Command, arguments: list[str] | Any, json: bool = False) 
         command.part("table").print_plan(result, console)
     if settings.planned or not processes.is_main():
         return 0
-    page = settings.out / "report.html"
-    _show(command, result, json, console, page if page.is_file() else None)
+    _show(command, result, json, console, settings.out / "report.html" if settings.writes else None)
     return exit_code(command, result, settings)
 
 

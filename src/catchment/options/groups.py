@@ -208,6 +208,11 @@ class OutputOptions(Options):
         return False
 
     @property
+    def writes(self) -> bool:
+        """Whether a run writes a record and its page."""
+        return True
+
+    @property
     def planned(self) -> bool:
         """Whether nothing is to be done but a plan."""
         return self.dry_run

@@ -98,6 +98,10 @@ class StudySettings(MeasureOptions, MarginOption, AskOptions, ModelOptions, Exec
         return self.dry_run or self.action == "plan"
 
     @property
+    def writes(self) -> bool:
+        return self.action != "status"
+
+    @property
     def foreign(self) -> bool:
         """Whether the scores are somebody else's."""
         return self.csv is not None or self.lm_eval is not None
