@@ -96,7 +96,7 @@ def test_a_verb_without_its_model(capsys: pytest.CaptureFixture[str]) -> None:
 def test_report_of_a_folder_without_a_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments: list[Any] = [str(tmp_path)]
     assert run("report", arguments) == 2
-    assert "no comparison.json, scan.json or tune.json" in capsys.readouterr().err
+    assert "no comparison.json, scan.json, tune.json or study.json" in capsys.readouterr().err
     (tmp_path / "scan.json").write_text('{"model": 1}')
     assert run("report", arguments) == 2
     assert "is not a record of ours" in capsys.readouterr().err

@@ -16,8 +16,13 @@ from catchment.cli.table import Command
 from catchment.options import COMMAS, IN_FILE, marked, read_config
 
 
-def parse(command: Command, arguments: list[str]) -> Asked:
-    """What a command line and its YAML file ask for; the line has ``json`` and ``config`` beside the settings."""
+def parse(command: Command, arguments: list[str]) -> Any:
+    """What a command line asks for: the command's settings that it can have, ``json`` and ``config``; not checked."""
+    return read(command, arguments).line
+
+
+def read(command: Command, arguments: list[str]) -> Asked:
+    """What a command line and its YAML files ask for; the command line wins."""
     kind = command.settings
     files = [kind.config_in(arguments), _value_of("--config", arguments)]
     values: dict[str, Any] = {}

@@ -41,11 +41,11 @@ def _models(arguments: list[str]) -> list[str]:
 
 def _compare_many(arguments: list[str], tuned: list[str]) -> int:
     """A comparison of one base with several tuned models, which is a study."""
-    from catchment.cli.arguments import default_out, given_options, parse, settings_of
+    from catchment.cli.arguments import default_out, given_options, read, settings_of
     from catchment.commands.study import many
 
     rest = arguments[1 + len(tuned) :]
-    asked = parse(COMMANDS["compare"], [arguments[0], tuned[0], *rest])
+    asked = read(COMMANDS["compare"], [arguments[0], tuned[0], *rest])
     settings = many.settings_of(settings_of(COMMANDS["compare"], asked), tuned, given_options(rest))
     if "out" not in given_options(rest):
         settings = dataclasses.replace(settings, out=default_out(arguments[0], *tuned, suffix="compare"))
@@ -62,10 +62,10 @@ def carry_out(command: Command, arguments: list[str] | Any, json: bool = False) 
         1 where a bound that was asked for is broken, else 0.
     """
     started = time.perf_counter()
-    from catchment.cli.arguments import parse, settings_of
+    from catchment.cli.arguments import read, settings_of
 
     if isinstance(arguments, list):
-        asked = parse(command, arguments)
+        asked = read(command, arguments)
         settings, json = settings_of(command, asked), asked.line.json
     else:
         settings = arguments
