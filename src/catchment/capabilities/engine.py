@@ -220,7 +220,7 @@ def shared_rows(sizes: Sequence[int], limit: int) -> list[list[int]]:
     that holds more than one prompt. Cost: n log n.
 
     >>> shared_rows([30, 9, 20, 11, 28], limit=64)
-    [[0, 3], [4, 1], [2]]
+    [[0, 4], [2, 3, 1]]
     """
     longest = max(sizes)
     lengths = [longest, *(length for length in ROW_LENGTHS if longest < length <= limit)]
