@@ -9,6 +9,7 @@ from pathlib import Path
 from catchment.commands.study import axes
 from catchment.commands.study.analysis import analyse
 from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.grid import step_of
 from catchment.commands.study.lm_eval_logs import read_lm_eval
 from catchment.commands.study.output import claim, write
 from catchment.commands.study.record import Flag, Study
@@ -39,7 +40,8 @@ def report(settings: StudySettings, progress: Progress) -> Study:
 def read_foreign(settings: StudySettings) -> tuple[Study, ScoreTable]:
     """Read the scores that ``settings.csv`` or ``settings.lm_eval`` names, and analyse them.
 
-    Of the study's own file contrasts, the tunings' ``in_domain`` and the tasks' ``unlabelled`` are used.
+    Of the study's own file contrasts, the tunings' ``in_domain``, the tasks' ``unlabelled`` and the tokens of
+    checkpoints are used.
 
     Raises:
         InputError: Both or neither are given, or what :func:`read_scores` and :func:`read_lm_eval` refuse.
@@ -47,7 +49,7 @@ def read_foreign(settings: StudySettings) -> tuple[Study, ScoreTable]:
     if (settings.csv is None) == (settings.lm_eval is None):
         raise InputError("expected --csv TABLE or --lm-eval FOLDER, one of them; they are two reports.")
     if settings.csv is not None:
-        table = read_scores(settings.csv, settings.label, table_settings(settings))
+        table = _with_tokens(settings, read_scores(settings.csv, settings.label, table_settings(settings)))
         source, sampling = settings.csv, SAMPLING
     else:
         assert settings.lm_eval is not None
@@ -81,6 +83,25 @@ def table_settings(settings: StudySettings) -> TableSettings:
         margin=settings.margin,
         known={*in_domain, *(t.name or t.task for t in tasks)},
     )
+
+
+def _with_tokens(settings: StudySettings, table: ScoreTable) -> ScoreTable:
+    """The table with the tokens that the study's file gives for checkpoints of the same name or step."""
+    known: dict[str | int, float] = {}
+    for axis in axes.read_all(axes.ModelAxis, settings.models, "models", "model"):
+        given = axis.tokens if isinstance(axis.tokens, dict) else dict(zip(axis.revisions, axis.tokens, strict=False))
+        known |= {_place(revision): tokens for revision, tokens in given.items()}
+    points = [
+        point if point.tokens is not None else dataclasses.replace(point, tokens=known.get(_place(point.revision)))
+        for point in table.checkpoints
+    ]
+    return dataclasses.replace(table, checkpoints=tuple(points))
+
+
+def _place(revision: str) -> str | int:
+    """A checkpoint by its step, or its name where it has none."""
+    step = step_of(revision)
+    return revision if step is None else step
 
 
 def _contrasts(settings: StudySettings) -> tuple[Pairs, ...]:
