@@ -43,9 +43,16 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{where}: no such file; expected a YAML file of settings.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        content, repeated = yaml.safe_load(text) or {}, _repeated(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise InputError(f"{where} is not YAML: {str(error).splitlines()[0]}.") from error
+        mark = getattr(error, "problem_mark", None)
+        said = str(error).splitlines()[0] if mark is None else f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
+        raise InputError(f"{where} is not YAML: {said}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 at byte {error.start}; expected a YAML file of settings.") from error
+    if repeated:
+        raise InputError(f"{where}: {repeated}; expected each key once. Remove one.")
     if not isinstance(content, Mapping):
         raise InputError(f"{where} holds a {type(content).__name__}; expected `key: value` lines.")
     names = [f.name for f in dataclasses.fields(kind)]
@@ -65,6 +72,25 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
             said = error.errors()[0]["msg"]
             raise InputError(f"{where}: {key} is {value!r}; {said[0].lower()}{said[1:]}.") from error
     return values
+
+
+def _repeated(node: Any) -> str:
+    """The first key of a YAML text that stands twice in its mapping, of which YAML would take the last; empty where
+    there is none."""
+    import yaml
+
+    if not isinstance(node, yaml.CollectionNode):
+        return ""
+    seen: set[str] = set()
+    for entry in node.value:
+        key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                return f"key {key.value!r} stands twice, the second time in line {key.start_mark.line + 1}"
+            seen.add(key.value)
+        if text := _repeated(value):
+            return text
+    return ""
 
 
 def parse_pairs(pairs: tuple[str, ...], kind: type, option: str, what: str) -> dict[str, Any]:

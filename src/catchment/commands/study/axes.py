@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, TypeVar, get_type_hints
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from catchment.capabilities import SOURCES
 from catchment.errors import InputError, did_you_mean
@@ -22,11 +22,42 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, (str, int, float, Mapping)) or value is None else value
 
 
+def _texts(value: object) -> object:
+    """Names, of which a revision may be a whole number; what YAML made of other words is not what was written."""
+    listed = _listed(value)
+    for part in listed if isinstance(listed, (list, tuple)) else ():
+        if isinstance(part, (bool, float)) or not isinstance(part, (str, int)):
+            raise ValueError("expected texts; put what YAML reads as something else in quotes")
+    return [str(part) for part in listed] if isinstance(listed, (list, tuple)) else listed
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not yes or no")
+    return value
+
+
+def _one_line(value: object) -> object:
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError("expected a text of one line, without control characters")
+    return value
+
+
+def _tokens(value: object) -> object:
+    return [value] if isinstance(value, (str, int, float)) else value
+
+
 Some = BeforeValidator(_listed)
-Texts = Annotated[tuple[str, ...], BeforeValidator(lambda value: [str(v) for v in _listed(value)])]  # type: ignore[union-attr]
+NO_FLAG = BeforeValidator(_no_flag)
+Name = Annotated[str, BeforeValidator(_one_line)]
+Texts = Annotated[tuple[Name, ...], BeforeValidator(_texts)]
 """Names; a revision may be written as a number."""
-Numbers = Annotated[tuple[float, ...], Some]
-Counts = Annotated[tuple[int, ...], Some]
+SEVERAL = Field(min_length=1)
+Positive = Annotated[float, NO_FLAG, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, NO_FLAG, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, NO_FLAG, Field(ge=1)]
+Numbers = Annotated[tuple[Positive, ...], SEVERAL, Some]
+Counts = Annotated[tuple[Count, ...], SEVERAL, Some]
 
 
 @dataclass(frozen=True)
@@ -41,11 +72,11 @@ class ModelAxis:
         parameters: For prices where the weights are not here.
     """
 
-    model: str
-    name: str = ""
-    revisions: Texts = ()
-    tokens: tuple[float, ...] | dict[str, float] = ()
-    parameters: float | None = None
+    model: Annotated[Name, SEVERAL]
+    name: Name = ""
+    revisions: Annotated[Texts, SEVERAL] = ()
+    tokens: Annotated[tuple[NotNegative, ...] | dict[str, NotNegative], BeforeValidator(_tokens)] = ()
+    parameters: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -66,19 +97,19 @@ class TuningAxis:
 
     data: str = ""
     model: str = ""
-    name: str = ""
-    method: Texts = ("full",)
-    method_args: Annotated[tuple[dict[str, object], ...], Some] = ()
+    name: Name = ""
+    method: Annotated[Texts, SEVERAL] = ("full",)
+    method_args: Annotated[tuple[dict[str, object], ...], SEVERAL, Some] = ()
     learning_rate: Numbers = ()
     epochs: Numbers = (1.0,)
-    max_steps: Annotated[tuple[int | None, ...], Some] = (None,)
+    max_steps: Annotated[tuple[Count | None, ...], SEVERAL, Some] = (None,)
     batch_size: Counts = (8,)
     accumulation: Counts = (1,)
-    max_length: Counts = (1024,)
+    max_length: Annotated[tuple[Annotated[int, NO_FLAG, Field(ge=2)], ...], SEVERAL, Some] = (1024,)
     packing: bool = False
-    weight_decay: Numbers = (0.0,)
-    rows: int | None = None
-    seeds: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: v if v is None else _listed(v))] = None
+    weight_decay: Annotated[tuple[NotNegative, ...], SEVERAL, Some] = (0.0,)
+    rows: Count | None = None
+    seeds: object = None
     in_domain: Texts = ()
 
 
@@ -97,11 +128,11 @@ class TaskAxis:
         unlabelled: Why its gold labels are none; its cells are refused, and a foreign table's are left out.
     """
 
-    task: str
-    name: str = ""
+    task: Annotated[str, SEVERAL]
+    name: Name = ""
     shots_from: str = ""
-    formats: Annotated[tuple[str, ...] | int | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = None
-    items: int | None = None
+    formats: object = None
+    items: Annotated[int, NO_FLAG, Field(ge=0)] | None = None
     split: str = ""
     note: str = ""
     unlabelled: str = ""
@@ -118,7 +149,7 @@ class ScanAxis:
     """A scan of every model of the grid, or of the bases alone: settings of ``catchment scan``."""
 
     settings: dict[str, object] = field(default_factory=dict)
-    name: str = "scan"
+    name: Name = "scan"
     of: str = "all"
 
 
@@ -141,11 +172,20 @@ def read(kind: type[T], value: object, where: str, main: str, beside: Iterable[s
         try:
             values[name] = TypeAdapter(types[name]).validate_python(part)
         except ValidationError as error:
-            said = error.errors()[0]["msg"]
-            raise InputError(f"{where}: {key} is {part!r}; {said[:1].lower()}{said[1:]}.") from error
+            raise InputError(f"{where}: {key} is {part!r}; {_said(error)}.") from error
     if main not in values and kind not in (TuningAxis, ScanAxis):
         raise InputError(f"{where} has no {main!r}; expected e.g. {main}: ...")
     return kind(**values)
+
+
+def _said(error: ValidationError) -> str:
+    """What is wrong with a value, in the words of pydantic but for an empty one."""
+    first = error.errors()[0]
+    if first["type"] in ("too_short", "string_too_short"):
+        empty = first["input"] == ""
+        return "expected a text that is not empty" if empty else "expected one; leave the key out for its default"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{said[:1].lower()}{said[1:]}"
 
 
 def read_all(kind: type[T], values: object, where: str, main: str) -> tuple[T, ...]:
@@ -241,18 +281,23 @@ def read_contrasts(values: object) -> dict[str, tuple[tuple[str, str], ...]]:
         return {}
     if not isinstance(values, Mapping):
         raise InputError(f"contrasts is {values!r}; expected names with lists of pairs, e.g. learned: [{{mnli: rte}}].")
-    return {str(name): tuple(_pairs(pairs, f"contrasts.{name}")) for name, pairs in values.items()}
+    contrasts = {str(name): tuple(_pairs(pairs, f"contrasts.{name}")) for name, pairs in values.items()}
+    for name, pairs in contrasts.items():
+        if not pairs:
+            raise InputError(f"contrasts.{name} is empty; expected pairs, e.g. {name}: [{{mnli: rte}}].")
+    return contrasts
 
 
 def _pairs(given: object, where: str) -> Iterable[tuple[str, str]]:
     for entry in [given] if isinstance(given, Mapping) else given if isinstance(given, list) else [given]:
         if isinstance(entry, Mapping):
-            for tuning, tasks in entry.items():
-                yield from ((str(tuning), str(task)) for task in ([tasks] if isinstance(tasks, str) else tasks))
-        elif isinstance(entry, list) and len(entry) == 2:
-            yield str(entry[0]), str(entry[1])
+            listed = [(tuning, tasks if isinstance(tasks, list) else [tasks]) for tuning, tasks in entry.items()]
+            pairs = [(tuning, task) for tuning, tasks in listed for task in tasks]
         else:
+            pairs = [tuple(entry)] if isinstance(entry, list) and len(entry) == 2 else []
+        if not pairs or not all(isinstance(name, str) for pair in pairs for name in pair):
             raise InputError(f"{where} holds {entry!r}; expected tuning: [task, ...] or [tuning, task].")
+        yield from pairs
 
 
 def product(axes: Mapping[str, Sequence[object]]) -> list[dict[str, object]]:

@@ -14,6 +14,7 @@ from catchment.commands.study.calls import PlannedCall, read_calls
 from catchment.commands.study.questions import Question, ask
 from catchment.commands.study.record import BASE, Checkpoint, TuningCard
 from catchment.commands.study.settings import StudySettings
+from catchment.commands.tune.opened import RATE, RATES
 from catchment.errors import InputError, did_you_mean
 from catchment.methods import METHODS, Method
 from catchment.options import parse_pairs
@@ -23,6 +24,8 @@ MAIN = "main"
 VARIED = ("method", "method_args", "learning_rate", "epochs", "max_steps", "batch_size", "accumulation", "max_length",
           "weight_decay")  # fmt: skip
 """Settings of a tuning whose lists make the grid larger."""
+OF_TRAININGS = (*VARIED, "packing", "rows", "seeds")
+"""What an entry of a model that is there cannot have."""
 SHORT = {"learning_rate": "lr", "weight_decay": "wd", "batch_size": "batch"}
 
 
@@ -130,8 +133,11 @@ def read_design(settings: StudySettings) -> Design:
     tunings = axes.read_all(TuningAxis, s.tunings, "tunings", "data")
     recipes = _labelled([part for number, axis in enumerate(tunings) for part in _parts(axis, seeds, number, s)])
     axes.distinct((recipe.label for recipe in recipes), "tunings")
+    _check_trainings(recipes)
     tasks = axes.read_tasks(s.tasks)
     questions = ask(s, tasks)
+    if places and not questions and not s.scans:
+        raise InputError("tasks is empty; expected at least one, e.g. tasks: [recall].")
     design = Design(
         settings=s,
         asked=PromptOptions(s.chat_template, s.system),
@@ -153,17 +159,30 @@ def beside(settings: StudySettings, path: str) -> str:
 
 
 def _places(axis: ModelAxis, s: StudySettings) -> Iterator[Place]:
-    name = axis.name or Path(axis.model.replace("{revision}", "").rstrip("/")).name or axis.model
+    name = axis.name or Path(axis.model.replace("{revision}", "").rstrip("/")).name.strip("-_") or axis.model
     axes.distinct(axis.revisions, f"revisions of {name}")
-    if isinstance(axis.tokens, tuple) and axis.tokens and len(axis.tokens) != max(len(axis.revisions), 1):
-        raise InputError(
-            f"tokens of {name} has {len(axis.tokens)} numbers for {max(len(axis.revisions), 1)} checkpoints; expected "
-            "one for each, in their order."
-        )
-    for number, revision in enumerate(axis.revisions or (MAIN,)):
-        tokens = axis.tokens.get(revision) if isinstance(axis.tokens, dict) else (*axis.tokens, *[None] * 1000)[number]
+    if "{revision}" in axis.model and not axis.revisions:
+        raise InputError(f"model {axis.model!r} has no revisions; expected e.g. revisions: [step1000, step64000].")
+    revisions = axis.revisions or (MAIN,)
+    tokens = _tokens(axis, revisions, name)
+    for number, revision in enumerate(revisions):
         spec, of_hub = _spelled(axis, revision, s)
-        yield Place(spec, of_hub, Checkpoint(name, revision, tokens, number), axis.parameters)
+        yield Place(spec, of_hub, Checkpoint(name, revision, tokens.get(revision), number), axis.parameters)
+
+
+def _tokens(axis: ModelAxis, revisions: Sequence[str], name: str) -> Mapping[str, float]:
+    """Tokens by checkpoint, as far as they are told."""
+    if isinstance(axis.tokens, dict):
+        for revision in axis.tokens:
+            if revision not in revisions:
+                raise InputError(f"tokens of {name}: no revision {revision!r}.{did_you_mean(revision, revisions)}")
+        return axis.tokens
+    if axis.tokens and len(axis.tokens) != len(revisions):
+        raise InputError(
+            f"tokens of {name} has {len(axis.tokens)} numbers for {len(revisions)} checkpoints; expected one for each, "
+            "in their order."
+        )
+    return dict(zip(revisions, axis.tokens, strict=False))
 
 
 def _spelled(axis: ModelAxis, revision: str, s: StudySettings) -> tuple[str, str | None]:
@@ -171,8 +190,12 @@ def _spelled(axis: ModelAxis, revision: str, s: StudySettings) -> tuple[str, str
     spec = beside(s, axis.model.replace("{revision}", revision))
     if not axis.revisions or "{revision}" in axis.model:
         return spec, s.revision if not axis.revisions else None
-    inner = Path(spec) / revision
-    return (str(inner), None) if inner.is_dir() else (spec, revision)
+    if (Path(spec) / "config.json").is_file():
+        raise InputError(
+            f"model {axis.model!r} is one model on this machine, and has no revision {revision!r}; expected a folder "
+            "that holds a folder for each, or {revision} in its path."
+        )
+    return (str(Path(spec) / revision), None) if Path(spec).is_dir() else (spec, revision)
 
 
 def _parts(
@@ -181,15 +204,21 @@ def _parts(
     """The recipes of one entry, each with the settings that tell it from others."""
     where = f"tunings[{number}]"
     if bool(axis.data) == bool(axis.model):
-        raise InputError(f"{where} has {'both' if axis.data else 'neither'} data and model; expected one of them.")
+        said = "both data and model" if axis.data else "neither data nor model"
+        raise InputError(f"{where} has {said}; expected one of them.")
     name = axis.name or Path(axis.data or axis.model).name.partition(".")[0]
-    if name == BASE:
+    if name.lower() == BASE:
         raise InputError(f"{where} is called {name!r}, as the model before every tuning; expected another name.")
     if axis.model:
+        for key in OF_TRAININGS:
+            if getattr(axis, key) != getattr(TuningAxis, key):
+                raise InputError(f"{where} has model and {key}; expected data, or a model that is there as it is.")
         card = TuningCard(name, name, "", "", axis.in_domain)
         yield Recipe(card, (None,), model=beside(s, axis.model)), {}
         return
-    own = seeds if axis.seeds is None else axes.read_seeds(list(axis.seeds), f"{where}.seeds")
+    own = seeds if axis.seeds is None else axes.read_seeds(axis.seeds, f"{where}.seeds")
+    if len(axis.epochs) > 1 and axis.max_steps != (None,):
+        raise InputError(f"{where} has several epochs and max_steps, which stands instead of them; remove one of them.")
     values = {key: getattr(axis, key) or (None,) for key in VARIED}
     for key, listed in values.items():
         axes.distinct([str(v) if isinstance(v, dict) else v for v in listed], f"{where}.{key}")
@@ -219,6 +248,24 @@ def make_method(name: str, args: Mapping[str, Any], where: str) -> Method:
         return kind(**parse_pairs(pairs, kind, "method_args", f"of {name}"))
     except InputError as error:
         raise InputError(f"{where}: {str(error).removeprefix('--')}") from error
+
+
+def _check_trainings(recipes: Sequence[Recipe]) -> None:
+    """Refuse two names of one training, or of one model that is there: its cells would count twice."""
+    labels: dict[str, str] = {}
+    for recipe in recipes:
+        rate = rate_of(recipe) if recipe.method is not None else None
+        options = {**(recipe.options or {}), "learning_rate": rate}
+        made = repr((recipe.data or recipe.model.rstrip("/"), recipe.rows, recipe.method, sorted(options.items())))
+        first = labels.setdefault(made, recipe.label)
+        if first != recipe.label:
+            raise InputError(f"tunings: {first!r} and {recipe.label!r} are the same; expected each once. Remove one.")
+
+
+def rate_of(recipe: Recipe) -> float:
+    """Peak learning rate of a recipe; where it has none, that of ``catchment tune``."""
+    given = (recipe.options or {}).get("learning_rate")
+    return RATES.get(recipe.card.method, RATE) if given is None else float(given)
 
 
 def _labelled(parts: Sequence[tuple[Recipe, dict[str, Any]]]) -> tuple[Recipe, ...]:

@@ -15,6 +15,7 @@ from catchment.commands.study.output import claim, write
 from catchment.commands.study.plan import check_contexts
 from catchment.commands.study.record import Study
 from catchment.commands.study.report import study_of, table_of, unread_table
+from catchment.commands.study.scanning import check_scans
 from catchment.commands.study.scores import ScoreTable
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand
@@ -37,7 +38,9 @@ def drive(settings: StudySettings, progress: Progress) -> Study:
         raise InputError(f"study {settings.action}: no study; expected a YAML file, e.g. study.yaml.")
     design = read_design(settings)
     site = Site.open(settings, design)
-    claim(settings)
+    check_scans(site)
+    if settings.action != "status":
+        claim(settings)
     if settings.action == "merge":
         _merge(settings, site, progress)
     if settings.action == "run":

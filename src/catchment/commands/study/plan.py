@@ -15,8 +15,9 @@ from catchment.commands.study.fetched import bytes_on_hub
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Gap, Status
+from catchment.commands.study.scanning import check_scans
 from catchment.commands.study.settings import StudySettings
-from catchment.commands.study.standing import Site, Stand, read_remarks
+from catchment.commands.study.standing import Site, Stand, read_remarks, ready_made
 from catchment.commands.study.tunings import artefact
 from catchment.errors import CatchmentError, GateError
 from catchment.measuring import Progress
@@ -72,6 +73,7 @@ def plan(settings: StudySettings, progress: Progress) -> Plan:
     design = read_design(settings)
     progress.status("looking at the checkpoints")
     site = Site.open(settings, design)
+    check_scans(site)
     return plan_of(site, list(site.stands()))
 
 
@@ -112,8 +114,11 @@ def _kept(site: Site, unit: Unit) -> bool:
 
 
 def aliases_of(site: Site) -> tuple[tuple[str, ...], ...]:
-    """Checkpoints of different names with the same weights, byte for byte."""
-    cards = [(place.name, site.card(place)) for place in site.design.places]
+    """Checkpoints, and tuned models that are there, of different names with the same weights, byte for byte."""
+    places, ready = site.design.places, [recipe for recipe in site.design.recipes if recipe.model]
+    cards = [(place.name, site.card(place)) for place in places]
+    units = [Unit(place, recipe) for place in places for recipe in ready]
+    cards += [(unit.name, site.card(ready_made(unit))) for unit in units]
     named = [dataclasses.replace(card, name=name) for name, card in cards if isinstance(card, ModelCard)]
     return tuple(tuple(names) for names in models.aliases(named))
 

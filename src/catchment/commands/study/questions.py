@@ -73,7 +73,19 @@ def ask(s: StudySettings, tasks: Sequence[TaskAxis]) -> tuple[Question, ...]:
         for question in (_absent if entry.task is None else _asked)(s, entry, count, scorer)
     ]
     axes.distinct(((q.name, q.format, q.shots, q.scorer) for q in questions), "tasks")
+    _check_items(questions)
     return tuple(questions)
+
+
+def _check_items(questions: Sequence[Question]) -> None:
+    """Refuse one task under two names: it would count twice in every mean."""
+    names: dict[tuple[str, str], str] = {}
+    for q in questions:
+        if q.task is not None and names.setdefault((q.task.hash(), q.format), q.name) != q.name:
+            first = names[q.task.hash(), q.format]
+            raise InputError(
+                f"tasks: {first!r} and {q.name!r} ask the same items; expected each task once. Remove one."
+            )
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,8 @@ def _entries(s: StudySettings, axis: TaskAxis, where: str) -> list[_Entry]:
         raise InputError(f"task {axis.task!r} is {len(tasks)} tasks; expected one where a name {axis.name!r} is given.")
     try:
         pool = resolve_tasks([_path(s, axis.shots_from)])[0].items if axis.shots_from else ()
+    except InputError:
+        raise
     except CatchmentError as error:
         reason = f"shots_from: {_why(error)}"
         names = [axis.name or task.name for task in tasks]
@@ -150,7 +164,7 @@ def _absent(s: StudySettings, entry: _Entry, shots: int | str, scorer: str) -> I
         raise InputError(f"task {entry.name!r}: {count} shots and no rows to draw them from; expected shot_split or "
                          "shots_from.")  # fmt: skip
     items = axis.items or 0
-    for form in _forms(entry, axis.formats if axis.formats is not None else s.formats):
+    for form in _forms(entry, _wanted(s, axis)):
         yield Question(entry.name, form, count, scorer if scorer != OWN else own or OWN,
                        wanted=min(items, s.limit or items), status=entry.status, reason=entry.reason,
                        split=_split(entry), notes=entry.notes, total=items)  # fmt: skip
@@ -161,7 +175,7 @@ def _forms(entry: _Entry, wanted: object) -> list[str]:
     if entry.said and entry.said.formats:
         return [form.name for form in _chosen(entry.name, entry.said.formats, wanted)]
     if isinstance(wanted, (tuple, list)):
-        axes.distinct(wanted, "formats")
+        _check_names(wanted)
         return [str(form) for form in wanted]
     return [f"format {k + 1}" for k in range(_number(wanted))]
 
@@ -174,9 +188,8 @@ def _asked(s: StudySettings, entry: _Entry, shots: int | str, scorer: str) -> It
     """Questions of a task that is here."""
     assert entry.task is not None
     made, status, reason, notes = _variant(s, entry, entry.task, shots, scorer)
-    wanted = entry.axis.formats if entry.axis.formats is not None else s.formats
     items = sample(made.items, s.limit, s.seed)
-    for form in _chosen(entry.name, entry.task.formats, wanted):
+    for form in _chosen(entry.name, entry.task.formats, _wanted(s, entry.axis)):
         yield Question(entry.name, form.name, len(made.shots), made.scorer if scorer == OWN else scorer,
                        None if reason else made, items, len(items), status, reason, _split(entry), notes,
                        len(made.items))  # fmt: skip
@@ -198,17 +211,29 @@ def _variant(
         return task, "refused", str(error), entry.notes
 
 
+def _wanted(s: StudySettings, axis: TaskAxis) -> object:
+    """Formats of a task: names, or their number."""
+    formats = s.formats if axis.formats is None else axis.formats
+    return [formats] if isinstance(formats, str) and axis.formats is not None else formats
+
+
 def _number(formats: object) -> int:
     if isinstance(formats, bool) or not isinstance(formats, int) or formats < 1:
         raise InputError(f"formats is {formats!r}; expected names, or a number from 1, e.g. formats: 2.")
     return formats
 
 
+def _check_names(formats: Sequence[object]) -> None:
+    if not formats or not all(isinstance(form, str) for form in formats):
+        raise InputError(f"formats is {formats!r}; expected names, or a number from 1, e.g. formats: 2.")
+    axes.distinct(formats, "formats")
+
+
 def _chosen(name: str, own: Sequence[Format], formats: object) -> list[Format]:
     """The formats of a task that are asked, the default first."""
     if not isinstance(formats, (tuple, list)):
         return list(own[: _number(formats)])
-    axes.distinct(formats, "formats")
+    _check_names(formats)
     known = {form.name: form for form in own} | {"default": own[0]}
     missing = [str(form) for form in formats if form not in known]
     if missing:

@@ -9,7 +9,7 @@ from typing import Any
 from catchment.commands.scan.record import FILE, Scan
 from catchment.commands.scan.run import run
 from catchment.commands.scan.settings import ScanSettings
-from catchment.commands.study.axes import ScanAxis
+from catchment.commands.study.axes import ScanAxis, distinct
 from catchment.commands.study.standing import Known, Site
 from catchment.errors import InputError, did_you_mean
 from catchment.measuring import Progress, Subject
@@ -22,11 +22,23 @@ OURS = ("model", "out", "store", "budget", "workers", "dry_run", "config")
 """Settings of a scan that are those of the study."""
 
 
+def check_scans(site: Site) -> None:
+    """Refuse scans that could not be run, before anything is.
+
+    Raises:
+        InputError: A name twice, or what :func:`settings_of` refuses.
+    """
+    scans = site.design.scans
+    distinct((axis.name for axis in scans), "scans")
+    for axis in scans:
+        settings_of(site, axis, "")
+
+
 def settings_of(site: Site, axis: ScanAxis, model: Any) -> ScanSettings:
     """The settings of one scan.
 
     Raises:
-        InputError: A setting that a scan does not have, or that is the study's.
+        InputError: A setting that a scan does not have, that is the study's, or whose value it cannot have.
     """
     names = set(ScanSettings.__dataclass_fields__) - set(OURS)
     for name in axis.settings:
@@ -37,7 +49,10 @@ def settings_of(site: Site, axis: ScanAxis, model: Any) -> ScanSettings:
     s = site.design.settings
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in axis.settings.items()}
     shared = {**s.shared(AskOptions), "seed": s.seed, "batch_tokens": s.batch_tokens, "device": s.device}
-    return ScanSettings(model, **{**shared, **lists, "store": s.store_folder})
+    try:
+        return ScanSettings(model, **{**shared, **lists, "store": s.store_folder})
+    except InputError as error:
+        raise InputError(f"scans.{axis.name}: {error}") from error
 
 
 def key_of(site: Site, axis: ScanAxis, card: ModelCard) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from catchment import models
 from catchment.capabilities import PromptOptions
-from catchment.commands.study.design import Recipe, Unit
+from catchment.commands.study.design import Unit, rate_of
 from catchment.commands.tune.warned import kept_warnings
 from catchment.errors import StoreError
 from catchment.methods import FitOptions, fit
@@ -30,9 +30,6 @@ VERSION = 1
 FILE = "tuning.json"
 NEVER = 2**31 - 1
 """Steps between checkpoints of the Trainer's own: the worker asks for them by the clock."""
-RATES = {"sift": 1e-3, "lora": 2e-4}
-RATE = 2e-5
-"""Learning rates where a recipe has none: those of ``catchment tune``."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +93,6 @@ def conditions_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions)
 
 def key_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions) -> str:
     return cell_key(conditions_of(unit, base, rows, asked))
-
-
-def rate_of(recipe: Recipe) -> float:
-    """Peak learning rate of a recipe."""
-    given = (recipe.options or {}).get("learning_rate")
-    return float(given) if given else RATES.get(recipe.card.method, RATE)
 
 
 def _plain(method: Any) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_an_unlabelled_task_is_refused_and_listed(folder: Path, gold: int | None
         ({"formats": ["bear"]}, "no format 'bear'"),
         ({"tasks": ["echo.jsonl", "echo.jsonl"]}, "is there twice"),
         ({"tasks": ["ecko.jsonl"]}, "ecko.jsonl"),
-        ({"tunings": [{"name": "x"}]}, "neither data and model"),
+        ({"tunings": [{"name": "x"}]}, "neither data nor model"),
         ({"tunings": [{"data": "sums.jsonl", "model": "m"}]}, "both data and model"),
         ({"tunings": [{"data": "sums.jsonl", "name": "base"}]}, "is called 'base'"),
         ({"tunings": [{"data": "sums.jsonl", "method": "sfit"}]}, "Did you mean 'sift'?"),
