@@ -15,7 +15,7 @@ from catchment.commands.study.fetched import bytes_on_hub
 from catchment.commands.study.pace import BACKWARD, Pace, pace_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Gap, Status
-from catchment.commands.study.scanning import check_scans
+from catchment.commands.study.scanning import check_scans, scan_gaps, stands_of_scans
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand, read_remarks, ready_made
 from catchment.commands.study.tunings import artefact
@@ -85,17 +85,22 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     """
     design = site.design
     prices = Prices(site)
-    reasons = {key: told.reason for key, told in read_remarks(site.store).items()} if design.calls else {}
+    reasons = {}
+    if design.calls or design.scans:
+        reasons = {key: told.reason for key, told in read_remarks(site.store).items()}
+    scans = list(stands_of_scans(site, reasons))
     counts = Counter(stand.status for stand in stands)
+    counts.update(status for _, status, _ in scans)
     counts.update(stand_of(site.store, call, reasons)[0] for call in design.calls)
     trainings = [unit for place in design.places for unit in design.units(place) if unit.trains]
     todo = [unit for unit in trainings if site.known(unit).card is None]
     same, notes = far_aliases(site)
-    gaps = [*_gaps(prices, stands, todo), *gaps_of(design.calls, site.store, reasons)]
+    gaps = [*_gaps(prices, stands, todo), *scan_gaps(scans), *gaps_of(design.calls, site.store, reasons)]
     return Plan(
         name=design.settings.label,
         counts={**{s: counts[s] for s in ("done", "missing", "failed", "refused")},
-                "cells": len(stands) + len(design.calls), "trainings": len(trainings), "to train": len(todo)},
+                "cells": len(stands) + len(scans) + len(design.calls),
+                "trainings": len(trainings), "to train": len(todo)},
         seconds=sum(gap.seconds or 0.0 for gap in gaps),
         measured=prices.measured,
         memory=max((prices.memory(unit) for place in design.places for unit in design.units(place)), default=0.0),

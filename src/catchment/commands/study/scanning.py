@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from catchment.commands.scan.record import FILE, Scan
 from catchment.commands.scan.run import run
 from catchment.commands.scan.settings import ScanSettings
 from catchment.commands.study.axes import ScanAxis, distinct
+from catchment.commands.study.record import Gap, Status
 from catchment.commands.study.standing import Known, Site
 from catchment.errors import InputError, did_you_mean
 from catchment.measuring import Progress, Subject
@@ -80,19 +82,40 @@ def _of(site: Site, known: Known) -> Iterator[ScanAxis]:
     yield from (axis for axis in site.design.scans if axis.of == "all" or known.unit.recipe is None)
 
 
-def scans_due(site: Site, known: Known) -> bool:
-    """Whether a scan of this model is missing; of one that is not trained yet every one is."""
-    return any(known.card is None or read_scan(site, axis, known.card) is None for axis in _of(site, known))
+def scans_due(site: Site, known: Known) -> Iterator[ScanAxis]:
+    """Scans of this model that are missing; of one that is not trained yet every one is."""
+    return (axis for axis in _of(site, known) if known.card is None or read_scan(site, axis, known.card) is None)
 
 
-def scan_unit(site: Site, known: Known, opened: Callable[[], Subject], progress: Progress) -> None:
-    """Scan a model with every setting that is missing."""
-    assert known.card is not None
-    for axis in _of(site, known):
-        if read_scan(site, axis, known.card) is None:
-            folder = site.store.root / "scans" / key_of(site, axis, known.card)
-            progress.status(f"{known.unit.name} · {axis.name}")
-            run(replace(settings_of(site, axis, opened().loaded), out=folder), progress)
+def scan_unit(site: Site, axis: ScanAxis, card: ModelCard, opened: Subject, progress: Progress) -> None:
+    """Scan a model that is loaded."""
+    folder = site.store.root / "scans" / key_of(site, axis, card)
+    run(replace(settings_of(site, axis, opened.loaded), out=folder), progress)
+
+
+def stands_of_scans(site: Site, reasons: Mapping[str, str]) -> Iterator[tuple[str, Status, str]]:
+    """Every scan of the grid: what it is of, whether it is done, missing or failed, and why; ``reasons`` of failures by
+    key."""
+    for place in site.design.places:
+        for unit in site.design.units(place):
+            known = site.known(unit)
+            for axis in _of(site, known):
+                yield f"{axis.name} of {place.name} + {unit.tuning}", *_status(site, axis, known, reasons)
+
+
+def _status(site: Site, axis: ScanAxis, known: Known, reasons: Mapping[str, str]) -> tuple[Status, str]:
+    if known.card is not None and read_scan(site, axis, known.card) is not None:
+        return "done", ""
+    reason = known.reason if known.card is None else reasons.get(key_of(site, axis, known.card), "")
+    if reason:
+        return "failed", reason
+    return "missing", known.waiting if known.card is None else ""
+
+
+def scan_gaps(stands: Iterable[tuple[str, Status, str]]) -> list[Gap]:
+    """Scans that are not done, by what they are of and reason."""
+    number = Counter(stand for stand in stands if stand[1] != "done")
+    return [Gap(f"scan {what}", times, reason, status) for (what, status, reason), times in number.items()]
 
 
 def scans_of(site: Site) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from catchment.commands.study.calls import make_call, read_result
 from catchment.commands.study.design import Place, Unit, read_design
 from catchment.commands.study.fetched import drop_fetched, keep_within
 from catchment.commands.study.pace import Meter, learn
-from catchment.commands.study.scanning import scan_unit, scans_due
+from catchment.commands.study.scanning import key_of, scan_unit, scans_due
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Known, Remark, Site, Stand, fetch_key, read_remarks, ready_made, remark
 from catchment.commands.study.tunings import artefact, check_room, standing_tuned
@@ -139,7 +139,7 @@ def _place(bench: Bench, place: Place, damaged: frozenset[str]) -> None:
         bench.check()
         known = site.known(unit)
         due = [stand for stand in site.stands_of(known, counts, remarks) if stand.open]
-        if (due or scans_due(site, known)) and not known.reason:
+        if (due or any(scans_due(site, known))) and not known.reason:
             _unit(bench, known, due)
 
 
@@ -162,7 +162,7 @@ def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
     if not known.unit.trains:
         with _subject(bench, known.unit) as opened:
             _cells(bench, opened, due)
-            scan_unit(bench.site, known, opened, bench.progress)
+            _scans(bench, known, opened)
         return
     with _claimed(bench, known.key) as ours:
         if ours and (not due or not all(_is_whole(bench, stand) for stand in due)):
@@ -187,7 +187,7 @@ def _tuned(bench: Bench, known: Known) -> None:
         now = site.known(unit)
         due = [stand for stand in site.stands_of(now, {}, {}) if stand.open]
         _cells(bench, lambda: opened, due)
-        scan_unit(site, now, lambda: opened, bench.progress)
+        _scans(bench, now, lambda: opened)
     keep_within(site.store, site.design.settings.disk)
 
 
@@ -229,6 +229,21 @@ def _cells(bench: Bench, opened: Callable[[], Subject], due: Sequence[Stand]) ->
             if ours and not _is_whole(bench, stand):
                 with _kept_to(bench, stand.key):
                     _measure(bench, opened(), stand)
+
+
+def _scans(bench: Bench, known: Known, opened: Callable[[], Subject]) -> None:
+    """The missing scans of one model, each under a lease."""
+    assert known.card is not None
+    for axis in list(scans_due(bench.site, known)):
+        bench.check()
+        key = key_of(bench.site, axis, known.card)
+        with _claimed(bench, key) as ours:
+            if ours and axis in scans_due(bench.site, known):
+                with _kept_to(bench, key):
+                    bench.progress.status(f"{known.unit.name} · {axis.name}")
+                    scan_unit(bench.site, axis, known.card, opened(), bench.progress)
+                    remark(bench.site.store, key, Remark())
+                    bench.done.cells += 1
 
 
 def _measure(bench: Bench, subject: Subject, stand: Stand) -> None:
