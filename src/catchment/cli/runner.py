@@ -98,7 +98,7 @@ def _show(command: Command, record: Any, json: bool, console: Any, page: Path | 
 
         print(to_json(record))
     else:
-        command.part("table").print_record(record, console, page if page.is_file() else None)
+        command.part("table").print_record(record, console, page)
 
 
 def _clock(settings: Any, started: float) -> dict[str, Any]:
