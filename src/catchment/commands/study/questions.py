@@ -122,8 +122,6 @@ def _entries(s: StudySettings, axis: TaskAxis, where: str) -> list[_Entry]:
         raise InputError(f"task {axis.task!r} is {len(tasks)} tasks; expected one where a name {axis.name!r} is given.")
     try:
         pool = resolve_tasks([_path(s, axis.shots_from)])[0].items if axis.shots_from else ()
-    except InputError:
-        raise
     except CatchmentError as error:
         reason = f"shots_from: {_why(error)}"
         names = [axis.name or task.name for task in tasks]

@@ -74,7 +74,6 @@ def test_zero_is_no_default(folder: Path, key: str) -> None:
         ({"tasks": []}, "tasks is empty"),
         ({"tasks": ["echo.jsonl", {"task": "again.jsonl", "name": "b"}]}, "'echo' and 'b' ask the same items"),
         ({"tasks": [{"task": "echo.jsonl", "formats": True}]}, "formats is True"),
-        ({"tasks": [{"task": "echo.jsonl", "shots_from": "far.jsonl"}]}, "no task file"),
         ({"formats": []}, "formats is []"),
         ({"formats": [[1]]}, "formats is [[1]]"),
         ({"contrasts": {"a": []}}, "contrasts.a is empty"),
