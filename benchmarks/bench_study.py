@@ -36,13 +36,14 @@ from catchment.commands.study.report import study_of, table_of
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Site, Stand
 from catchment.commands.study.tunings import FILE, Tuned, folder_of
+from catchment.commands.study.worker import work
 from catchment.measuring import Progress
 from catchment.options import read_config
 from catchment.records import ModelCard, Row, to_json
 from catchment.runs import Store, append_all
 
 ROWS, TASKS, FORMATS, SEEDS, BATCH, SOME = 100, 20, 2, 100, 100, 200
-BARS = {"resume_seconds": 10.0, "resume_mb": 1024.0, "report_seconds": 60.0}
+BARS = {"resume_seconds": 10.0, "resume_mb": 1024.0, "report_seconds": 60.0, "scheduler_share": 0.02, "loads": 1 / 3}
 RESUME, REPORT = ("plan",), ("report",)
 """The steps that each bar is about."""
 
@@ -132,6 +133,23 @@ def plan(root: Path, cells: int) -> dict[str, Any]:
     return {"cells": len(stands), "open": sum(stand.open for stand in stands), "done": told.counts["done"]}
 
 
+def schedule(root: Path, cells: int) -> dict[str, Any]:
+    """The base's cells into an empty store by one worker: what a cell costs beside its forward passes and the load, as
+    a share of a cell of 5 seconds; and how often weights are read."""
+    site = grid(root, cells)
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        alone = dataclasses.replace(site.design.settings, store=Path(folder), tunings=())
+        began = time.perf_counter()
+        Site.open(alone, read_design(alone)).subject(site.design.places[0]).loaded.release()
+        load = time.perf_counter() - began
+        began = time.perf_counter()
+        done = work(alone, 0, None)
+        beside = time.perf_counter() - began - load - done.seconds
+    each = beside / done.cells
+    return {"cells": done.cells, "loads": done.loads, "beside_ms": round(1000 * each, 1),
+            "share_of_5_seconds": round(each / 5, 4), "loads_per_cell": round(done.loads / done.cells, 4)}  # fmt: skip
+
+
 def report(root: Path, cells: int) -> dict[str, Any]:
     """All rows read, the analysis, the record, the page and the tables."""
     site = grid(root, cells)
@@ -180,7 +198,8 @@ def merge(root: Path, cells: int) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-    "write": write, "plan": plan, "columns": columns, "one_by_one": one_by_one, "report": report, "merge": merge,
+    "write": write, "plan": plan, "schedule": schedule, "columns": columns, "one_by_one": one_by_one,
+    "report": report, "merge": merge,
 }  # fmt: skip
 
 
@@ -207,6 +226,8 @@ def write_record(found: dict[str, Any], conditions: dict[str, Any]) -> None:
         "resume_seconds": round(sum(found[name]["seconds"] for name in RESUME), 2),
         "resume_mb": max(found[name]["peak_mb"] for name in RESUME),
         "report_seconds": round(sum(found[name]["seconds"] for name in REPORT), 2),
+        "scheduler_share": found["schedule"]["share_of_5_seconds"],
+        "loads": found["schedule"]["loads_per_cell"],
         "resume_cpu_seconds": round(sum(found[name]["cpu_seconds"] for name in RESUME), 2),
         "report_cpu_seconds": round(sum(found[name]["cpu_seconds"] for name in REPORT), 2),
     }

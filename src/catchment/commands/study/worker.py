@@ -37,7 +37,8 @@ SAVE_EVERY = 60.0
 
 @dataclass
 class Done:
-    """What a worker did: models loaded, trained and measured, cells filled, and those that failed."""
+    """What a worker did: models loaded and trained, cells filled, those that failed and those that others were at;
+    ``seconds`` of forward passes alone."""
 
     loads: int = 0
     trained: int = 0
@@ -45,6 +46,7 @@ class Done:
     failed: int = 0
     busy: int = 0
     late: bool = False
+    seconds: float = 0.0
 
 
 @dataclass
@@ -58,7 +60,6 @@ class Bench:
     until: float
     done: Done = field(default_factory=Done)
     tokens: float = 0.0
-    seconds: float = 0.0
     fetched: bool = False
     _base: Subject | None = None
 
@@ -85,7 +86,7 @@ class Bench:
 
     def release(self) -> None:
         if self._base is not None:
-            learn(self.site.store, self._base.card, self.tokens, self.seconds)
+            learn(self.site.store, self._base.card, self.tokens, self.done.seconds)
             self._base.loaded.release()
             self._base = None
         if self.place is not None and self.fetched and self.site.design.settings.disk is not None:
@@ -254,7 +255,8 @@ def _measure(bench: Bench, subject: Subject, stand: Stand) -> None:
     batch = batch_tokens(subject, settings.batch_tokens)
     meter = Meter(bench.progress)
     measured = fill(subject, bench.site.store, question.task, question.format, question.items, batch, meter)
-    bench.tokens, bench.seconds = bench.tokens + meter.tokens, bench.seconds + measured.seconds
+    bench.tokens += meter.tokens
+    bench.done.seconds += measured.seconds
     left_out = len(question.items) - len(measured.rows)
     remark(bench.site.store, stand.key, Remark(left_out=left_out))
     bench.done.cells += 1
