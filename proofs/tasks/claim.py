@@ -35,7 +35,7 @@ def _row(cell: Cell) -> list[object]:
 
 
 def tables(result: Result) -> str:
-    """The text of docs/tasks.md, which is written, too."""
+    """The text of docs/tasks.md, which is written when nothing is open."""
     about = []
     for task in map(packs.load, packs.NAMES):
         chance = "" if task.scorer == "text" else f"{task.chance_level:.2f}"
@@ -45,5 +45,6 @@ def tables(result: Result) -> str:
         rows = [_row(cell) for cell in result.cells if cell.name.startswith(model + BASE)]
         parts += [f"## {model}\n", table(["task", "n", "score", "95% interval", "admitted"], rows)]
     text = "\n".join([*parts, f"Measured {result.date} by `{result.command}`, seed 0.\n"])
-    (ROOT / "docs/tasks.md").write_text(text, encoding="utf-8")
+    if all(cell.status == "done" for cell in result.cells):
+        (ROOT / "docs/tasks.md").write_text(text, encoding="utf-8")
     return text
