@@ -10,6 +10,7 @@ import pytest
 
 from catchment.commands.study.calls import gaps_of, read_result, stand_of
 from catchment.commands.study.design import read_design
+from catchment.commands.study.run import study
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import read_remarks
 from catchment.commands.study.worker import Done, work
@@ -167,3 +168,19 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
 def test_bad_calls_are_refused(tmp_path: Path, calls: object, said: str) -> None:
     with pytest.raises(InputError, match=said):
         read_design(settings(tmp_path, calls))
+
+
+def test_a_study_of_calls_alone_counts_them_and_takes_over_those_of_another_store(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder, values in ((there, [1, 2]), (here, [1, 2, 13])):
+        folder.mkdir()
+        settings(folder, ())
+        content = {"name": "sums", "tasks": [], "calls": [{"function": "claim.py:double", "over": {"x": values}}]}
+        (folder / "study.yaml").write_text(json.dumps(content))
+    study(there / "study.yaml", store=there / "store")
+    record = study(here / "study.yaml", "merge", others=(str(there / "store"),), store=here / "store")
+    assert (record.counts["cells"], record.counts["done"], record.counts["missing"]) == (3, 2, 1)
+    record = study(here / "study.yaml", store=here / "store")
+    assert (record.counts["done"], record.counts["failed"], record.headline) == (2, 1, "incomplete")
+    assert [(gap.cells, gap.status, gap.reason) for gap in record.gaps] == [(1, "failed", "13 cannot be doubled")]
+    assert {line.split()[1] for line in log(here)} == {"13"}
