@@ -362,7 +362,8 @@ class TestCommand:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "\n"
             before = state(Path(out))
-            code, printed, errors = run(verb, *EXAMPLES[verb].words, "--out", out)
+            with mock.patch("catchment.commands.study.output.PATIENCE", 0.1):  # it waits for a driver that ends, too
+                code, printed, errors = run(verb, *EXAMPLES[verb].words, "--out", out)
             assert (code, state(Path(out))) == (2, before)
             assert f"process {holder.pid}" in errors
             assert one_line(errors)

@@ -147,6 +147,20 @@ class Leases:
         holders = [self._holder(token, tuple(sorted(names))) for token, names in units.items()]
         return sorted(holders, key=lambda holder: (-len(holder.units), holder.units))
 
+    def sweep(self) -> set[str]:
+        """Free the units whose holders are gone; returns the names of those that are still held. A holder of another
+        machine counts as gone once this object has heard nothing of it for ``patience`` seconds, so it takes several
+        looks.
+
+        Raises:
+            StoreError: The disk is full or read-only.
+        """
+        if not self._close.alive or self._heart.pid != os.getpid():
+            return {unquote(name) for name, _ in _marks(self._units)}
+        self._heart.start()
+        with explained(self._units):
+            return {unquote(name) for name in _names(self._units) if not self._free(self._units / name)}
+
     def _holder(self, token: str, units: tuple[str, ...]) -> Holder:
         beat = read_beat(self.root / "holders" / token)
         process = None if beat is None else beat.process

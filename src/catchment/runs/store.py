@@ -58,9 +58,9 @@ class Store:
         self._loose_cells: dict[str, Mapping[str, Any] | None] = {}
         self._appended = False
 
-    def lock(self, purpose: str) -> AbstractContextManager[None]:
+    def lock(self, purpose: str, patience: float = 0.0) -> AbstractContextManager[None]:
         """Hold the store for this process; see :func:`catchment.runs.folders.locked` for what is promised."""
-        return locked(self.root, purpose)
+        return locked(self.root, purpose, patience)
 
     def cell(self, key: str, conditions: Mapping[str, Any]) -> Cell:
         """The cell with this key; nothing is written until rows are appended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from catchment.commands.study.standing import Site, Stand
 from catchment.commands.study.worker import Done, work
 from catchment.errors import InputError, StoreError
 from catchment.measuring import Progress
-from catchment.runs import Store, executor
+from catchment.runs import Leases, Store, executor
 
 ROUNDS = 3
 """Times that cells which were left, or found damaged, are tried in one run."""
@@ -53,29 +54,42 @@ def drive(settings: StudySettings, progress: Progress) -> Study:
 
 
 def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
-    """Work until nothing is open, or the time is spent, or a whole round brought nothing."""
+    """Work until nothing is open, or the time is spent, or a whole round brought nothing. Rounds count where nobody
+    else is at the study, or where they do not bring it on."""
     end = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
     check_contexts(site)
-    rounds = 0
-    with _watched(site, progress, not _is_alone(settings)):
+    rounds, now = 0, sys.maxsize
+    leases = Leases(site.store.root / "leases")
+    with leases, _watched(site, progress, not _is_alone(settings)):
         while rounds < ROUNDS:
             progress.status("looking at the store")
+            site.forget()
             stands = list(site.stands())
             if not _due(site, stands):  # as the store counts rows; whether they are whole only reading them tells
                 stands, _ = _read(site, progress)
             left = None if end is None else end - time.monotonic()
             if not _due(site, stands) or (left is not None and left <= 0):
                 return
+            leases.sweep()
+            before, now = now, _number_open(site, stands)
             done = _round(settings, site, stands, left, progress)
             if any(part.late for part in done):
                 return
-            if any(part.cells or part.trained for part in done):
-                rounds += 1
-            elif any(part.busy for part in done):
-                progress.status("waiting for cells that another driver is at")
-                time.sleep(LOOK)
-            else:
+            grown = any(part.cells or part.trained for part in done)
+            busy = {name for part in done for name in part.busy}
+            if not grown and not busy:
                 return
+            if not grown:
+                _wait(leases, busy, end, progress)
+            if not busy or now >= before or any(part.failed for part in done):
+                rounds += 1
+
+
+def _wait(leases: Leases, busy: set[str], end: float | None, progress: Progress) -> None:
+    """Until one of these units is free, because who held it is done with it, or gone; or the time is spent."""
+    progress.status("waiting for cells that another driver is at")
+    while busy <= leases.sweep() and (end is None or time.monotonic() < end):
+        time.sleep(LOOK)
 
 
 def _is_alone(settings: StudySettings) -> bool:
@@ -89,6 +103,11 @@ def _due(site: Site, stands: Sequence[Stand]) -> list[int]:
     scans, places = bool(site.design.scans), site.design.places
     due = [n for n, place in enumerate(places) if place in open_places or scans]
     return [*due, len(places)] if any(read_result(site.store, call) is None for call in site.design.calls) else due
+
+
+def _number_open(site: Site, stands: Sequence[Stand]) -> int:
+    """Cells and calls that are open."""
+    return sum(stand.open for stand in stands) + sum(read_result(site.store, c) is None for c in site.design.calls)
 
 
 def _round(
@@ -109,8 +128,11 @@ def _round(
             done.append(outcome.value)
         else:
             failed.append(str(outcome.error))
+    for error in failed:
+        if error.startswith(f"{StoreError.__name__}: "):  # the next round would end in the same way
+            raise StoreError(error.partition(": ")[2])
     if failed and not done:
-        raise StoreError(f"no worker came to its end: {failed[0]}. What was measured is kept.")
+        raise StoreError(f"no worker came to its end: {failed[0].rstrip('.')}. What was measured is kept.")
     for error in dict.fromkeys(failed):
         progress.status(f"a worker ended early: {error}")
     return done
@@ -119,6 +141,7 @@ def _round(
 def _read(site: Site, progress: Progress) -> tuple[list[Stand], ScoreTable]:
     """Where the study stands, cells whose rows turned out to be damaged counted as missing; and the scores."""
     progress.status("reading the store")
+    site.forget()
     stands = list(site.stands())
     table, short = table_of(site, stands)
     if short:
@@ -140,22 +163,32 @@ def _merge(settings: StudySettings, site: Site, progress: Progress) -> None:
 
 
 def merge_folders(other: Path, root: Path) -> None:
-    """Take over trainings, scans and results of calls that are not here; a folder is copied beside its name, then
-    renamed."""
+    """Take over trainings, scans and results of calls that are not here, and that nobody is at. A folder is copied
+    beside its name, then renamed; what a merge that was killed left half copied is copied again."""
+    with Leases(root / "leases") as leases:
+        for kind, file in (("tunings/*", "tuning.json"), ("scans", "scan.json"), ("calls", RESULT)):
+            for folder in sorted(path.parent for path in other.glob(f"{kind}/*/{file}")):
+                target = root / folder.relative_to(other)
+                if folder.name.startswith(".") or (target / file).is_file():
+                    continue
+                lease = leases.claim(folder.name)
+                if lease is not None:
+                    with lease:
+                        _copy(folder, target)
+
+
+def _copy(folder: Path, target: Path) -> None:
     import shutil
 
-    for kind, file in (("tunings/*", "tuning.json"), ("scans", "scan.json"), ("calls", RESULT)):
-        for folder in sorted(path.parent for path in other.glob(f"{kind}/*/{file}")):
-            target = root / folder.relative_to(other)
-            if not (target / file).is_file():
-                beside = target.with_name(f".{target.name}.merging")
-                shutil.rmtree(beside, ignore_errors=True)
-                try:
-                    shutil.copytree(folder, beside)
-                    shutil.rmtree(target, ignore_errors=True)
-                    beside.rename(target)
-                except OSError as error:
-                    raise StoreError(f"{target} cannot be written ({error.strerror}); free some space.") from error
+    beside = target.with_name(f".{target.name}.merging")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        shutil.copytree(folder, beside)
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+    except OSError as error:
+        reason = error.strerror or "the disk is full or read-only"
+        raise StoreError(f"{target} cannot be written ({reason}); free some space.") from error
 
 
 @contextmanager

@@ -5,37 +5,54 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from catchment import models
 from catchment.commands.study.design import Place
 from catchment.errors import CatchmentError
-from catchment.runs import Store
+from catchment.runs import Leases, Store
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
            "adapter_model.safetensors")  # fmt: skip
 """Files by which the hub's cache shows that it has weights."""
 
 
-def keep_within(store: Store, gigabytes: float | None) -> int:
+def keep_within(store: Store, leases: Leases, gigabytes: float | None) -> int:
     """Delete tuned weights, those used longest ago first, until all together fit; returns the bytes that were freed.
-    What is known of the trainings stays, and so do rows: a task that is added later trains again."""
+    Those that a worker is at stay. What is known of the trainings stays, and so do rows: a task that is added later
+    trains again."""
     if gigabytes is None:
         return 0
-    sizes = {folder: size_of(folder) for folder in (store.root / "tunings").glob("*/*/model")}
+    sizes = {folder: size_of(folder) for folder in (store.root / "tunings").glob("*/[!.]*/model")}
     freed, over = 0, sum(sizes.values()) - gigabytes * 1e9
-    for folder in sorted(sizes, key=lambda path: path.stat().st_mtime):
+    for folder in sorted(sizes, key=used):
         if freed >= over:
             break
-        shutil.rmtree(folder, ignore_errors=True)
-        freed += sizes[folder]
+        lease = leases.claim(folder.parent.name)
+        if lease is not None:
+            with lease:
+                shutil.rmtree(folder, ignore_errors=True)
+            freed += sizes[folder]
     return freed
+
+
+def used(folder: Path) -> float:
+    """When a folder was written to or taken up; of one that another worker has dropped meanwhile, long ago."""
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def size_of(folder: Path) -> int:
     """Bytes of all files."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # dropped meanwhile
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def of_hub(place: Place) -> bool:

@@ -13,6 +13,9 @@ from catchment.measuring import Progress
 from catchment.records import to_json
 from catchment.runs import Store, claim_folder, write_atomic
 
+PATIENCE = 60.0
+"""Seconds that a driver waits for another one that writes into the same OUT, as when both come to their end at once."""
+
 
 def claim(settings: StudySettings) -> None:
     """Make OUT the folder of this study; its grid may grow, its name stays.
@@ -29,7 +32,7 @@ def write(settings: StudySettings, record: Study, table: ScoreTable, progress: P
     if settings.out is None:
         return record
     progress.status("writing the page")
-    with Store(settings.out).lock("study"):
+    with Store(settings.out).lock("study", PATIENCE):
         notes = write_tables(table, settings.out)
         record = dataclasses.replace(record, warnings=tuple(dict.fromkeys([*record.warnings, *notes])))
         write_atomic(settings.out / FILE, to_json(record))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from catchment.errors import StoreError
 from catchment.measuring import Progress
 from catchment.records import ModelCard
 from catchment.runs import Store, make_folder, write_atomic
@@ -44,8 +46,9 @@ class Pace:
 def learn(store: Store, card: ModelCard, tokens: float, seconds: float) -> None:
     """Remember what was measured of a model; the last of several workers counts."""
     if tokens > 0 and seconds > 0:
-        make_folder(store.root / "paces")
-        write_atomic(_path(store, card), json.dumps({"tokens": tokens, "seconds": seconds}))
+        with suppress(StoreError):  # nothing but the price of a plan depends on it
+            make_folder(store.root / "paces")
+            write_atomic(_path(store, card), json.dumps({"tokens": tokens, "seconds": seconds}))
 
 
 def pace_of(store: Store, card: ModelCard | None, parameters: float) -> Pace:

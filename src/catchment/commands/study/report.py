@@ -73,16 +73,17 @@ def table_of(site: Site, stands: Sequence[Stand]) -> tuple[ScoreTable, list[Stan
     for stand in stands:
         if stand.status == "done":
             by_key.setdefault(stand.key, []).append(stand)
-    scored, short, whole = {}, [], set()
+    read: dict[Cell, Scored] = {}
+    short: list[Stand] = []
     for key, columns in site.store.columns(by_key):
         for stand in by_key[key]:
             found = _scored(asked[id(stand.question)], stand, columns)
             if found is not None:
-                scored[stand.cell] = found
-                whole.add(stand.cell)
+                read[stand.cell] = found
+    scored = {stand.cell: read[stand.cell] for stand in stands if stand.cell in read}  # not as they lie on the disk
     cells = []
     for stand in stands:
-        if stand.status == "done" and stand.cell not in whole:
+        if stand.status == "done" and stand.cell not in scored:
             stand = dataclasses.replace(
                 stand, status="missing", have=0, reason="its rows are damaged or of other items"
             )

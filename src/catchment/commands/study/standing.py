@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,10 +18,10 @@ from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Cell, Status
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.tunings import key_of, read_tuned
-from catchment.errors import CatchmentError, StoreError
+from catchment.errors import CatchmentError
 from catchment.measuring import Subject
 from catchment.records import ModelCard, from_json, to_json
-from catchment.runs import Store, cell_key, make_folder, write_atomic
+from catchment.runs import Store, StoreWarning, canonical_json, cell_key, make_folder, write_atomic
 from catchment.training import Rows, read_rows, seeded_rows
 
 FAR = "its weights are not here yet"
@@ -92,7 +94,7 @@ class Site:
 
     def _look(self, place: Place) -> ModelCard | str:
         if self.is_far(place):
-            return self._remembered(place) or read_remark(_remark(self.store, fetch_key(place))).reason
+            return self._remembered(place) or remark_of(self.store, fetch_key(place)).reason
         try:
             subject = self.subject(place)
             return models.card_of(place.spec, **subject.options) or subject.loaded.card
@@ -139,6 +141,10 @@ class Site:
         if known is None or (known.card is None and known.key):  # perhaps trained since
             known = self._known[name] = self._look_at(unit, known.key if known else "")
         return known
+
+    def forget(self) -> None:
+        """Look again at what others may have trained meanwhile, also where a training was there before."""
+        self._known = {}
 
     def _look_at(self, unit: Unit, key: str) -> Known:
         base = self.card(unit.place)
@@ -221,25 +227,38 @@ def remark(store: Store, key: str, told: Remark) -> None:
         path.unlink(missing_ok=True)
     elif read_remark(path) != told:
         make_folder(path.parent)
-        write_atomic(path, json.dumps({"reason": told.reason, "left_out": told.left_out}, ensure_ascii=False))
+        content = {"reason": told.reason, "left_out": told.left_out}
+        write_atomic(path, json.dumps({**content, "sha256": _digest(content)}))
+
+
+def remark_of(store: Store, key: str) -> Remark:
+    """What is known of one cell, training or scan."""
+    return read_remark(_remark(store, key))
 
 
 def read_remarks(store: Store) -> dict[str, Remark]:
     """All remarks, by key."""
     folder = store.root / "remarks"
-    return {path.stem: read_remark(path) for path in folder.glob("*.json")} if folder.is_dir() else {}
+    return {path.stem: read_remark(path) for path in folder.glob("[!.]*.json")} if folder.is_dir() else {}
 
 
 def read_remark(path: Path) -> Remark:
+    """What a file says; nothing where there is none, or it is damaged, so that the cell is tried again."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256", None) not in (None, _digest(content)):
+            raise ValueError("checksum")
         return Remark(str(content["reason"]), int(content["left_out"]))
     except FileNotFoundError:
         return Remark()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged ({type(error).__name__}); delete it, and the cell is tried again."
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"{path} is damaged ({type(error).__name__}); the cell is tried again."
+        warnings.warn(said, StoreWarning, stacklevel=2)
+        return Remark()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def _remark(store: Store, key: str) -> Path:

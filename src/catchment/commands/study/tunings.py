@@ -7,6 +7,7 @@ decides the weights, so every study on the store shares them. Artefacts may be d
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from catchment import models
 from catchment.capabilities import PromptOptions
 from catchment.commands.study.design import Unit, rate_of
 from catchment.commands.tune.warned import kept_warnings
-from catchment.errors import StoreError
-from catchment.methods import FitOptions, fit
+from catchment.errors import CatchmentError, StoreError
+from catchment.methods import FitOptions, Tuning, fit
 from catchment.models import LoadedModel
 from catchment.records import SCHEMA_VERSION, ModelCard, from_json, to_json
 from catchment.runs import Store, cell_key, write_atomic
@@ -76,6 +79,11 @@ def artefact(store: Store, key: str) -> Path | None:
     return folder if any(folder.glob("*.safetensors")) else None
 
 
+def is_whole(store: Store, key: str) -> bool:
+    """Whether a training came to its end and its weights were not dropped."""
+    return artefact(store, key) is not None and read_tuned(store, key) is not None
+
+
 def conditions_of(unit: Unit, base: ModelCard, rows: Rows, asked: PromptOptions) -> dict[str, Any]:
     """Everything that decides the tuned weights: the address of a training."""
     recipe = unit.recipe
@@ -124,28 +132,33 @@ def fit_options(store: Store, key: str, unit: Unit, asked: PromptOptions) -> Fit
 @contextmanager
 def standing_tuned(
     store: Store, key: str, unit: Unit, base: LoadedModel, rows: Rows, asked: PromptOptions, watch: Any = None
-) -> Iterator[LoadedModel]:
-    """Inside, the base stands at the tuned weights: trained now, or taken up from the artefact. Afterwards it is the
-    base again, bit for bit.
+) -> Iterator[tuple[LoadedModel, bool]]:
+    """Inside, the base stands at the tuned weights: taken up from the artefact, or trained now where there is none or
+    it is damaged. Afterwards it is the base again, bit for bit.
 
     Args:
         watch: Makes the Trainer's callbacks, as :func:`~catchment.methods.fit` takes them.
+
+    Yields:
+        The model, and whether it was trained now.
     """
     recipe = unit.recipe
     assert recipe is not None
     assert recipe.method is not None
-    path = artefact(store, key)
-    if path is not None and read_tuned(store, key) is not None:
+    if is_whole(store, key):
         tuning = recipe.method.attach(base.model, seed=unit.seed or 0)
         try:
-            tuning.load_pretrained(path)
-            yield _named(tuning.model, base, unit)
+            taken = _take_up(store, key, tuning, base, unit)
+            if taken is not None:
+                _drop_checkpoints(store, key)  # a worker was killed before it could
+                yield taken, False
+                return
         finally:
             tuning.remove()
-        return
     options = fit_options(store, key, unit, asked)
+    shutil.rmtree(options.output_dir, ignore_errors=True)
     with kept_warnings() as texts, fit(base, rows, recipe.method, options, callbacks=watch) as fitted:
-        path = fitted.save()
+        fitted.save()
         loaded = _named(fitted.model, base, unit)
         losses = fitted.losses
         tuned = Tuned(
@@ -160,8 +173,30 @@ def standing_tuned(
             warnings=tuple(texts),
         )
         write_atomic(folder_of(store, key) / FILE, to_json(tuned))
-        shutil.rmtree(folder_of(store, key) / "checkpoints", ignore_errors=True)
-        yield loaded
+        _drop_checkpoints(store, key)
+        yield loaded, True
+
+
+def _drop_checkpoints(store: Store, key: str) -> None:
+    shutil.rmtree(folder_of(store, key) / "checkpoints", ignore_errors=True)
+
+
+def _take_up(store: Store, key: str, tuning: Tuning, base: LoadedModel, unit: Unit) -> LoadedModel | None:
+    """The tuned model from its artefact; ``None``, with a warning, where it cannot be read or its weights are not those
+    of which rows are kept."""
+    path, tuned = folder_of(store, key) / "model", read_tuned(store, key)
+    assert tuned is not None
+    try:
+        tuning.load_pretrained(path)
+        loaded = _named(tuning.model, base, unit)
+    except (CatchmentError, SafetensorError, OSError, ValueError, KeyError, EOFError) as error:
+        store.warn(str(path), f"it cannot be read ({type(error).__name__})")
+        return None
+    if loaded.card.weights_hash != tuned.card.weights_hash:
+        store.warn(str(path), f"its weights are not those of {FILE}")
+        return None
+    os.utime(path)
+    return loaded
 
 
 def _named(model: Any, base: LoadedModel, unit: Unit) -> LoadedModel:

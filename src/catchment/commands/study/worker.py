@@ -7,11 +7,14 @@ loses is one batch of items, or the steps of a training since its last checkpoin
 
 from __future__ import annotations
 
+import errno
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,27 +27,29 @@ from catchment.commands.study.pace import Meter, learn
 from catchment.commands.study.scanning import key_of, scan_unit, scans_due
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.standing import Known, Remark, Site, Stand, fetch_key, read_remarks, ready_made, remark
-from catchment.commands.study.tunings import artefact, check_room, standing_tuned
+from catchment.commands.study.tunings import check_room, is_whole, standing_tuned
 from catchment.errors import StoreError
 from catchment.measuring import OutOfTimeError, Progress, Subject, batch_tokens, failure, fill
 from catchment.models import LoadedModel
 from catchment.records import ModelCard
 from catchment.runs import Leases
 
+LEAST = 1 << 17
+"""Free bytes below which whatever failed is taken to have failed for want of room."""
 SAVE_EVERY = 60.0
 """Seconds between checkpoints of a training: what a worker that is lost costs at most."""
 
 
 @dataclass
 class Done:
-    """What a worker did: models loaded and trained, cells filled, those that failed and those that others were at;
+    """What a worker did: models loaded and trained, cells filled, those that failed, and the units that others were at;
     ``seconds`` of forward passes alone."""
 
     loads: int = 0
     trained: int = 0
     cells: int = 0
     failed: int = 0
-    busy: int = 0
+    busy: frozenset[str] = frozenset()
     late: bool = False
     seconds: float = 0.0
 
@@ -165,31 +170,32 @@ def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
             _cells(bench, opened, due)
             _scans(bench, known, opened)
         return
+    site = bench.site
     with _claimed(bench, known.key) as ours:
         if ours and (not due or not all(_is_whole(bench, stand) for stand in due)):
             with _kept_to(bench, known.key):
                 _tuned(bench, known)
+    keep_within(site.store, bench.leases, site.design.settings.disk)
 
 
 def _tuned(bench: Bench, known: Known) -> None:
     """Train a unit, or take up its artefact, and measure what is open of it."""
     site, unit = bench.site, known.unit
     base = bench.base.loaded
-    fresh = artefact(site.store, known.key) is None
-    if fresh:
+    if not is_whole(site.store, known.key):
         bench.progress.status(f"training {unit.name}")
         check_room(site.store, 2.0 * base.card.parameters)
     watch = partial(_watchers, bench)
     assert unit.recipe is not None
     rows = site.rows(unit.recipe)
-    with standing_tuned(site.store, known.key, unit, base, rows, site.design.asked, watch) as loaded:
+    with standing_tuned(site.store, known.key, unit, base, rows, site.design.asked, watch) as (loaded, fresh):
         bench.done.trained += fresh
         opened = _asked(bench, loaded)
+        site.forget()
         now = site.known(unit)
         due = [stand for stand in site.stands_of(now, {}, {}) if stand.open]
         _cells(bench, lambda: opened, due)
         _scans(bench, now, lambda: opened)
-    keep_within(site.store, site.design.settings.disk)
 
 
 def _asked(bench: Bench, loaded: LoadedModel) -> Subject:
@@ -277,7 +283,7 @@ def _claimed(bench: Bench, key: str) -> Iterator[bool]:
     """Inside, nobody else does this work, where it could be had."""
     lease = bench.leases.claim(key)
     if lease is None:
-        bench.done.busy += 1
+        bench.done.busy |= {key}
         yield False
         return
     with lease:
@@ -293,13 +299,25 @@ def _kept_to(bench: Bench, key: str) -> Iterator[None]:
     except (OutOfTimeError, StoreError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (28, 30, 122):  # full, read-only, over quota
+        if reason := _unwritable(error, bench.site.store.root):
             raise StoreError(
-                f"{bench.site.store.root} cannot be written ({error.strerror}); free some space."
+                f"{bench.site.store.root} cannot be written ({reason}); free some space and run the same command "
+                "again, what was measured is kept."
             ) from error
         said = failure(error) or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         remark(bench.site.store, key, Remark(reason=said))
         bench.done.failed += 1
+
+
+def _unwritable(error: BaseException, root: Path) -> str:
+    """Why the store cannot be written, where that is what an error means; torch and safetensors raise errors of their
+    own, of which only the disk tells what they are."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        return error.strerror or "the disk is full"
+    full = "No space left on device"
+    if full in str(error) or shutil.disk_usage(root).free < LEAST:
+        return full
+    return "" if error.__cause__ is None else _unwritable(error.__cause__, root)
 
 
 def _watchers(bench: Bench, tuning: Any) -> list[TrainerCallback]:
