@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pytest
 
@@ -181,6 +182,21 @@ def test_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         patiently(lambda: ours.claim("unit 1"))
         assert lease.lost
         assert ours.holders()[-1] == leases.Holder(far, (), False)
+
+
+def test_a_sweep_frees_what_holders_that_are_gone_left(tmp_path: Path) -> None:
+    """Units of a holder of which nothing is heard, and the folder of its heartbeat; those of the living stay."""
+    with Leases(tmp_path, **FAST) as ours, Leases(tmp_path, **FAST) as theirs:
+        kept = theirs.claim("held")
+        assert kept is not None
+        for name in ("left", "a b/c"):
+            mark = tmp_path / "units" / quote(name, safe=" ") / "0123-1"
+            mark.parent.mkdir()
+            mark.touch()
+        assert ours.sweep() == {"held", "left", "a b/c"}  # one look does not tell
+        patiently(lambda: ours.sweep() == {"held"})
+        assert not kept.lost
+        assert os.listdir(tmp_path / "units") == ["held"]
 
 
 def test_a_pid_that_another_process_has_now(tmp_path: Path) -> None:

@@ -218,6 +218,6 @@ def check_room(store: Store, needed: float) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StoreError(
-            f"{store.root} has {free / 1e6:,.0f} MB of free space and the next tuned model needs about "
-            f"{needed / 1e6:,.0f} MB; free some space, or give another --store."
+            f"{store.root} has {free / 1e6:,.1f} MB of free space and the next tuned model needs about "
+            f"{needed / 1e6:,.1f} MB; free some space, or give another --store."
         )
