@@ -15,7 +15,7 @@ def choice(verdicts: Sequence[Verdicts]) -> str:
 
     Tunings whose intervals overlap with those of the first on every task are named, for they cannot be told from it.
     """
-    if not verdicts:
+    if not any(one.tasks for one in verdicts):
         return ""
     order = ranked(verdicts)
     first, equal = order[0], _equal(order)
@@ -24,7 +24,8 @@ def choice(verdicts: Sequence[Verdicts]) -> str:
     if not _with(first, "gained"):
         others = _names([one for one in order if _with(one, "gained")])
         also = f" {others} gained, and lost elsewhere: which to take depends on the task." if others else ""
-        return f"No tuning without a shown loss was shown to gain anything.{also}"
+        without = " without a shown loss" if others else ""
+        return f"No tuning{without} was shown to gain anything.{also}"
     also = f" {_names(equal)} cannot be told from it: the intervals overlap on every task." if equal else ""
     rest = [one for one in order[1:] if one not in equal]
     return f"Take {first.tuning}: {outcome(first)}.{also}" + (
@@ -37,8 +38,11 @@ def choice_title(verdicts: Sequence[Verdicts]) -> str:
     order = ranked(verdicts)
     if _with(order[0], "lost"):
         return "Every tuning lost something"
+    if not any(one.tasks for one in verdicts):
+        return "No tuning is measured yet"
     if not _with(order[0], "gained"):
-        return "No tuning to take without a loss"
+        several = any(_with(one, "gained") for one in order)
+        return "No tuning to take without a loss" if several else "No tuning was shown to gain"
     return f"Take {' or '.join(one.tuning for one in [order[0], *_equal(order)][:3])}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from catchment import models
 from catchment.capabilities import context_length, prepare, sample
@@ -22,7 +23,7 @@ from catchment.commands.study.tunings import artefact
 from catchment.errors import CatchmentError, GateError
 from catchment.measuring import Progress
 from catchment.records import ModelCard
-from catchment.training import encode_rows
+from catchment.training import Rows, encode_rows
 
 SAMPLED = 32
 """Items of a task, and rows of data, whose tokens are counted for a price."""
@@ -85,9 +86,7 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     """
     design = site.design
     prices = Prices(site)
-    reasons = {}
-    if design.calls or design.scans:
-        reasons = {key: told.reason for key, told in read_remarks(site.store).items()}
+    reasons = {key: told.reason for key, told in read_remarks(site.store).items()}
     scans = list(stands_of_scans(site, reasons))
     counts = Counter(stand.status for stand in stands)
     counts.update(status for _, status, _ in scans)
@@ -95,7 +94,7 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     trainings = [unit for place in design.places for unit in design.units(place) if unit.trains]
     todo = [unit for unit in trainings if site.known(unit).card is None]
     same, notes = far_aliases(site)
-    gaps = [*_gaps(prices, stands, todo), *scan_gaps(scans), *gaps_of(design.calls, site.store, reasons)]
+    gaps = [*_gaps(prices, stands, todo, reasons), *scan_gaps(scans), *gaps_of(design.calls, site.store, reasons)]
     return Plan(
         name=design.settings.label,
         counts={**{s: counts[s] for s in ("done", "missing", "failed", "refused")},
@@ -162,11 +161,11 @@ def _model_line(site: Site, place: Place) -> str:
     return f"{place.name}: {card.parameters:,} weights in {card.dtype}, {card.weights_hash[:12]}"
 
 
-def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit]) -> list[Gap]:
+def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit], reasons: Mapping[str, str]) -> list[Gap]:
     """Open cells by model, tuning and reason; trainings first."""
     gaps = []
-    for unit, units in _grouped(todo):
-        reason, what = prices.site.known(unit).reason, f"training {unit.place.name} + {unit.tuning}"
+    for (unit, reason), units in _grouped(prices.site, todo, reasons):
+        what = f"training {unit.place.name} + {unit.tuning}"
         status: Status = "failed" if reason else "missing"
         gaps.append(Gap(what, len(units), reason, status, sum(prices.training(u) for u in units)))
     open_cells: dict[tuple[str, str, Status, str], list[Stand]] = {}
@@ -180,12 +179,17 @@ def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit]) -> list
     return gaps
 
 
-def _grouped(units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Unit]]]:
-    groups: dict[tuple[str, str], list[Unit]] = {}
+def _grouped(
+    site: Site, units: Sequence[Unit], reasons: Mapping[str, str]
+) -> Iterator[tuple[tuple[Unit, str], list[Unit]]]:
+    """Trainings of one checkpoint and tuning with one reason why they failed, if any did; the first stands for all."""
+    groups: dict[tuple[str, str, str], list[Unit]] = {}
     for unit in units:
-        groups.setdefault((unit.place.name, unit.tuning), []).append(unit)
-    for group in groups.values():
-        yield group[0], group
+        known = site.known(unit)
+        reason = known.reason or reasons.get(known.key, "")
+        groups.setdefault((unit.place.name, unit.tuning, reason), []).append(unit)
+    for (_, _, reason), group in groups.items():
+        yield (group[0], reason), group
 
 
 class Prices:
@@ -194,7 +198,7 @@ class Prices:
     def __init__(self, site: Site) -> None:
         self.site, self.measured = site, True
         self._tokens: dict[tuple[str, int], float] = {}
-        self._rows: dict[tuple[str, str], float] = {}
+        self._rows: dict[tuple[str, str, int], float] = {}
         self._paces: dict[tuple[str, float], Pace] = {}
         self._tokenizers: dict[Place, tuple[object, int | None] | None] = {}
 
@@ -284,16 +288,22 @@ class Prices:
             rows, count = None, recipe.rows or UNKNOWN_ROWS
         each = float(UNKNOWN_TOKENS)
         if opened is not None and rows is not None:
-            key = (str(unit.place.spec), rows.fingerprint)
+            length = min(int(options.get("max_length", 1024)), opened[1] or 1024)
+            key = (str(unit.place.spec), rows.fingerprint, length)
             if key not in self._rows:
-                few = rows.of(rows.rows[:SAMPLED])
-                length = min(int(options.get("max_length", 1024)), opened[1] or 1024)
-                encoded = encode_rows(few, opened[0], max_length=length, prompt_options=self.site.design.asked)
-                self._rows[key] = encoded.tokens / max(len(few), 1)
+                self._rows[key] = self._tokens_of(rows.of(rows.rows[:SAMPLED]), opened[0], length)
             each = self._rows[key]
         steps = options.get("max_steps")
         batch = int(options.get("batch_size", 8)) * int(options.get("accumulation", 1))
         return each * (steps * batch if steps else count * float(options.get("epochs", 1.0)))
+
+    def _tokens_of(self, rows: Rows, tokenizer: Any, length: int) -> float:
+        """Tokens of a row; a guess where they cannot be trained on, which the training will say."""
+        try:
+            encoded = encode_rows(rows, tokenizer, max_length=length, prompt_options=self.site.design.asked)
+        except CatchmentError:
+            return float(UNKNOWN_TOKENS)
+        return encoded.tokens / max(len(rows), 1)
 
 
 def check_contexts(site: Site) -> None:

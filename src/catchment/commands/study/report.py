@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from catchment.capabilities import CHOICE_SCORERS
 from catchment.commands.study.analysis import analyse
+from catchment.commands.study.analysis_index import Refusals
 from catchment.commands.study.choice import verdicts_of
 from catchment.commands.study.choosing import choice
 from catchment.commands.study.gated import flags_of
@@ -153,7 +154,8 @@ def _task_formats(questions: Sequence[Question]) -> Mapping[str, tuple[str, ...]
 def study_of(site: Site, stands: Sequence[Stand], table: ScoreTable) -> Study:
     """The record: what the scores say, what is missing and what it would cost, and under which conditions."""
     plan = plan_of(site, stands)
-    study, verdicts = analyse(table), verdicts_of(site, stands)
+    study = analyse(table)
+    verdicts = verdicts_of(site, stands, Refusals(study.flags, study.tasks))
     cards = [card for place in site.design.places if isinstance(card := site.card(place), ModelCard)]
     whole = dataclasses.replace(
         study,
@@ -175,7 +177,7 @@ def _warnings(site: Site, cards: Sequence[ModelCard]) -> Iterator[str]:
     for card in cards:
         yield from (f"{card.name}: {note}" for note in card.notes)
     for names in aliases_of(site):
-        yield f"{' and '.join(names)} are the same weights, byte for byte: they count as one"
+        yield f"{' and '.join(names)} are the same weights, byte for byte: one measurement stands under each name"
     for question in site.design.questions:
         yield from (f"{question.name}: {note}" for note in question.notes)
 

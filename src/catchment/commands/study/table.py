@@ -68,7 +68,7 @@ def print_record(study: Study, console: Console, page: Path | str | None = None)
     if study.choice:
         console.print(plain_text(study.choice))
     refused = [f"refused: {flag.gate}, {flag.where}: {flag.sentence}" for flag in study.flags if flag.refused]
-    _print_some(refused, "bold red", console)
+    _print_some(list(dict.fromkeys(refused)), "bold red", console)
     _print_some([f"gate: {f.gate}, {f.where}: {f.sentence}" for f in study.flags if not f.refused], "yellow", console)
     if study.gaps:
         _print_gaps(study, console)

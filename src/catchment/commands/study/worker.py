@@ -80,9 +80,10 @@ class Bench:
             assert self.place is not None
             self.progress.status(f"reading {self.place.name}")
             far = self.site.is_far(self.place)
-            self._base = self.site.subject(self.place)
-            self._base.check = self.check
-            _ = self._base.loaded
+            subject = self.site.subject(self.place)
+            subject.check = self.check
+            _ = subject.loaded
+            self._base = subject
             self.done.loads += 1
             if far:
                 self.fetched = True

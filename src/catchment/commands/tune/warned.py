@@ -9,11 +9,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def kept_warnings() -> Iterator[list[str]]:
-    """Inside, warnings for users are kept for the record instead of printed; the list is filled at the end."""
+    """Inside, warnings for users are kept for the record instead of printed; the list fills as they come."""
     texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
+
+    def keep(message: Warning | str, category: type[Warning], *_where: object, **_line: object) -> None:
+        if issubclass(category, UserWarning) and str(message) not in texts:
+            texts.append(str(message))
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
-        try:
-            yield texts
-        finally:
-            texts += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
+        warnings.showwarning = keep
+        yield texts
