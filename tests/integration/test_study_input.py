@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from catchment.commands.study.driver import drive
 from catchment.commands.study.record import Study
+from catchment.commands.study.standing import Site
 from catchment.measuring import Progress
 from tests import freeze
 from tests.unit.commands.study.grids import settings, write_grid
@@ -110,3 +111,26 @@ def test_models_with_one_output_are_constant_and_no_verdict_is_drawn_of_them(fol
 def test_a_tuned_model_of_the_bytes_of_its_base_is_an_alias(folder: Path) -> None:
     study = measured(folder, tunings=[{"model": "{model}", "name": "self"}])
     assert study.aliases == (("base", "base + self"),)
+
+
+@pytest.mark.parametrize("far", ["base", "tuned"])
+def test_a_model_that_has_to_be_fetched_is_measured_in_the_same_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, far: str
+) -> None:
+    """A base, and a tuned model, that are not here until they are loaded for the first time."""
+    there: set[str] = set()
+    fetched = Site.fetched
+    monkeypatch.setattr(Site, "is_far", staticmethod(lambda place: Path(place.spec).name == far and far not in there))
+    monkeypatch.setattr(
+        Site, "fetched", lambda site, place, card: (there.add(Path(place.spec).name), fetched(site, place, card))
+    )
+    path = write_grid(folder, formats=1, models=["base"], tunings=[{"model": "tuned"}])
+    study = drive(settings(path, store=tmp_path), Progress())
+    assert (there, study.counts["done"], study.headline) == ({far}, 2, "complete")
+
+
+def test_a_tuned_model_that_cannot_be_fetched_is_a_failed_row(folder: Path) -> None:
+    study = measured(folder, tunings=[{"model": "nobody/nothing"}])
+    (gap,) = study.gaps
+    assert (gap.status, gap.cells) == ("failed", 1)
+    assert "nobody/nothing" in gap.reason

@@ -105,7 +105,7 @@ def default_out(*specs: str, suffix: str) -> Path:
     ('catchment-out/base-vs-tuned', 'catchment-out/m.gguf-scan')
     """
     names = [re.sub(r"[^\w.-]+|\.ya?ml$", "-", Path(str(s)).name or "model").strip("-.") for s in specs]
-    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else f"{names[0]}-{suffix}")
+    return Path("catchment-out") / ("-vs-".join(names) if len(names) > 1 else "-".join([*names, suffix]))
 
 
 def _split(words: Sequence[str]) -> tuple[str, ...]:

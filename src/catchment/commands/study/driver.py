@@ -18,7 +18,7 @@ from catchment.commands.study.record import Study
 from catchment.commands.study.report import study_of, table_of, unread_table
 from catchment.commands.study.scanning import check_scans
 from catchment.commands.study.scores import ScoreTable
-from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.settings import SUFFIXES, StudySettings
 from catchment.commands.study.standing import Site, Stand
 from catchment.commands.study.worker import Done, work
 from catchment.errors import InputError, StoreError
@@ -29,12 +29,16 @@ ROUNDS = 3
 """Times that cells which were left, or found damaged, are tried in one run."""
 HELPERS = 8
 """Tasks of a cluster that are offered for each checkpoint; one that finds nothing to do ends at once."""
+PARTS = ("segments", "cells", "tunings", "scans", "calls")
+"""Folders of a store."""
 LOOK = 2.0
 """Seconds between two looks at how far the workers are."""
 
 
 def drive(settings: StudySettings, progress: Progress) -> Study:
     """Do what the action says, and give the record of what is there then."""
+    if settings.study is not None and settings.study.suffix not in SUFFIXES:
+        raise InputError(f"study {settings.action} {str(settings.study)!r}: expected a .yaml or .yml file.")
     if settings.study is None and not settings.models:
         raise InputError(f"study {settings.action}: no study; expected a YAML file, e.g. study.yaml.")
     design = read_design(settings)
@@ -128,6 +132,7 @@ def _round(
             done.append(outcome.value)
         else:
             failed.append(str(outcome.error))
+    site.refresh()
     for error in failed:
         if error.startswith(f"{StoreError.__name__}: "):  # the next round would end in the same way
             raise StoreError(error.partition(": ")[2])
@@ -157,6 +162,10 @@ def _merge(settings: StudySettings, site: Site, progress: Progress) -> None:
     for other in settings.others:
         if not Path(other).is_dir():
             raise InputError(f"--others {other!r}: no such folder; expected a store, as --store names it.")
+        if not any((Path(other) / part).is_dir() for part in PARTS):
+            raise InputError(
+                f"--others {other!r} is no store; expected a folder with {', '.join(PARTS)} or some of them."
+            )
         progress.status(f"merging {other}")
         site.store.merge(Store(other))
         merge_folders(Path(other), site.store.root)

@@ -83,7 +83,14 @@ class Site:
 
     @classmethod
     def open(cls, settings: StudySettings, design: Design) -> Site:
+        if settings.store_folder.is_file():
+            raise StoreError(f"--store {str(settings.store_folder)!r} is a file; expected a folder, which may be new.")
         return cls(design, Store(settings.store_folder))
+
+    def refresh(self) -> None:
+        """Look anew at checkpoints that were not here, or could not be loaded: a worker may have fetched them since."""
+        self._cards = {place: card for place, card in self._cards.items() if isinstance(card, ModelCard)}
+        self._known = {}
 
     def card(self, place: Place) -> ModelCard | str:
         """Identity of a checkpoint, or why it is not known: empty where it only has to be fetched. Cost: loading it,

@@ -168,6 +168,11 @@ def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
     """The open cells of one model under test."""
     if not known.unit.trains:
         with _subject(bench, known.unit) as opened:
+            if known.card is None:
+                known = _fetched(bench, known, opened)
+                due = [stand for stand in bench.site.stands_of(known, bench.site.store.counts(), {}) if stand.open]
+            if known.card is None:
+                return
             _cells(bench, opened, due)
             _scans(bench, known, opened)
         return
@@ -177,6 +182,16 @@ def _unit(bench: Bench, known: Known, due: Sequence[Stand]) -> None:
             with _kept_to(bench, known.key):
                 _tuned(bench, known)
     keep_within(site.store, bench.leases, site.design.settings.disk)
+
+
+def _fetched(bench: Bench, known: Known, opened: Callable[[], Subject]) -> Known:
+    """What is known of a tuned model of the hub after it was fetched, or could not be."""
+    place = ready_made(known.unit)
+    with _claimed(bench, fetch_key(place)) as ours:
+        if ours:
+            with _kept_to(bench, fetch_key(place)):
+                bench.site.fetched(place, opened().card)
+    return bench.site.known(known.unit)
 
 
 def _tuned(bench: Bench, known: Known) -> None:
