@@ -32,9 +32,10 @@ def report(settings: StudySettings, progress: Progress) -> Study:
     """
     if settings.action != "report":
         raise InputError(f"--csv and --lm-eval are read by `study report`, not by `study {settings.action}`.")
-    claim(settings)
     progress.status("reading the scores")
-    return write(settings, *read_foreign(settings), progress)
+    study, table = read_foreign(settings)
+    claim(settings)
+    return write(settings, study, table, progress)
 
 
 def read_foreign(settings: StudySettings) -> tuple[Study, ScoreTable]:

@@ -23,7 +23,7 @@ Other columns are not used, which a note of the table says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
@@ -51,6 +51,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """What a column may be called; the first name that a table has is taken."""
 REQUIRED = ("checkpoint", "train", "eval", "score")
 DEFAULT_FORMAT = "default"
+LARGEST_ERROR = 0.5
+"""Standard error of the mean of two scores in [0, 1] that are 0 and 1: no larger one can be."""
 Rows = Sequence[tuple[str, Mapping[str, str]]]
 
 
@@ -178,8 +180,11 @@ def _entries(path: Path, rows: Rows, columns: Mapping[str, str], name: str) -> l
         entry = _entry(path, place, fields, name)
         first = entries.setdefault(entry.cell, entry)
         if first is not entry:
+            fix = "Is the column that tells them apart called seed, format, shots or model"
+            if entry.cell.tuning == BASE and fields.get("seed"):
+                fix = "A base was tuned with no seed: keep one of its rows, or name the models apart by a column model"
             _refuse(path, place, f"{described(entry.cell)} stands in {first.place} already; expected each cell "
-                    "once. Is the column that tells them apart called seed, format, shots or model")  # fmt: skip
+                    f"once. {fix}")  # fmt: skip
     return list(entries.values())
 
 
@@ -188,29 +193,36 @@ def _entry(path: Path, place: str, fields: Mapping[str, str], name: str) -> _Ent
         if not fields[column]:
             _refuse(path, place, f"{column} is empty; expected a name")
 
-    def number(column: str, kind: Callable[[str], float] = float) -> float | None:
+    def number(column: str, whole: bool = False) -> float | None:
         text = fields.get(column, "")
         if not text:
             return None
         try:
-            value = kind(text)
+            value = float(text)
         except ValueError:
-            _refuse(path, place, f"{column} is {text!r}; expected a number")
+            _refuse(path, place, f"{column} is {text!r}; expected a number, or nothing where there is none")
         if not math.isfinite(value) or value < 0:
-            _refuse(path, place, f"{column} is {text!r}; expected a finite number of at least 0")
+            said = "expected a finite number of at least 0, or nothing where there is none"
+            _refuse(path, place, f"{column} is {text!r}; {said}")
+        if whole and not value.is_integer():
+            _refuse(path, place, f"{column} is {text!r}; expected a whole number")
         return value
 
     score = number("score")
     if score is not None and score > 1:
         _refuse(path, place, f"score is {score:g}; expected a number in [0, 1]. Is it a percentage? Divide by 100")
+    error = number("se")
+    if error is not None and error > LARGEST_ERROR:
+        said = f"se is {error:g}, which no score in [0, 1] has; expected at most {LARGEST_ERROR}"
+        _refuse(path, place, f"{said}. Is it a percentage? Divide by 100")
     tuning = BASE if fields["train"].lower() == BASE else fields["train"]
-    seed = number("seed", int) if tuning != BASE else None
+    seed = number("seed", whole=True) if tuning != BASE else None
     cell = Cell(
         model=fields.get("model") or name, revision=fields["checkpoint"], tuning=tuning,
         seed=None if seed is None else int(seed), task=fields["eval"], format=fields.get("format") or DEFAULT_FORMAT,
-        shots=int(number("shots", int) or 0), scorer=fields.get("scorer", ""),
+        shots=int(number("shots", whole=True) or 0), scorer=fields.get("scorer", ""),
     )  # fmt: skip
-    return _Entry(place, cell, score, number("se"), int(number("n", int) or 0), number("tokens"))
+    return _Entry(place, cell, score, error, int(number("n", whole=True) or 0), number("tokens"))
 
 
 def described(cell: Cell) -> str:

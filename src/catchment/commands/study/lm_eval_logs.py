@@ -62,6 +62,12 @@ def read_lm_eval(
         label = BASE if model is own else model.label
         logs[label] = {log.task: log for task, path in model.files.items() for log in read_log(path, task, metric)}
     _check_prompts(own.label, logs)
+    metrics = dict.fromkeys(log.metric for log_of in logs.values() for log in log_of.values() if not log.reason)
+    if metric and metrics and metric not in metrics:
+        raise InputError(
+            f"no log has the metric {metric!r} for each item; expected one of those they have, such as "
+            f"{', '.join(metrics)}.{did_you_mean(metric, metrics)}"
+        )
     return _table(root, own, models, logs, metric, alpha, margin)
 
 

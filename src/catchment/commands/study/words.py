@@ -227,10 +227,10 @@ def gap_cost(gaps: Sequence[Gap]) -> str:
 
 def fill_command(study: Study) -> str:
     """The command that fills the gaps: ``conditions["command"]`` where the study says it; none for scores of others."""
-    if not study.conditions:
+    if not study.conditions or "source" in study.conditions:
         return ""
     stated = study.conditions.get("command")
-    if isinstance(stated, str) and stated:
+    if isinstance(stated, str):
         return stated
     seconds = sum(gap.seconds or 0.0 for gap in study.gaps if gap.status != "refused")
     hours = f" --hours {max(1, math.ceil(seconds / 3600))}" if seconds else ""

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from catchment.commands.study.analysis import analyse
+from catchment.commands.study.elsewhere import report
 from catchment.commands.study.foreign import TableSettings, read_scores
 from catchment.commands.study.record import BASE, Flag
 from catchment.commands.study.scores import Pairs, ScoreTable
+from catchment.commands.study.settings import StudySettings
+from catchment.commands.study.words import fill_command
 from catchment.errors import InputError, MissingExtraError
+from catchment.measuring import Progress
 
 HEAD = "checkpoint,train,eval,score\n"
 
@@ -95,6 +99,10 @@ def test_tasks_of_another_format_are_not_missing_in_all_others(tmp_path: Path) -
         (HEAD, "holds no rows"),
         ("checkpoint,train,eval,score,tokens\n1,BASE,qa,0.5,10\n1,sft,qa,0.5,20\n", "line 3: checkpoint 1 has seen 20"),
         ("checkpoint,train,eval,score,seed\n1,BASE,qa,0.5,\n1,sft,qa,0.5,a\n", "line 3: seed is 'a'"),
+        ("checkpoint,train,eval,score,seed\n1,BASE,qa,0.5,\n1,sft,qa,0.5,1.5\n", "seed is '1.5'; expected a whole"),
+        ("checkpoint,train,eval,score,seed\n1,BASE,qa,0.5,0\n1,BASE,qa,0.5,1\n", "A base was tuned with no seed"),
+        ("checkpoint,train,eval,score,se\n1,BASE,qa,0.5,5\n", "se is 5, which no score"),
+        (HEAD + "1,BASE,qa,NA\n", "score is 'NA'; expected a number, or nothing where there is none"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str) -> None:
@@ -132,6 +140,26 @@ def test_files_that_are_no_tables(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(InputError, match="not UTF-8"):
         read_scores(tmp_path / "table.csv")
+
+
+def test_seeds_that_became_fractions_beside_empty_ones_are_read(tmp_path: Path) -> None:
+    table = _read(tmp_path, "checkpoint,train,eval,score,seed\n1,BASE,qa,0.5,\n1,sft,qa,0.6,2.0\n")
+    assert {result.cell.seed for result in table.cells} == {None, 2}
+
+
+def test_a_table_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(HEAD + "1,BASE,qa,good\n")
+    settings = StudySettings(action="report", csv=tmp_path / "table.csv", out=tmp_path / "out")
+    with pytest.raises(InputError):
+        report(settings, Progress())
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_of_others_have_no_command_that_fills_their_gaps(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(HEAD + "1,BASE,qa,0.5\n1,sft,qa,\n")
+    study = report(StudySettings(action="report", csv=tmp_path / "table.csv"), Progress())
+    assert study.gaps
+    assert fill_command(study) == ""
 
 
 def test_parquet_is_read_as_csv(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ def test_real_logs_give_what_lm_eval_printed() -> None:
     ]
 
 
+def test_a_metric_that_no_log_has_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no log has the metric 'acc_nrom'.*Did you mean 'acc"):
+        read_lm_eval(LOGS, base="stories15M", metric="acc_nrom")
+
+
 def test_another_metric_on_request() -> None:
     table = read_lm_eval(LOGS, base="stories15M", metric="acc_norm")
     scores = {cell.tuning: s.mean for cell, s in table.scored.items() if cell.task == "story_choice"}
