@@ -18,7 +18,7 @@ from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Cell, Status
 from catchment.commands.study.settings import StudySettings
 from catchment.commands.study.tunings import key_of, read_tuned
-from catchment.errors import CatchmentError
+from catchment.errors import CatchmentError, StoreError
 from catchment.measuring import Subject
 from catchment.records import ModelCard, from_json, to_json
 from catchment.runs import Store, StoreWarning, canonical_json, cell_key, make_folder, write_atomic
@@ -87,11 +87,6 @@ class Site:
             raise StoreError(f"--store {str(settings.store_folder)!r} is a file; expected a folder, which may be new.")
         return cls(design, Store(settings.store_folder))
 
-    def refresh(self) -> None:
-        """Look anew at checkpoints that were not here, or could not be loaded: a worker may have fetched them since."""
-        self._cards = {place: card for place, card in self._cards.items() if isinstance(card, ModelCard)}
-        self._known = {}
-
     def card(self, place: Place) -> ModelCard | str:
         """Identity of a checkpoint, or why it is not known: empty where it only has to be fetched. Cost: loading it,
         the first time ever; nothing is fetched."""
@@ -152,6 +147,11 @@ class Site:
     def forget(self) -> None:
         """Look again at what others may have trained meanwhile, also where a training was there before."""
         self._known = {}
+
+    def refresh(self) -> None:
+        """The same, and look again at checkpoints that were not here or could not be loaded: perhaps fetched since."""
+        self._cards = {place: card for place, card in self._cards.items() if isinstance(card, ModelCard)}
+        self.forget()
 
     def _look_at(self, unit: Unit, key: str) -> Known:
         base = self.card(unit.place)
