@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from catchment.commands.study.driver import drive
+from catchment.commands.study.plan import plan
 from catchment.commands.study.record import Study
 from catchment.commands.study.standing import Site
+from catchment.errors import GateError
 from catchment.measuring import Progress
 from tests import freeze
 from tests.unit.commands.study.grids import settings, write_grid
@@ -134,3 +136,12 @@ def test_a_tuned_model_that_cannot_be_fetched_is_a_failed_row(folder: Path) -> N
     (gap,) = study.gaps
     assert (gap.status, gap.cells) == ("failed", 1)
     assert "nobody/nothing" in gap.reason
+
+
+def test_prompts_beyond_the_context_are_refused_by_the_plan_as_by_the_run(folder: Path) -> None:
+    items = [{"prompt": f"{k} " * (400 if k == 3 else 1), "choices": ["a", "b"], "gold": k % 2} for k in range(20)]
+    (folder / "long-task.jsonl").write_text("\n".join(map(json.dumps, items)))
+    asked = settings(write_grid(folder, tasks=["long-task.jsonl"], tunings=[], formats=1))
+    for action in (plan, drive):
+        with pytest.raises(GateError, match=r"1 of 20 prompts are longer than the model's context"):
+            action(asked, Progress())

@@ -70,11 +70,16 @@ class Plan:
 
 
 def plan(settings: StudySettings, progress: Progress) -> Plan:
-    """The plan of a study. Identifies the checkpoints that are here, by their bytes; runs nothing."""
+    """The plan of a study. Identifies the checkpoints that are here, by their bytes; runs nothing.
+
+    Raises:
+        GateError: Prompts longer than the context of a model: the run would refuse them, too.
+    """
     design = read_design(settings)
     progress.status("looking at the checkpoints")
     site = Site.open(settings, design)
     check_scans(site)
+    check_contexts(site)
     return plan_of(site, list(site.stands()))
 
 
