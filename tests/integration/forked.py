@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 SERVER = """
-import json, os, random, signal, sys, threading, time
+import gc, json, os, random, signal, sys, threading, time
 import torch, transformers, peft, filelock
 import catchment.cli.live, catchment.commands.study.driver, catchment.commands.study.run
 import catchment.commands.study.worker as worker
 import catchment.measuring.fill, catchment.methods.trainer
 from catchment.cli import main
 torch.set_num_threads(1)
+gc.collect()
+gc.freeze()  # each training collects; what was imported need not be looked at
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link"}
 WRITES = os.O_WRONLY | os.O_RDWR
 

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from catchment.commands.study.standing import Site
 from catchment.commands.study.worker import work
 from catchment.records import Row
 from catchment.runs import Leases, Store
+from catchment.runs.heartbeats import this_process
 from tests import freeze
 from tests.freeze import masked
 from tests.integration.forked import Forks, Work
@@ -345,6 +346,16 @@ def test_a_lease_of_a_machine_that_fell_silent(folder: Path, monkeypatch: pytest
         code, _, errors = freeze.said(*words())
     assert code == 0, errors
     assert sorted(all_rows(folder / "store")) == sorted(keys)
+    assert left_behind(folder / "store") == []
+
+
+def test_a_finished_study_removes_what_killed_processes_left(finished: Finished, folder: Path) -> None:
+    shutil.copytree(finished.store, folder / "store")
+    gone = {**asdict(this_process()), "started": "1"}
+    (folder / "store/leases/holders/0123456789abcdef").mkdir(parents=True)
+    (folder / "store/leases/holders/0123456789abcdef/beat").write_text(f"{0:020d}{json.dumps(gone)}")
+    with freeze.place(folder):
+        assert freeze.said(*words())[0] == 0
     assert left_behind(folder / "store") == []
 
 

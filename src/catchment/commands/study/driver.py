@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from catchment.commands.study.calls import FILE as RESULT
@@ -65,6 +65,9 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
     rounds, now = 0, sys.maxsize
     leases = Leases(site.store.root / "leases")
     with leases, _watched(site, progress, not _is_alone(settings)):
+        if leases.holders():  # perhaps of processes that were killed, also where nothing is left to do
+            with suppress(StoreError):
+                leases.sweep()
         while rounds < ROUNDS:
             progress.status("looking at the store")
             site.forget()
