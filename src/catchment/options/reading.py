@@ -67,7 +67,8 @@ def read_config(path: Path, kind: type) -> dict[str, Any]:
         if value is not None and marked(marks[name], SECONDS):
             value = str(value)
         try:
-            values[name] = TypeAdapter(types[name]).validate_python(value)
+            strict = True if isinstance(value, bool) else None  # yes is no number
+            values[name] = TypeAdapter(types[name]).validate_python(value, strict=strict)
         except ValidationError as error:
             said = error.errors()[0]["msg"]
             raise InputError(f"{where}: {key} is {value!r}; {said[0].lower()}{said[1:]}.") from error

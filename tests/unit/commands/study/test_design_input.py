@@ -114,3 +114,11 @@ def test_a_file_that_yaml_would_read_as_less_than_it_says(tmp_path: Path, text: 
     with pytest.raises(InputError) as caught:
         read_config(path, StudySettings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["limit", "seed", "shot_seed", "alpha", "hours"])
+def test_yes_is_no_number(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"models: a\n{key}: yes\n")
+    with pytest.raises(InputError, match=f"{key} is True; input should be a valid"):
+        read_config(path, StudySettings)
