@@ -128,7 +128,9 @@ def test_its_page_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert runner.run("weigh", ["abc", "--out", "out"]) == 0
     assert report.main(["out"]) == 0
     assert (folder / "out" / "report.html").read_text() == "3 g"
-    with pytest.raises(Exception, match=r"holds no comparison\.json, scan\.json, tune\.json, study\.json or weight\.json"):
+    with pytest.raises(
+        Exception, match=r"holds no comparison\.json, scan\.json, tune\.json, study\.json or weight\.json"
+    ):
         report.main([str(folder)])
 
 

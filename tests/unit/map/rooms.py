@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """Every command with those it may import."""
 PARTS = ("settings", "plan", "run", "record", "words", "table", "page")
 """Files that every command has."""
-INNER = ("capabilities.packs", "methods.sift")
+INNER = ("capabilities.packs", "methods.sift", "commands.study.analysis")
 """Folders within a room."""
 SURFACE = ("__init__", "__main__")
 """Files directly under the package that are no room: what the package shows, imported by no room below ``cli``."""

@@ -1,63 +1,101 @@
-"""Several tuned models of one base: a verdict on each, simultaneous over all."""
+"""Which of several tunings of one base to take, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-from catchment.capabilities import gates
-from catchment.commands.study.analysis_index import Key, Refusals
 from catchment.commands.study.record import Verdicts
-from catchment.commands.study.standing import Site, Stand
-from catchment.measuring import task_result, verdict_sentence
-from catchment.records import Row
+from catchment.measuring import with_verdict
+from catchment.pages import named, points
+from catchment.records import TaskResult, Verdict
 
 
-def verdicts_of(site: Site, stands: Sequence[Stand], refusals: Refusals) -> tuple[Verdicts, ...]:
-    """Verdicts on every tuned model that was there before the study, under the first format of each task; none in a
-    grid of several checkpoints.
+def choice(verdicts: Sequence[Verdicts]) -> str:
+    """Which tuning to take: among those without a shown loss, the one with the largest sum of shown gains.
 
-    The intervals hold together over all tasks of all models: a Bonferroni family of their product. A change that a gate
-    refused has no verdict.
+    Tunings whose intervals overlap with those of the first on every task are named, for they cannot be told from it.
     """
-    design = site.design
-    ready = [recipe for recipe in design.recipes if recipe.model]
-    if len(design.places) != 1 or not ready or len(ready) != len(design.recipes):
-        return ()
-    firsts: dict[str, Stand] = {}
-    tables: dict[tuple[str, str], Stand] = {}
-    for stand in stands:
-        if firsts.setdefault(stand.question.name, stand).question.format == stand.question.format:
-            tables.setdefault((stand.unit.tuning, stand.question.name), stand)
-    family = len(ready) * len(firsts)
-    return tuple(_verdicts(site, tables, recipe.label, list(firsts), family, refusals) for recipe in ready)
+    if not any(one.tasks for one in verdicts):
+        return ""
+    order = ranked(verdicts)
+    first, equal = order[0], _equal(order)
+    if _with(first, "lost"):
+        return f"Every tuning lost something. {first.tuning} has the largest sum of changes: {outcome(first)}."
+    if not _with(first, "gained"):
+        others = _names([one for one in order if _with(one, "gained")])
+        also = f" {others} gained, and lost elsewhere: which to take depends on the task." if others else ""
+        without = " without a shown loss" if others else ""
+        return f"No tuning{without} was shown to gain anything.{also}"
+    also = f" {_names(equal)} cannot be told from it: the intervals overlap on every task." if equal else ""
+    rest = [one for one in order[1:] if one not in equal]
+    return f"Take {first.tuning}: {outcome(first)}.{also}" + (
+        f" Next is {rest[0].tuning}: {outcome(rest[0])}." if rest else ""
+    )
 
 
-def _verdicts(
-    site: Site, tables: Mapping[tuple[str, str], Stand], tuning: str, tasks: Sequence[str], family: int,
-    refusals: Refusals,
-) -> Verdicts:  # fmt: skip
-    """One tuned model."""
-    s, place = site.design.settings, site.design.places[0].checkpoint
-    refused = [name for name in tasks if refusals.change(Key(place.model, place.revision, tuning, name))]
-    results, unmeasured = [], list(refused)
-    for name in tasks:
-        if name in refused:
-            continue
-        pair = [tables.get((who, name)) for who in ("base", tuning)]
-        if any(stand is None or stand.status != "done" for stand in pair):
-            unmeasured.append(name)
-            continue
-        base, tuned = (_rows(site, stand) for stand in pair if stand is not None)
-        task = pair[0].question.task if pair[0] else None
-        assert task is not None
-        results.append(task_result(task, base, tuned, margin=s.margin, alpha=s.alpha, family=family,
-                                   warnings=gates.check_duplicates(task)))  # fmt: skip
-    if not results:
-        return Verdicts(tuning, "open", "a gate refused it" if refused else "nothing was measured", ())
-    headline, sentence = verdict_sentence(results, s.margin, s.alpha, subject=tuning, unmeasured=unmeasured)
-    return Verdicts(tuning, headline, sentence, tuple(results))
+def choice_title(verdicts: Sequence[Verdicts]) -> str:
+    """The same as a title of a few words."""
+    order = ranked(verdicts)
+    if _with(order[0], "lost"):
+        return "Every tuning lost something"
+    if not any(one.tasks for one in verdicts):
+        return "No tuning is measured yet"
+    if not _with(order[0], "gained"):
+        several = any(_with(one, "gained") for one in order)
+        return "No tuning to take without a loss" if several else "No tuning was shown to gain"
+    return f"Take {' or '.join(one.tuning for one in [order[0], *_equal(order)][:3])}"
 
 
-def _rows(site: Site, stand: Stand) -> dict[str, Row]:
-    rows = site.store.cell(stand.key, {}).rows()
-    return {item.id: rows[item.id] for item in stand.question.items if item.id in rows}
+def ranked(verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """Without a shown loss first, by the sum of shown gains; then those with one, by the sum of all changes."""
+    return sorted(verdicts, key=_key)
+
+
+def _key(one: Verdicts) -> tuple[bool, float]:
+    lost = bool(_with(one, "lost"))
+    return lost, -sum(task.difference.estimate for task in (one.tasks if lost else _with(one, "gained")))
+
+
+def _equal(order: Sequence[Verdicts]) -> list[Verdicts]:
+    """Tunings after the first that gained without a shown loss, and whose intervals overlap with its own."""
+    return [one for one in order[1:] if _with(one, "gained") and not _with(one, "lost") and _overlap(order[0], one)]
+
+
+def _overlap(first: Verdicts, other: Verdicts) -> bool:
+    others = {task.task: task.difference for task in other.tasks}
+    pairs = [(task.difference, others[task.task]) for task in first.tasks if task.task in others]
+    return all(one.low <= two.high and two.low <= one.high for one, two in pairs)
+
+
+def _with(one: Verdicts, verdict: Verdict) -> list[TaskResult]:
+    return with_verdict(one.tasks, verdict)
+
+
+def _names(verdicts: Sequence[Verdicts]) -> str:
+    return named([one.tuning for one in verdicts])
+
+
+def outcome(one: Verdicts) -> str:
+    """``gained a (+3.1); lost b (-2.0); 2 tasks not decided``. No loss shown is never called kept."""
+    gained, lost = (
+        named([f"{task.task} ({points(task.difference.estimate)})" for task in _with(one, verdict)])
+        for verdict in ("gained", "lost")
+    )
+    open_ones = len(_with(one, "undecided")) + len(_with(one, "not measurable"))
+    parts = [
+        f"gained {gained}" if gained else "no gain was shown",
+        f"lost {lost}" if lost else "no loss was shown",
+        f"{open_ones} {'task' if open_ones == 1 else 'tasks'} not decided" if open_ones else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def losses(verdicts: Sequence[Verdicts], bound: float) -> Iterator[str]:
+    """Drops that are shown and estimated to be larger than the bound, one sentence each."""
+    for v in verdicts:
+        for task in v.tasks:
+            if task.difference.high < 0 and -task.difference.estimate > bound:
+                yield (
+                    f"{task.task} dropped by {-task.difference.estimate:.3f} [{-task.difference.high:.3f}, "
+                    f"{-task.difference.low:.3f}], more than --fail-if-drop {bound:g}, in {v.tuning}"
+                )

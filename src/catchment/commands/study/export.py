@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from catchment.commands.study.analysis_intervals import UNKNOWN, score_interval, with_error
+from catchment.commands.study.analysis.intervals import UNKNOWN, score_interval, with_error
 from catchment.commands.study.record import Cell
 from catchment.commands.study.scores import Scored, ScoreTable
 from catchment.errors import MissingExtraError

@@ -11,7 +11,7 @@ from typing import Any
 
 from catchment import pages
 from catchment.commands.study import figures, heat, views, words
-from catchment.commands.study.choosing import outcome
+from catchment.commands.study.choice import outcome
 from catchment.commands.study.record import BASE, FILE, Change, Study, Trajectory
 from catchment.measuring import family, short_note
 from catchment.pages import clean, frame, render, write_html

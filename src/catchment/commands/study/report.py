@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catchment.capabilities import CHOICE_SCORERS
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.analysis_index import Refusals
-from catchment.commands.study.choice import verdicts_of
-from catchment.commands.study.choosing import choice
-from catchment.commands.study.gated import flags_of
+from catchment.commands.study.analysis.index import Refusals
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.choice import choice
 from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
 from catchment.commands.study.record import Cell, CellResult, Flag, Study
+from catchment.commands.study.row_gates import flags_of
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
 from catchment.commands.study.standing import Site, Stand
+from catchment.commands.study.verdicts import verdicts_of
 from catchment.commands.study.words import sentence
 from catchment.measuring import POLICY, environment
 from catchment.records import ModelCard

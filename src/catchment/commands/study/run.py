@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from catchment.commands.study.choosing import losses
+from catchment.commands.study.choice import losses
 from catchment.commands.study.record import Study
 from catchment.commands.study.settings import StudySettings
 from catchment.measuring import Progress
@@ -48,7 +48,7 @@ def study(study: Any, action: str = "run", *, progress: Progress | None = None, 
 def run(settings: StudySettings, progress: Progress) -> Study:
     """:func:`study` with checked settings. Scores of others are read without what trains and measures."""
     if settings.foreign:
-        from catchment.commands.study.elsewhere import report
+        from catchment.commands.study.foreign_report import report
 
         return report(settings, progress)
     from catchment.commands.study.driver import drive

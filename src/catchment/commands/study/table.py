@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from catchment.commands.compare.table import STYLES
 from catchment.commands.compare.words import SYMBOLS
 from catchment.commands.study import words
-from catchment.commands.study.choosing import ranked
+from catchment.commands.study.choice import ranked
 from catchment.commands.study.record import Change, Gap, Study
 from catchment.pages import duration, one_line, plain_text, points
 from catchment.records import TaskResult

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catchment.commands.study import words
-from catchment.commands.study.choosing import ranked
+from catchment.commands.study.choice import ranked
 from catchment.commands.study.figures import thinned, thinned_words
 from catchment.commands.study.record import BASE, Contrast, Ratio, Sensitivity, Study, TaskNoise, Verdicts
 from catchment.pages import Axis, Bar, LogAxis, axis, bar, log_axis, number, share, sigma, typeset, value_text

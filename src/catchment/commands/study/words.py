@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from catchment.commands.study.analysis_intervals import UNKNOWN
-from catchment.commands.study.choosing import choice_title
+from catchment.commands.study.analysis.intervals import UNKNOWN
+from catchment.commands.study.choice import choice_title
 from catchment.commands.study.record import BASE, Change, Flag, Gap, Study
 from catchment.pages import decimal, duration, interval_points, join, level, named, percent, points, typeset
 from catchment.records import Interval

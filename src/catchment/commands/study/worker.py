@@ -312,7 +312,7 @@ def _kept_to(bench: Bench, key: str) -> Iterator[None]:
     and a time that is spent end the worker."""
     try:
         yield
-    except (OutOfTimeError, StoreError):
+    except (OutOfTimeError, StoreError, BrokenPipeError):  # the last: who watches is gone
         raise
     except Exception as error:
         if reason := _unwritable(error, bench.site.store.root):

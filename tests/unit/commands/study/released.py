@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.foreign_table import TableSettings, read_scores
 from catchment.commands.study.record import Contrast, Study
 from catchment.commands.study.scores import Pairs
 

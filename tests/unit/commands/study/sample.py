@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from catchment.commands.study import words
-from catchment.commands.study.choosing import choice
+from catchment.commands.study.choice import choice
 from catchment.commands.study.record import (
     BASE,
     Change,

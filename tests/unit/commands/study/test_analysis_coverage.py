@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catchment.commands.study.analysis_intervals import LEVEL, score_interval, with_error
-from catchment.commands.study.analysis_paired import Rule, judge
+from catchment.commands.study.analysis.intervals import LEVEL, score_interval, with_error
+from catchment.commands.study.analysis.paired import Rule, judge
 from catchment.commands.study.record import Cell
 from catchment.commands.study.scores import Scored
 from catchment.statistics import seed_noise

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.foreign_table import TableSettings, read_scores
 from catchment.commands.study.record import BASE, CellResult, Flag, Study
 from catchment.commands.study.scores import Pairs
 from tests.unit.commands.study.tables import Entry, answers, item_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from catchment.commands.study.analysis import analyse
+from catchment.commands.study.analysis.whole import analyse
 from catchment.commands.study.record import BASE, Change, Study
 from catchment.statistics import decide, hierarchical_interval, mean_interval
 from tests.unit.commands.study.tables import Entry, answers, item_table

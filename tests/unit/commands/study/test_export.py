@@ -14,7 +14,7 @@ import pytest
 
 from catchment.commands.study import export
 from catchment.commands.study.export import COLUMNS, write_csv, write_parquet, write_tables
-from catchment.commands.study.foreign import read_scores
+from catchment.commands.study.foreign_table import read_scores
 from catchment.commands.study.record import BASE, CellResult
 from catchment.commands.study.scores import ScoreTable
 from catchment.errors import StoreError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catchment.commands.study.analysis import analyse
+from catchment.commands.study.analysis.whole import analyse
 from catchment.commands.study.lm_eval_logs import read_lm_eval
 from catchment.commands.study.record import BASE, Flag
 from catchment.commands.study.scores import ScoreTable

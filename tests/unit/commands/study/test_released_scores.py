@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.foreign_table import TableSettings, read_scores
 from catchment.commands.study.record import Flag
 from tests.unit.commands.study.released import CONTRASTS, CSV, IN_DOMAIN, STEPS, contrast, printed, study
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.gated import _twins
+from catchment.commands.study.analysis.whole import analyse
 from catchment.commands.study.record import BASE
+from catchment.commands.study.row_gates import _twins
 from tests.unit.commands.study.tables import Entry, answers, item_table
 
 

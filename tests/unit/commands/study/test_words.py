@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from catchment.commands.study import choosing, words
+from catchment.commands.study import choice, words
 from catchment.commands.study.record import Change, Flag, Gap, Verdicts
 from tests.samples import sample_comparison
 from tests.unit.commands.study.sample import MODEL, empty_study, interval, one_checkpoint, sample_study
@@ -51,33 +51,33 @@ def test_a_direction_needs_a_verdict_or_an_interval_beside_zero(low: float, verd
 
 def test_without_a_loss_the_largest_sum_of_gains_is_taken() -> None:
     some = [verdicts("a", gained=0.9, lost=-0.1), verdicts("b", gained=0.2, kept=0.0), verdicts("c", gained=0.3)]
-    assert choosing.choice(some) == (
+    assert choice.choice(some) == (
         "Take c: gained gained (+30.0); no loss was shown. Next is b: gained gained (+20.0); no loss was shown."
     )
-    assert choosing.choice_title(some) == "Take c"
-    assert [one.tuning for one in choosing.ranked(some)] == ["c", "b", "a"]
+    assert choice.choice_title(some) == "Take c"
+    assert [one.tuning for one in choice.ranked(some)] == ["c", "b", "a"]
 
 
 def test_tunings_whose_intervals_overlap_are_named_together() -> None:
     some = [verdicts("a", gained=0.200), verdicts("b", gained=0.201), verdicts("c", gained=0.5, lost=-0.1)]
-    assert "a cannot be told from it: the intervals overlap on every task." in choosing.choice(some)
-    assert choosing.choice_title(some) == "Take b or a"
+    assert "a cannot be told from it: the intervals overlap on every task." in choice.choice(some)
+    assert choice.choice_title(some) == "Take b or a"
 
 
 def test_no_tuning_is_taken_without_a_gain_or_with_a_loss() -> None:
     none = [verdicts("a", kept=0.0, undecided=0.0), verdicts("b", lost=-0.2)]
-    assert choosing.choice(none) == "No tuning was shown to gain anything."
-    assert choosing.choice_title(none) == "No tuning was shown to gain"
+    assert choice.choice(none) == "No tuning was shown to gain anything."
+    assert choice.choice_title(none) == "No tuning was shown to gain"
     mixed = [verdicts("a", kept=0.0), verdicts("b", lost=-0.1, gained=0.3)]
-    assert choosing.choice(mixed).endswith("b gained, and lost elsewhere: which to take depends on the task.")
-    assert choosing.choice_title(mixed) == "No tuning to take without a loss"
+    assert choice.choice(mixed).endswith("b gained, and lost elsewhere: which to take depends on the task.")
+    assert choice.choice_title(mixed) == "No tuning to take without a loss"
     lost = [verdicts("a", lost=-0.3), verdicts("b", lost=-0.1, gained=0.3)]
-    assert choosing.choice(lost).startswith("Every tuning lost something. b has the largest sum of changes:")
-    assert choosing.choice(()) == ""
+    assert choice.choice(lost).startswith("Every tuning lost something. b has the largest sum of changes:")
+    assert choice.choice(()) == ""
 
 
 def test_what_is_not_decided_is_counted_and_never_called_kept() -> None:
-    text = choosing.outcome(verdicts("a", undecided=0.0, not_measurable=0.0, kept=0.0))
+    text = choice.outcome(verdicts("a", undecided=0.0, not_measurable=0.0, kept=0.0))
     assert text == "no gain was shown; no loss was shown; 2 tasks not decided"
 
 

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, pairwise
 
-from catchment.commands.study.analysis_contrasts import twice
-from catchment.commands.study.analysis_index import Index, Key
-from catchment.commands.study.analysis_intervals import standard_error
+from catchment.commands.study.analysis.contrasts import twice
+from catchment.commands.study.analysis.index import Index, Key
+from catchment.commands.study.analysis.intervals import standard_error
 from catchment.commands.study.grid import step_of
 from catchment.commands.study.record import BASE, Checkpoint, Contrast, Flag
 from catchment.commands.study.scores import Scored

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from catchment.commands.study.analysis_gates import near
-from catchment.commands.study.analysis_index import Index, Key, Place, Refusals
-from catchment.commands.study.analysis_intervals import score_interval, standard_error
+from catchment.commands.study.analysis.gates import near
+from catchment.commands.study.analysis.index import Index, Key, Place, Refusals
+from catchment.commands.study.analysis.intervals import score_interval, standard_error
 from catchment.commands.study.record import BASE, Checkpoint, Point, Sensitivity, TaskNoise, Trajectory
 from catchment.commands.study.scores import Scored
 from catchment.records import Interval

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catchment.commands.study import axes
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.foreign_table import TableSettings, read_scores
 from catchment.commands.study.grid import step_of
 from catchment.commands.study.lm_eval_logs import read_lm_eval
 from catchment.commands.study.output import claim, write

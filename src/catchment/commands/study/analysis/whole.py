@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from catchment.commands.study import words
-from catchment.commands.study.analysis_changes import changes, matrices
-from catchment.commands.study.analysis_contrasts import contrasts
-from catchment.commands.study.analysis_gaps import counts, gaps
-from catchment.commands.study.analysis_gates import contrast_gates, gates
-from catchment.commands.study.analysis_index import Index, Refusals
-from catchment.commands.study.analysis_learned import learned
-from catchment.commands.study.analysis_trajectories import noise, sensitivities, trajectories
+from catchment.commands.study.analysis.changes import changes, matrices
+from catchment.commands.study.analysis.contrasts import contrasts
+from catchment.commands.study.analysis.gaps import counts, gaps
+from catchment.commands.study.analysis.gates import contrast_gates, gates
+from catchment.commands.study.analysis.index import Index, Refusals
+from catchment.commands.study.analysis.learned import learned
+from catchment.commands.study.analysis.trajectories import noise, sensitivities, trajectories
 from catchment.commands.study.record import Study
 from catchment.commands.study.scores import ScoreTable
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
-from catchment.commands.study.analysis_index import Index, Key, Refusals
-from catchment.commands.study.analysis_intervals import is_binary
+from catchment.commands.study.analysis.index import Index, Key, Refusals
+from catchment.commands.study.analysis.intervals import is_binary
 from catchment.commands.study.record import BASE
 from catchment.commands.study.scores import Scored
 from catchment.statistics import chance_p_value, discoveries

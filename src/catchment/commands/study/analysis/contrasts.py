@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from catchment.commands.study.analysis_index import Index, Key, Refusals
+from catchment.commands.study.analysis.index import Index, Key, Refusals
 from catchment.commands.study.record import Change, Contrast, Ratio
 from catchment.commands.study.scores import Pairs
 from catchment.statistics import RatioOfChange, ratio_of_change

@@ -10,7 +10,7 @@ from functools import lru_cache, reduce
 import numpy as np
 from numpy.typing import NDArray
 
-from catchment.commands.study.analysis_intervals import is_binary
+from catchment.commands.study.analysis.intervals import is_binary
 from catchment.commands.study.scores import Scored
 from catchment.records import Interval
 from catchment.statistics import NoiseFloor, admission, decide, hierarchical_interval, mean_interval

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from catchment.commands.study.analysis import analyse
-from catchment.commands.study.elsewhere import report
-from catchment.commands.study.foreign import TableSettings, read_scores
+from catchment.commands.study.analysis.whole import analyse
+from catchment.commands.study.foreign_report import report
+from catchment.commands.study.foreign_table import TableSettings, read_scores
 from catchment.commands.study.record import BASE, Flag
 from catchment.commands.study.scores import Pairs, ScoreTable
 from catchment.commands.study.settings import StudySettings

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from catchment.capabilities import JUDGED_SCORERS
-from catchment.commands.study.analysis_contrasts import NEAR_ZERO
-from catchment.commands.study.analysis_index import Index, Key, Refusals
-from catchment.commands.study.analysis_intervals import UNKNOWN, normal, standard_error
-from catchment.commands.study.analysis_learned import Learned
-from catchment.commands.study.analysis_paired import Judged, Rule, judge
+from catchment.commands.study.analysis.contrasts import NEAR_ZERO
+from catchment.commands.study.analysis.index import Index, Key, Refusals
+from catchment.commands.study.analysis.intervals import UNKNOWN, normal, standard_error
+from catchment.commands.study.analysis.learned import Learned
+from catchment.commands.study.analysis.paired import Judged, Rule, judge
 from catchment.commands.study.record import BASE, Change, Flag, Gap, Matrix
 from catchment.commands.study.scores import Scored
 from catchment.records import Interval

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from catchment.commands.study.analysis_intervals import with_error
+from catchment.commands.study.analysis.intervals import with_error
 from catchment.commands.study.grid import default_views
 from catchment.commands.study.record import BASE, Checkpoint, Flag
 from catchment.commands.study.scores import Scored, ScoreTable
