@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from catchment import models
 from catchment.capabilities import context_length, prepare, sample
@@ -167,34 +167,32 @@ def _model_line(site: Site, place: Place) -> str:
 
 
 def _gaps(prices: Prices, stands: Sequence[Stand], todo: Sequence[Unit], reasons: Mapping[str, str]) -> list[Gap]:
-    """Open cells by model, tuning and reason; trainings first."""
+    """Open cells by model, tuning and reason, over checkpoints; trainings first."""
+    trainings: dict[tuple[str, str, str], list[Unit]] = {}
+    for unit in todo:
+        known = prices.site.known(unit)
+        reason = known.reason or reasons.get(known.key, "")
+        trainings.setdefault((unit.place.checkpoint.model, unit.tuning, reason), []).append(unit)
     gaps = []
-    for (unit, reason), units in _grouped(prices.site, todo, reasons):
-        what = f"training {unit.place.name} + {unit.tuning}"
-        status: Status = "failed" if reason else "missing"
-        gaps.append(Gap(what, len(units), reason, status, sum(prices.training(u) for u in units)))
-    open_cells: dict[tuple[str, str, Status, str], list[Stand]] = {}
+    for (_, tuning, reason), units in trainings.items():
+        what, status = f"training {_where([u.place for u in units])} + {tuning}", "failed" if reason else "missing"
+        gaps.append(Gap(what, len(units), reason, cast(Status, status), sum(prices.training(u) for u in units)))
+    cells: dict[tuple[str, str, Status, str], list[Stand]] = {}
     for stand in stands:
         if stand.status != "done":
-            key = (stand.unit.place.name, stand.unit.tuning, stand.status, stand.reason)
-            open_cells.setdefault(key, []).append(stand)
-    for (place, tuning, status, reason), group in open_cells.items():
+            key = (stand.unit.place.checkpoint.model, stand.unit.tuning, stand.status, stand.reason)
+            cells.setdefault(key, []).append(stand)
+    for (_, tuning, status, reason), group in cells.items():
         seconds = None if status == "refused" else sum(prices.evaluation(stand) for stand in group)
-        gaps.append(Gap(f"{place} + {tuning}", len(group), reason, status, seconds))
+        what = f"{_where([stand.unit.place for stand in group])} + {tuning}"
+        gaps.append(Gap(what, len(group), reason, status, seconds))
     return gaps
 
 
-def _grouped(
-    site: Site, units: Sequence[Unit], reasons: Mapping[str, str]
-) -> Iterator[tuple[tuple[Unit, str], list[Unit]]]:
-    """Trainings of one checkpoint and tuning with one reason why they failed, if any did; the first stands for all."""
-    groups: dict[tuple[str, str, str], list[Unit]] = {}
-    for unit in units:
-        known = site.known(unit)
-        reason = known.reason or reasons.get(known.key, "")
-        groups.setdefault((unit.place.name, unit.tuning, reason), []).append(unit)
-    for (_, _, reason), group in groups.items():
-        yield (group[0], reason), group
+def _where(places: Sequence[Place]) -> str:
+    """A checkpoint, or how many of its model."""
+    names = dict.fromkeys(place.name for place in places)
+    return next(iter(names)) if len(names) == 1 else f"{places[0].checkpoint.model} at {len(names)} checkpoints"
 
 
 class Prices:
