@@ -5,6 +5,7 @@ A new command needs one line in EXAMPLES. Everything runs on tiny models, throug
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -243,6 +244,16 @@ def killed() -> Iterator[Callable[[Path, int, tuple[str, ...]], int]]:
         asked.close()
 
 
+@contextlib.contextmanager
+def heard_interrupt() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 Finish = Callable[[str], Finished]
 Killed = Callable[[Path, int, tuple[str, ...]], int]
 
@@ -332,7 +343,7 @@ class TestCommand:
         assert done.moments >= 6
         third = done.moments // 3
         words = (verb, *example.words, "--out", "out")
-        with mock.patch("os.fsync", Moments(third, lambda: signal.raise_signal(signal.SIGINT))):
+        with mock.patch("os.fsync", Moments(third, lambda: signal.raise_signal(signal.SIGINT))), heard_interrupt():
             code, _, errors = run(*words)
         assert code == 130
         assert errors.splitlines()[-1].startswith("catchment: interrupted; ")
