@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from catchment import models
-from catchment.commands.study import worker
+from catchment.commands.study import report, scanning, worker
 from catchment.commands.study.record import FILE, Study
 from catchment.commands.study.standing import Site
 from catchment.commands.study.tunings import artefact, read_tuned
@@ -115,7 +115,13 @@ def test_a_value_more_runs_only_the_new_cells(measured: Path, folder: Path) -> N
     assert (done.trained, done.cells) == (2, 4)
 
 
-def test_a_damaged_cell_is_measured_again(measured: Path, folder: Path) -> None:
+@pytest.mark.parametrize("scanned", [False, True], ids=["", "beside scans that are done"])
+def test_a_damaged_cell_is_measured_again(
+    measured: Path, folder: Path, scanned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scanned:
+        monkeypatch.setattr(scanning, "read_scan", lambda site, axis, card: SimpleNamespace(basins=()))
+        monkeypatch.setattr(report, "scans_of", lambda site: ())
     shutil.copytree(measured / "store", folder / "store")
     before = rows_of(measured / "store")
     (segment, *_) = sorted((folder / "store/segments").glob("*.jsonl"))
@@ -123,7 +129,7 @@ def test_a_damaged_cell_is_measured_again(measured: Path, folder: Path) -> None:
     middle = data.index(b'"score"', len(data) // 2)
     data[middle + 9] ^= 1
     segment.write_bytes(bytes(data))
-    path = write_grid(folder)
+    path = write_grid(folder, scans=[{"name": "done"}] if scanned else None)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         code, _, errors = said("study", "run", str(path), "--store", "store", "--out", "out")

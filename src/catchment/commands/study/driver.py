@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from catchment.commands.study.calls import FILE as RESULT
 from catchment.commands.study.calls import read_result
-from catchment.commands.study.design import read_design
+from catchment.commands.study.design import Place, read_design
 from catchment.commands.study.output import claim, write
 from catchment.commands.study.plan import check_contexts
 from catchment.commands.study.record import Study
 from catchment.commands.study.report import study_of, table_of, unread_table
-from catchment.commands.study.scanning import check_scans
+from catchment.commands.study.scanning import check_scans, scans_due
 from catchment.commands.study.scores import ScoreTable
 from catchment.commands.study.settings import SUFFIXES, StudySettings
 from catchment.commands.study.standing import Site, Stand
@@ -72,14 +73,16 @@ def _run(settings: StudySettings, site: Site, progress: Progress) -> None:
             progress.status("looking at the store")
             site.forget()
             stands = list(site.stands())
-            if not _due(site, stands):  # as the store counts rows; whether they are whole only reading them tells
+            due = _due(site, stands)
+            if not due:  # as the store counts rows; whether they are whole only reading them tells
                 stands, _ = _read(site, progress)
+                due = _due(site, stands)
             left = None if end is None else end - time.monotonic()
-            if not _due(site, stands) or (left is not None and left <= 0):
+            if not due or (left is not None and left <= 0):
                 return
             leases.sweep()
             before, now = now, _number_open(site, stands)
-            done = _round(settings, site, stands, left, progress)
+            done = _round(settings, site, due, stands, left, progress)
             if any(part.late for part in done):
                 return
             grown = any(part.cells or part.trained for part in done)
@@ -106,10 +109,15 @@ def _is_alone(settings: StudySettings) -> bool:
 
 def _due(site: Site, stands: Sequence[Stand]) -> list[int]:
     """Checkpoints at which something is open, by number; their number where calls are."""
-    open_places = {stand.unit.place for stand in stands if stand.open}
-    scans, places = bool(site.design.scans), site.design.places
-    due = [n for n, place in enumerate(places) if place in open_places or scans]
+    open_places, places = {stand.unit.place for stand in stands if stand.open}, site.design.places
+    due = [n for n, place in enumerate(places) if place in open_places or _scans_open(site, place)]
     return [*due, len(places)] if any(read_result(site.store, call) is None for call in site.design.calls) else due
+
+
+def _scans_open(site: Site, place: Place) -> bool:
+    """Whether a scan of a checkpoint, or of a tuning of it, is missing that can be made."""
+    known = (site.known(unit) for unit in site.design.units(place)) if site.design.scans else ()
+    return any(not unit.reason and any(True for _ in scans_due(site, unit)) for unit in known)
 
 
 def _number_open(site: Site, stands: Sequence[Stand]) -> int:
@@ -118,17 +126,22 @@ def _number_open(site: Site, stands: Sequence[Stand]) -> int:
 
 
 def _round(
-    settings: StudySettings, site: Site, stands: Sequence[Stand], left: float | None, progress: Progress
+    settings: StudySettings,
+    site: Site,
+    due: Sequence[int],
+    stands: Sequence[Stand],
+    left: float | None,
+    progress: Progress,
 ) -> list[Done]:
-    """One pass of all workers over the checkpoints at which something is open.
+    """One pass of all workers over the checkpoints at which something is open, which ``due`` numbers.
 
     A checkpoint is begun by one worker; once each has been begun, workers that are free help at the others.
     """
-    due, alone = _due(site, stands), _is_alone(settings)
+    alone = _is_alone(settings)
     helpers = 1 if alone else settings.workers if settings.executor == "processes" else HELPERS
     damaged = frozenset(stand.key for stand in stands if stand.key and stand.status == "missing")
     shared = (left, damaged, progress) if alone else (left, damaged)
-    calls = [(work, (settings, number, *shared)) for number in due * helpers]
+    calls = [(work, (settings, number, *shared)) for number in [*due] * helpers]
     done, failed = [], []
     for outcome in executor(settings.executor, settings.workers).run(calls):
         if outcome.ok:
@@ -190,8 +203,6 @@ def merge_folders(other: Path, root: Path) -> None:
 
 
 def _copy(folder: Path, target: Path) -> None:
-    import shutil
-
     beside = target.with_name(f".{target.name}.merging")
     shutil.rmtree(beside, ignore_errors=True)
     try:
