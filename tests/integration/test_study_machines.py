@@ -113,24 +113,12 @@ def test_killed_processes(seed: int, folder: Path, finished: Finished, seconds: 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head and two more machines, of one CPU each, which this process has joined; a dead one is noticed soon."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'catchment[ray]'")
-    from ray.cluster_utils import Cluster
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'catchment[ray]'")
+    from tests.unit.runs.test_clusters import three_machines
 
-    from tests.unit.runs.test_clusters import HEALTH
-
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": HEALTH}
-    )
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+    with three_machines(monkeypatch) as machines:
+        yield machines
 
 
 def kill_machine(cluster: Any, node: Any) -> None:

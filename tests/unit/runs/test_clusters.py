@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -52,9 +53,9 @@ def begun(folder: Path, index: int) -> dict[str, int]:
     return {machine: int(process) for machine, process in map(str.split, lines)}
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head and two more machines, of one CPU each, which this process has joined."""
+@contextlib.contextmanager
+def three_machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head and two more machines, of one CPU each, which this process has joined; a dead one is noticed soon."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -71,6 +72,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with three_machines(monkeypatch) as machines:
+        yield machines
 
 
 @pytest.mark.soak

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, TypeVar, get_type_hints
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
@@ -111,6 +112,11 @@ class TuningAxis:
     rows: Count | None = None
     seeds: object = None
     in_domain: Texts = ()
+
+    @property
+    def called(self) -> str:
+        """The name in tables."""
+        return self.name or Path(self.data or self.model).name.partition(".")[0]
 
 
 @dataclass(frozen=True)

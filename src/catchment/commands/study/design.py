@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def _parts(
     if bool(axis.data) == bool(axis.model):
         said = "both data and model" if axis.data else "neither data nor model"
         raise InputError(f"{where} has {said}; expected one of them.")
-    name = axis.name or Path(axis.data or axis.model).name.partition(".")[0]
+    name = axis.called
     if name.lower() == BASE:
         raise InputError(f"{where} is called {name!r}, as the model before every tuning; expected another name.")
     if axis.model:
@@ -270,8 +271,6 @@ def rate_of(recipe: Recipe) -> float:
 
 def _labelled(parts: Sequence[tuple[Recipe, dict[str, Any]]]) -> tuple[Recipe, ...]:
     """Recipes with labels that tell those of one name apart by what differs among them."""
-    import dataclasses
-
     recipes = []
     for recipe, chosen in parts:
         same = [other for r, other in parts if r.card.data == recipe.card.data and other]

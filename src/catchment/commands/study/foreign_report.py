@@ -71,7 +71,7 @@ def table_settings(settings: StudySettings) -> TableSettings:
     """What a study's file says of the tunings and tasks of a table."""
     tunings = axes.read_all(axes.TuningAxis, settings.tunings, "tunings", "data")
     tasks = axes.read_tasks(settings.tasks)
-    in_domain = {t.name or Path(t.data or t.model).name.partition(".")[0]: t.in_domain for t in tunings}
+    in_domain = {t.called: t.in_domain for t in tunings}
     return TableSettings(
         contrasts=_contrasts(settings),
         in_domain=in_domain,

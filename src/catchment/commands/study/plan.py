@@ -35,14 +35,6 @@ UNKNOWN_ROWS = 1000
 
 
 @dataclass(frozen=True)
-class Price:
-    """Of one model under test or one kind of cell."""
-
-    seconds: float
-    estimated: bool
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a study asks for.
 
@@ -108,7 +100,7 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
         seconds=sum(gap.seconds or 0.0 for gap in gaps),
         measured=prices.measured,
         memory=max((prices.memory(unit) for place in design.places for unit in design.units(place)), default=0.0),
-        disk=sum(prices.disk(unit) for unit in trainings if _kept(site, unit)),
+        disk=sum(prices.disk(unit) for unit in trainings if _is_to_come(site, unit)),
         aliases=(*aliases_of(site), *same),
         gaps=tuple(gaps),
         questions=tuple(dict.fromkeys(_line(question) for question in design.questions)),
@@ -117,7 +109,8 @@ def plan_of(site: Site, stands: Sequence[Stand]) -> Plan:
     )  # fmt: skip
 
 
-def _kept(site: Site, unit: Unit) -> bool:
+def _is_to_come(site: Site, unit: Unit) -> bool:
+    """Whether the tuned weights are not there."""
     known = site.known(unit)
     return not known.key or artefact(site.store, known.key) is None
 
@@ -249,7 +242,7 @@ class Prices:
         self.measured = self.measured and self._paces[key].measured
         return self._paces[key].seconds_per_token
 
-    def _tokenizer(self, place: Place) -> tuple[object, int | None] | None:
+    def tokenizer(self, place: Place) -> tuple[object, int | None] | None:
         """Tokenizer and context of a checkpoint that is here."""
         if place not in self._tokenizers:
             s = self.site.design.settings
@@ -264,7 +257,7 @@ class Prices:
 
     def _cell_tokens(self, place: Place, question: Question) -> float:
         """Tokens of a cell; a prompt beyond the context is refused here, before anything is run."""
-        opened = self._tokenizer(place)
+        opened = self.tokenizer(place)
         if opened is None or question.task is None:
             return float(UNKNOWN_TOKENS * question.wanted)
         card = self._card(place)
@@ -281,7 +274,7 @@ class Prices:
 
     def _row_tokens(self, unit: Unit) -> float:
         """Tokens of a training, from a sample of its rows."""
-        recipe, opened = unit.recipe, self._tokenizer(unit.place)
+        recipe, opened = unit.recipe, self.tokenizer(unit.place)
         assert recipe is not None
         options = dict(recipe.options or {})
         try:
@@ -317,7 +310,7 @@ def check_contexts(site: Site) -> None:
     """
     prices, seen = Prices(site), set()
     for place in site.design.places:
-        opened = prices._tokenizer(place)
+        opened = prices.tokenizer(place)
         card = site.card(place)
         if opened is None or not isinstance(card, ModelCard):
             continue

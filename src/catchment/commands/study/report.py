@@ -16,9 +16,10 @@ from catchment.capabilities import CHOICE_SCORERS
 from catchment.commands.study.analysis.index import Refusals
 from catchment.commands.study.analysis.whole import analyse
 from catchment.commands.study.choice import choice
+from catchment.commands.study.design import Place
 from catchment.commands.study.plan import aliases_of, plan_of
 from catchment.commands.study.questions import Question
-from catchment.commands.study.record import Cell, CellResult, Flag, Study
+from catchment.commands.study.record import Cell, CellResult, Checkpoint, Flag, Study
 from catchment.commands.study.row_gates import flags_of
 from catchment.commands.study.scanning import scans_of
 from catchment.commands.study.scores import Pairs, Scored, ScoreTable
@@ -122,7 +123,8 @@ def _scored(asked: Asked, stand: Stand, columns: Columns) -> Scored | None:
     scores, companions = asked.arrays(columns)
     there = ~np.isnan(scores)
     n = int(there.sum())
-    if n + (stand.wanted - stand.have if stand.have < stand.wanted else 0) < stand.wanted or n == 0:
+    left_out = max(stand.wanted - stand.have, 0)
+    if n == 0 or n + left_out < stand.wanted:
         return None
     values = scores[there]
     se = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
@@ -137,7 +139,7 @@ def _result(stand: Stand, scored: Scored | None, alpha: float) -> CellResult:
     return CellResult(stand.cell, "done", scored.n, mean_interval(scored.scores, level=1 - alpha), stand.reason)
 
 
-def _with_hash(site: Site, place: Any) -> Any:
+def _with_hash(site: Site, place: Place) -> Checkpoint:
     card = site.card(place)
     return dataclasses.replace(
         place.checkpoint, weights_hash=card.weights_hash if isinstance(card, ModelCard) else None

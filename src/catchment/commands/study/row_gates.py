@@ -40,7 +40,7 @@ def _refused(stands: Sequence[Stand]) -> Iterator[Flag]:
 
 
 def _trained(site: Site) -> Iterator[Flag]:
-    """Completions that were cut, and trainings whose loss is no number."""
+    """Trainings whose completions were cut."""
     for place in site.design.places:
         for unit in site.design.units(place):
             known = site.known(unit) if unit.trains else None

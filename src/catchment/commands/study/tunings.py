@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from catchment import models
 from catchment.capabilities import PromptOptions
 from catchment.commands.study.design import Unit, rate_of
+from catchment.commands.study.fetched import size_of
 from catchment.commands.tune.warned import kept_warnings
 from catchment.errors import CatchmentError, StoreError
 from catchment.methods import FitOptions, Tuning, fit
@@ -168,7 +169,7 @@ def standing_tuned(
             tokens=fitted.tokens,
             seconds=round(fitted.seconds, 3),
             trainable=fitted.trainable,
-            bytes=sum(file.stat().st_size for file in options.output_dir.rglob("*") if file.is_file()),
+            bytes=size_of(options.output_dir),
             loss=(losses[0], losses[-1]) if losses else (),
             warnings=tuple(texts),
         )
